@@ -1,0 +1,1 @@
+"""Measurements: load over HTTP, ranking quality."""

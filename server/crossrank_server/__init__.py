@@ -1,0 +1,6 @@
+"""The gateway: text in, ranked documents out.
+
+A request passes four files: `http` (transport) -> `service` (one answer for all protocols) ->
+`pairs` (text to token ids, batches across requests) -> `engines` (token ids to logits).
+Beside them: `bundle` and `hub` (where models come from), `settings`, `errors`, `cli`.
+"""

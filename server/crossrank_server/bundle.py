@@ -1,0 +1,194 @@
+"""A bundle: the directory that export writes and every engine reads.
+
+    BUNDLE/
+        manifest.json   what the model is, and the sha256 of every other file
+        tokenizer.json  a Hugging Face fast tokenizer
+        model.onnx      the fp32 graph; further variants (model.fp16.onnx, ...) beside it
+        README.md       the model card (optional)
+
+Export imports this module too, so that both sides mean the same by every field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crossrank_server.errors import BundleError
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+FORMAT = 1
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Source(_Frozen):
+    """Where the weights came from."""
+
+    kind: Literal["hub", "directory", "onnx"]
+    name: str = Field(description="hub id, or the name of the directory or file")
+    revision: str | None = Field(None, description="commit of the hub repository")
+    sha256: dict[str, str] = Field(default_factory=dict, description="files read, by name")
+
+
+class Architecture(_Frozen):
+    """The shape of the encoder, as its config.json states it."""
+
+    model_type: str
+    layers: int
+    hidden: int
+    heads: int
+    ffn: int
+    vocab_size: int
+
+
+class Tensor(_Frozen):
+    """A graph input or output; dynamic axes are named, fixed ones are numbers."""
+
+    name: str
+    dtype: Literal["int32", "int64", "float32"]
+    shape: list[str | int]
+
+
+class PairTemplate(_Frozen):
+    """Special tokens around a pair: `start + query + middle + document + end`.
+
+    BERT: start [CLS], middle [SEP], end [SEP], segments (0, 1). RoBERTa: <s>, </s></s>, </s>, (0, 0).
+    """
+
+    start: list[int]
+    middle: list[int]
+    end: list[int]
+    segments: tuple[int, int] = (0, 1)
+
+    @property
+    def special_tokens(self) -> int:
+        """How many tokens of the window the template itself takes."""
+        return len(self.start) + len(self.middle) + len(self.end)
+
+
+class Graph(_Frozen):
+    """One precision variant of the model."""
+
+    file: str
+    precision: Precision
+    inputs: list[Tensor]
+    output: Tensor
+    parity: dict[str, Any] = Field(default_factory=dict, description="agreement with the source, as measured at export")
+
+
+class Manifest(_Frozen):
+    """What a bundle says of itself."""
+
+    format: int = FORMAT
+    model_id: str
+    source: Source
+    architecture: Architecture
+    num_labels: int
+    label: int = Field(0, description="which logit is the score, where the source has several")
+    max_length: int = Field(gt=0, description="tokens of a pair, special tokens included")
+    pad_token_id: int
+    special_token_ids: dict[str, int] = Field(description="cls, sep, pad, unk ... by role")
+    pair_template: PairTemplate
+    activation: Literal["identity", "sigmoid"] = Field(description="what the source model's own card applies to the logit")
+    graphs: list[Graph] = Field(min_length=1)
+    plans: list[dict[str, Any]] = Field(default_factory=list, description="TensorRT engines built from this bundle")
+    passes: list[dict[str, Any]] = Field(default_factory=list, description="graph passes applied, one entry each")
+    cost: dict[str, Any] = Field(default_factory=dict, description="parameters, nodes and MFLOP before and after")
+    files: dict[str, str] = Field(description="sha256 of every file but the manifest")
+    tool_versions: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format} is not the format {FORMAT} that this version reads")
+        for name in [TOKENIZER, *(graph.file for graph in self.graphs)]:
+            if name not in self.files:
+                raise ValueError(f"files has no sha256 for {name}")
+        if self.max_length <= self.pair_template.special_tokens:
+            raise ValueError(f"max_length {self.max_length} leaves no room for text")
+        return self
+
+    def graph(self, precision: Precision) -> Graph:
+        """Return the variant of that precision, or raise BundleError naming those there are."""
+        for graph in self.graphs:
+            if graph.precision == precision:
+                return graph
+        present = ", ".join(graph.precision for graph in self.graphs)
+        raise BundleError(f"{self.model_id} has no {precision} graph, only {present}: export it with --precision {precision}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of the bundle's files."""
+        return self.path / name
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell whether the directory claims to be a bundle."""
+    return (path / MANIFEST).is_file()
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read a bundle and check every file against its manifest.
+
+    Raises:
+        BundleError: The manifest is missing, unreadable or of another format, a file is missing, or its
+            sha256 differs.
+    """
+    manifest_path = path / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(manifest_path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
+    except (ValidationError, OSError) as error:
+        raise BundleError(f"{manifest_path}: {_first_line(error)}") from error
+    for name, expected in manifest.files.items():
+        file = path / name
+        if Path(name).name != name or not file.is_file():
+            raise BundleError(f"{path}: {name} is named in {MANIFEST} but is not there; export the bundle again")
+        actual = sha256_of(file)
+        if actual != expected:
+            raise BundleError(
+                f"{path}: {name} has sha256 {actual}, the manifest says {expected}; export the bundle again"
+            )
+    return Bundle(path, manifest)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into the bundle directory, atomically."""
+    partial = path / f".{MANIFEST}.partial"
+    partial.write_text(manifest.model_dump_json(indent=1) + "\n")
+    partial.replace(path / MANIFEST)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or MANIFEST
+        return f"{where}: {first['msg']}"
+    return str(error)

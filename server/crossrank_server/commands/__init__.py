@@ -1,0 +1,1 @@
+"""The subcommands of `crossrank` that this package provides, one module each."""

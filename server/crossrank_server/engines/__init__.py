@@ -1,0 +1,1 @@
+"""Engines behind one Protocol: `base` states it, each other module implements it."""

@@ -1,0 +1,144 @@
+"""Every error a caller can see, and how each protocol reports it.
+
+    CrossrankError
+    |- InvalidRequest        400  the request cannot be scored as it stands
+    |  `- RequestTooLarge    413  the body is over the limit
+    |- ModelNotFound         404  no such model is served here
+    |- Overloaded            429  the queue is full: retry after `retry_after_s`
+    |- EngineFailure         500  the engine broke or answered nonsense; only an error id is shown
+    |- BackendError          502  an upstream engine answered with an error
+    |- BackendUnavailable    503  no engine can take requests now: retry after `retry_after_s`
+    |- BackendTimeout        504  the deadline passed
+    `- SetupError            --   start-up or command line: shown on stderr, exit code 1
+       |- BundleError             a bundle does not fit its manifest
+       `- ModelSourceError        a model cannot be found, fetched or trusted
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class CrossrankError(Exception):
+    """Base of all errors whose message is meant for the caller.
+
+    A message states the value, the limit and the remedy.
+
+    Args:
+        message: The sentence shown to the caller.
+        param: The request field at fault, such as `documents[3]`.
+        code: A stable machine-readable word; the class's `default_code` if omitted.
+        retry_after_s: Seconds to wait before trying again, where trying again can help.
+    """
+
+    http_status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
+    error_type: ClassVar[str] = "server_error"
+    default_code: ClassVar[str] = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+        self.retry_after_s = retry_after_s
+
+    def as_body(self) -> dict[str, Any]:
+        """Return the JSON body `{"error": {...}}` in the form of OpenAI's API."""
+        error = {"message": self.message, "type": self.error_type, "param": self.param, "code": self.code}
+        if self.retry_after_s is not None:
+            error["retry_after_s"] = self.retry_after_s  # type: ignore[assignment]
+        return {"error": error}
+
+
+class InvalidRequest(CrossrankError):
+    """The request cannot be scored as it stands; sending it again will not help."""
+
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+    error_type = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class RequestTooLarge(InvalidRequest):
+    """The body is over the configured limit and was not read whole."""
+
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+    default_code = "request_too_large"
+
+
+class ModelNotFound(CrossrankError):
+    """The named model is not served here."""
+
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+    error_type = "invalid_request_error"
+    default_code = "model_not_found"
+
+
+class Overloaded(CrossrankError):
+    """More work is waiting than the configured queue holds."""
+
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    error_type = "rate_limit_error"
+    default_code = "overloaded"
+
+
+class EngineFailure(CrossrankError):
+    """The engine raised, or produced a score that is not a finite number."""
+
+    default_code = "engine_failure"
+
+
+class BackendError(CrossrankError):
+    """An upstream inference server answered with an error."""
+
+    http_status = 502
+    grpc_status = "INTERNAL"
+    default_code = "backend_error"
+
+
+class BackendUnavailable(CrossrankError):
+    """No engine can take requests at the moment."""
+
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    error_type = "service_unavailable_error"
+    default_code = "backend_unavailable"
+
+
+class BackendTimeout(CrossrankError):
+    """The deadline passed before all scores were there."""
+
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+    error_type = "timeout_error"
+    default_code = "deadline_exceeded"
+
+
+class SetupError(CrossrankError):
+    """The server or a command cannot start with what it was given."""
+
+    error_type = "setup_error"
+    default_code = "setup_error"
+
+
+class BundleError(SetupError):
+    """A bundle is incomplete, damaged or does not fit its manifest."""
+
+    default_code = "invalid_bundle"
+
+
+class ModelSourceError(SetupError):
+    """A model cannot be found, fetched or trusted."""
+
+    default_code = "model_source"
