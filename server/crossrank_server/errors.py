@@ -1,17 +1,17 @@
 """Every error a caller can see, and how each protocol reports it.
 
-    CrossrankError
-    |- InvalidRequest        400  the request cannot be scored as it stands
-    |  `- RequestTooLarge    413  the body is over the limit
-    |- ModelNotFound         404  no such model is served here
-    |- Overloaded            429  the queue is full: retry after `retry_after_s`
-    |- EngineFailure         500  the engine broke or answered nonsense; only an error id is shown
-    |- BackendError          502  an upstream engine answered with an error
-    |- BackendUnavailable    503  no engine can take requests now: retry after `retry_after_s`
-    |- BackendTimeout        504  the deadline passed
-    `- SetupError            --   start-up or command line: shown on stderr, exit code 1
-       |- BundleError             a bundle does not fit its manifest
-       `- ModelSourceError        a model cannot be found, fetched or trusted
+CrossrankError
+|- InvalidRequest        400  the request cannot be scored as it stands
+|  `- RequestTooLarge    413  the body is over the limit
+|- ModelNotFound         404  no such model is served here
+|- Overloaded            429  the queue is full: retry after `retry_after_s`
+|- EngineFailure         500  the engine broke or answered nonsense; only an error id is shown
+|- BackendError          502  an upstream engine answered with an error
+|- BackendUnavailable    503  no engine can take requests now: retry after `retry_after_s`
+|- BackendTimeout        504  the deadline passed
+`- SetupError            --   start-up or command line: shown on stderr, exit code 1
+   |- BundleError             a bundle does not fit its manifest
+   `- ModelSourceError        a model cannot be found, fetched or trusted
 """
 
 from __future__ import annotations

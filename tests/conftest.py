@@ -1,0 +1,78 @@
+"""Fixtures shared by all tests; data beside the project is used where present and skipped, visibly, where not."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("CROSSRANK_SHARED", ROOT.parent / "shared"))
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One query of TREC DL 2019 with its first-stage candidates in BM25 order."""
+
+    qid: str
+    query: str
+    pids: list[str]
+    passages: list[str]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"no data beside the project at {SHARED} (CROSSRANK_SHARED names another place)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def dl19(shared_dir: Path) -> list[Topic]:
+    """TREC DL 2019: 43 queries x BM25 top-100 passages."""
+    topics = []
+    with gzip.open(shared_dir / "data" / "dl19-bm25-top100.jsonl.gz", "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            candidates = row["candidates"]
+            topics.append(
+                Topic(
+                    str(row["qid"]),
+                    row["query"],
+                    [str(c["docid"]) for c in candidates],
+                    [c["text"] for c in candidates],
+                )
+            )
+    return topics
+
+
+@pytest.fixture(scope="session")
+def dl19_qrels(shared_dir: Path) -> dict[str, dict[str, int]]:
+    """TREC DL 2019 judgments: qid -> pid -> grade."""
+    qrels: dict[str, dict[str, int]] = {}
+    for line in (shared_dir / "data" / "dl19-qrels.txt").read_text().splitlines():
+        qid, _, pid, grade = line.split()
+        qrels.setdefault(qid, {})[pid] = int(grade)
+    return qrels
+
+
+@pytest.fixture(scope="session")
+def mini_dir(shared_dir: Path) -> Path:
+    """The source checkpoint of the built-in model (Hugging Face directory)."""
+    return shared_dir / "models" / "crossrank-mini"
+
+
+@pytest.fixture()
+def free_port() -> Callable[[], int]:
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
