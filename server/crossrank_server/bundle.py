@@ -83,9 +83,7 @@ class Graph(_Frozen):
     precision: Precision
     inputs: list[Tensor]
     output: Tensor
-    parity: dict[str, Any] = Field(
-        default_factory=dict, description="agreement with the source, as measured at export"
-    )
+    parity: dict[str, Any] = Field(default_factory=dict, description="agreement with the source, as measured at export")
 
 
 class Manifest(_Frozen):
@@ -105,15 +103,9 @@ class Manifest(_Frozen):
         description="what the source model's own card applies to the logit"
     )
     graphs: list[Graph] = Field(min_length=1)
-    plans: list[dict[str, Any]] = Field(
-        default_factory=list, description="TensorRT engines built from this bundle"
-    )
-    passes: list[dict[str, Any]] = Field(
-        default_factory=list, description="graph passes applied, one entry each"
-    )
-    cost: dict[str, Any] = Field(
-        default_factory=dict, description="parameters, nodes and MFLOP before and after"
-    )
+    plans: list[dict[str, Any]] = Field(default_factory=list, description="TensorRT engines built from this bundle")
+    passes: list[dict[str, Any]] = Field(default_factory=list, description="graph passes applied, one entry each")
+    cost: dict[str, Any] = Field(default_factory=dict, description="parameters, nodes and MFLOP before and after")
     files: dict[str, str] = Field(description="sha256 of every file but the manifest")
     tool_versions: dict[str, str] = Field(default_factory=dict)
 
@@ -182,9 +174,7 @@ def load_bundle(path: Path) -> Bundle:
     for name, expected in manifest.files.items():
         file = path / name
         if Path(name).name != name or not file.is_file():
-            raise BundleError(
-                f"{path}: {name} is named in {MANIFEST} but is not there; export the bundle again"
-            )
+            raise BundleError(f"{path}: {name} is named in {MANIFEST} but is not there; export the bundle again")
         actual = sha256_of(file)
         if actual != expected:
             raise BundleError(

@@ -43,12 +43,10 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(
-    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("crossrank"), prog_name="crossrank")
 def cli() -> None:
-    """Serve cross-encoder rerankers over HTTP.
+    r"""Serve cross-encoder rerankers over HTTP.
 
     \b
     Try it now:

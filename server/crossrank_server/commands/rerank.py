@@ -1,0 +1,138 @@
+"""`crossrank rerank`: rank lines of files or of stdin in this process, no server needed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from crossrank_server.errors import InvalidRequest, SetupError
+from crossrank_server.options import options_from_settings, settings_from_options
+from crossrank_server.settings import ServeSettings
+
+_FORWARDED = {"engine", "precision", "threads", "offline", "cache_dir"}
+
+
+@dataclass(frozen=True)
+class _Document:
+    source: str
+    line: int
+    text: str
+
+
+@click.command()
+@click.option("--query", "-q", required=True, help="What to rank the documents for.")
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--model", "-m", default="builtin", show_default=True, help="As for crossrank serve.")
+@click.option("--top-n", "-n", type=click.IntRange(min=1), help="Print only the best N.")
+@click.option("--jsonl", is_flag=True, help='Read stdin as JSONL (strings or {"text": ...}); *.jsonl files always are.')
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("--raw-scores", is_flag=True, help="Print logits instead of their sigmoid.")
+@options_from_settings(ServeSettings, only=_FORWARDED)
+def rerank(
+    query: str,
+    files: tuple[str, ...],
+    model: str,
+    top_n: int | None,
+    jsonl: bool,
+    as_json: bool,
+    raw_scores: bool,
+    **options: Any,
+) -> None:
+    r"""Rank documents: one a line, from FILES or stdin.
+
+    \b
+    Examples:
+      crossrank rerank --query "who wrote faust" passages.txt --top-n 3
+      cat passages.jsonl | crossrank rerank --query "who wrote faust" --jsonl --json
+    """
+    if not query.strip():
+        raise InvalidRequest("--query is empty; give the text to rank the documents for")
+    documents = [document for name in files or ("-",) for document in _read(name, jsonl)]
+    if not documents:
+        raise SetupError("no documents: name files with one document a line, or pipe them in")
+    settings = settings_from_options(ServeSettings, options)
+    ranking, ranked = asyncio.run(_rank(query, documents, model, settings, top_n, raw_scores))
+    (_print_json if as_json else _print_table)(ranking, ranked)
+
+
+async def _rank(
+    query: str, documents: list[_Document], model: str, settings: ServeSettings, top_n: int | None, raw: bool
+) -> tuple[dict[str, Any], list[tuple[float, int, _Document]]]:
+    from crossrank_server.startup import load_service
+
+    # The server's limits guard callers from each other; here there is only one.
+    unlimited = {
+        "max_documents": len(documents),
+        "max_waiting_documents": len(documents),
+        "request_timeout_s": 1e9,
+    }
+    service = load_service([model], settings.model_copy(update=unlimited))
+    try:
+        ranking = await service.rerank(query, [document.text for document in documents], top_n=top_n)
+    finally:
+        await service.close()
+    ranked = [(ranking.score(i, raw=raw), i, documents[i]) for i in ranking.order.tolist()]
+    facts = {"model": ranking.model, "tokens": ranking.tokens, "truncated_documents": ranking.truncated}
+    return facts, ranked
+
+
+def _read(name: str, jsonl: bool) -> list[_Document]:
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        lines = content.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise SetupError(f"{name}: byte 0x{content[error.start]:02x} at offset {error.start} is not UTF-8") from None
+    is_jsonl = jsonl if name == "-" else jsonl or name.endswith((".jsonl", ".ndjson"))
+    documents = []
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\r")
+        if text.strip():
+            documents.append(_Document(name, number, _json_text(name, number, text) if is_jsonl else text))
+    return documents
+
+
+def _json_text(name: str, number: int, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SetupError(f"{name}:{number} is not JSON: {error}") from None
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise SetupError(f"{name}:{number} is neither a string nor an object with a text: {line[:80]}")
+    return text
+
+
+def _print_json(facts: dict[str, Any], ranked: list[tuple[float, int, _Document]]) -> None:
+    results = [
+        {
+            "index": i,
+            "relevance_score": score,
+            "document": {"text": document.text},
+            "source": document.source,
+            "line": document.line,
+        }
+        for score, i, document in ranked
+    ]
+    click.echo(json.dumps({**facts, "results": results}, ensure_ascii=False))
+
+
+def _print_table(facts: dict[str, Any], ranked: list[tuple[float, int, _Document]]) -> None:
+    width = shutil.get_terminal_size((100, 24)).columns
+    for rank, (score, _, document) in enumerate(ranked, 1):
+        head = f"{rank:>4}  {score:8.4f}  {document.source}:{document.line}  "
+        text = (
+            document.text
+            if len(head) + len(document.text) <= width
+            else document.text[: max(width - len(head) - 3, 20)] + "..."
+        )
+        click.echo(head + text)
+    truncated = len(facts["truncated_documents"])
+    if truncated:
+        click.echo(f"{truncated} document(s) were longer than the model's window and were truncated", err=True)

@@ -1,0 +1,86 @@
+"""`crossrank serve`: load the models, then listen."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from typing import Any
+
+import click
+
+from crossrank_server.errors import SetupError
+from crossrank_server.options import options_from_settings, settings_from_options
+from crossrank_server.settings import ServeSettings
+
+
+@click.command()
+@click.option(
+    "--model",
+    "-m",
+    "models",
+    multiple=True,
+    default=["builtin"],
+    show_default=True,
+    help="builtin, a bundle directory, a Hugging Face directory holding ONNX, or a hub id. Repeat it for several; "
+    "the first is the default of requests that name none.",
+)
+@options_from_settings(ServeSettings)
+def serve(models: tuple[str, ...], **options: Any) -> None:
+    r"""Serve models over HTTP.
+
+    \b
+    Examples:
+      crossrank serve
+      crossrank serve --model cross-encoder/ms-marco-TinyBERT-L2-v2 --port 9000
+      crossrank serve --model ./my-bundle --model builtin --precision fp32
+
+    \b
+    Then:
+      curl http://127.0.0.1:8000/v1/rerank -H 'content-type: application/json' \\
+        -d '{"query": "what is bm25", "documents": ["a ranking function", "a motorway"]}'
+    """
+    settings = settings_from_options(ServeSettings, options)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    # Loading takes most of a second: a taken port is said before it, not after.
+    listener = _listen(settings.host, settings.port)
+    try:
+        _run(models, settings, listener)
+    finally:
+        listener.close()
+
+
+def _run(models: tuple[str, ...], settings: ServeSettings, listener: socket.socket) -> None:
+    import uvicorn
+
+    from crossrank_server.http import create_app
+    from crossrank_server.startup import load_service
+
+    service = load_service(models, settings)
+    app = create_app(service, max_body_bytes=settings.max_body_bytes)
+    app.router.add_event_handler("shutdown", service.close)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
+    )
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"listening on http://{shown}:{port}  (documentation at /docs)", err=True)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SetupError(f"cannot listen on {host}:{port}: {reason}; choose another with --host or --port") from None

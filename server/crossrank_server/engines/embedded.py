@@ -1,0 +1,126 @@
+"""What the in-process CPU engines share: one worker thread a core, and padding to a small set of shapes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrank_server.bundle import Bundle, Graph
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.errors import EngineFailure
+
+# Sequence lengths are padded to a multiple of this: few enough shapes for kernel caches, at most 15 columns wasted.
+LENGTH_STEP = 16
+
+
+def available_cores() -> int:
+    """Return the cores this process may run on (affinity and, where set, the cgroup's CPU quota)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction set extensions that the kernel reports, empty where it does not say."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def has_bf16() -> bool:
+    """Tell whether the CPU multiplies bf16 natively (AMX, or AVX-512 BF16)."""
+    return bool(cpu_flags() & {"amx_bf16", "avx512_bf16"})
+
+
+class EmbeddedEngine(ABC):
+    """Runs a bundle's graph in this process, one single-threaded inference a core.
+
+    For a model this small several threads inside one inference lose more than they gain.
+
+    Args:
+        bundle: The model.
+        graph: The variant of it to run.
+        threads: Inferences at the same time; all available cores if None.
+    """
+
+    name: str
+    batch_tokens = 4096
+
+    def __init__(self, bundle: Bundle, graph: Graph, precision: str, threads: int | None) -> None:
+        self.precision = precision
+        self.concurrency = threads or available_cores()
+        self._graph = graph
+        self._max_length = bundle.manifest.max_length
+        self._pad_token_id = bundle.manifest.pad_token_id
+        self._label = bundle.manifest.label
+        self._local = threading.local()
+        self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"crossrank-{self.name}")
+        self._closed = False
+
+    @abstractmethod
+    def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """Return the graph's output, float32 [rows, labels]; called from any worker thread."""
+
+    def infer(self, batch: PairBatch) -> NDArray[np.float32]:
+        """Return the logits of a batch, float32 [pairs], in the calling thread.
+
+        Raises:
+            EngineFailure: The runtime raised.
+        """
+        longest = int(batch.lengths.max())
+        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self._max_length)
+        ids, types, mask = batch.padded(length, self._pad_token_id)
+        arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+        # Only the inputs that the graph has, in its own integer type: RoBERTa has no token_type_ids.
+        inputs = {tensor.name: arrays[tensor.name].astype(tensor.dtype, copy=False) for tensor in self._graph.inputs}
+        try:
+            output = self._infer(inputs)
+        except Exception as error:
+            raise EngineFailure(f"{self.name} failed: {error}") from error
+        return np.array(output[:, self._label], np.float32)
+
+    async def score(self, batch: PairBatch) -> NDArray[np.float32]:
+        """See Engine.score."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.infer, batch)
+
+    def warm_up(self) -> None:
+        """Run a short and a long batch on every thread, so that the first request meets compiled kernels."""
+        barrier = threading.Barrier(self.concurrency)
+
+        def work(_: int) -> None:
+            barrier.wait(timeout=60)
+            for pairs, length in ((1, 32), (32, 96)):
+                size = min(length, self._max_length)
+                self.infer(
+                    PairBatch(
+                        np.full(pairs * size, self._pad_token_id, np.int32),
+                        np.zeros(pairs * size, np.int32),
+                        np.arange(pairs + 1, dtype=np.int64) * size,
+                    )
+                )
+
+        list(self._pool.map(work, range(self.concurrency)))
+
+    def ready(self) -> bool:
+        """See Engine.ready."""
+        return not self._closed
+
+    async def close(self) -> None:
+        """See Engine.close."""
+        self._closed = True
+        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)

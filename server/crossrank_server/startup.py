@@ -1,0 +1,39 @@
+"""From model names and settings to a service that is ready to score."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from crossrank_server.engines.select import make_engine
+from crossrank_server.errors import SetupError
+from crossrank_server.hub import resolve_model
+from crossrank_server.service import RerankService, ServedModel
+from crossrank_server.settings import ServeSettings
+
+_log = logging.getLogger("crossrank")
+
+
+def load_service(models: Sequence[str], settings: ServeSettings) -> RerankService:
+    """Find the models, load each into an engine and warm it up.
+
+    Raises:
+        SetupError: A model cannot be found, fetched, trusted or loaded, or two have the same id.
+    """
+    served: dict[str, ServedModel] = {}
+    for spec in models:
+        bundle = resolve_model(spec, cache_dir=settings.cache_dir, offline=settings.offline)
+        if bundle.manifest.model_id in served:
+            raise SetupError(f"two models are called {bundle.manifest.model_id}: name each only once with --model")
+        engine = make_engine(bundle, settings.engine, settings.precision, settings.threads or None)
+        engine.warm_up()
+        _log.info(
+            "%s: engine %s, precision %s, %d thread(s), window %d tokens",
+            bundle.manifest.model_id,
+            engine.name,
+            engine.precision,
+            engine.concurrency,
+            bundle.manifest.max_length,
+        )
+        served[bundle.manifest.model_id] = ServedModel(bundle, engine, settings.max_waiting_documents)
+    return RerankService(served.values(), max_documents=settings.max_documents, timeout_s=settings.request_timeout_s)

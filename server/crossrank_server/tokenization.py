@@ -1,0 +1,83 @@
+"""Text to token ids, without special tokens, exactly as the model's own fast tokenizer gives them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from crossrank_server.errors import BundleError
+
+# A text is first cut to this many characters for each token that can be used. English has about 4.5 characters a token,
+# so nearly every document that must be truncated is read once, and a 1 MB document costs no more than a page.
+_CHARACTERS_PER_TOKEN = 16
+
+
+class TextTokenizer:
+    """Tokenizes single texts; the caller assembles pairs.
+
+    Args:
+        path: A Hugging Face `tokenizer.json`; its own truncation and padding settings are ignored.
+
+    Raises:
+        BundleError: The file cannot be read by the `tokenizers` library.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise BundleError(f"{path} is not a readable tokenizer: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._splits_at_spaces = _splits_at_spaces(json.loads(path.read_bytes()))
+
+    def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
+        """Return the token ids of each text: all of them, or at least the first `limit + 1`.
+
+        One id more than the limit tells the caller that the text is longer.
+        """
+        if self._splits_at_spaces:
+            return self._tokenize_prefixes(texts, limit)
+        return [encoding.ids for encoding in self._encode(texts)]
+
+    def _tokenize_prefixes(self, texts: list[str], limit: int) -> list[list[int]]:
+        """Read no more of each text than is needed for `limit + 1` ids."""
+        characters = limit * _CHARACTERS_PER_TOKEN
+        ids = [encoding.ids for encoding in self._encode([_prefix(text, characters) for text in texts])]
+        short = [i for i, text in enumerate(texts) if len(ids[i]) <= limit and len(text) > characters]
+        while short:
+            characters *= 8
+            for i, encoding in zip(short, self._encode([_prefix(texts[i], characters) for i in short]), strict=True):
+                ids[i] = encoding.ids
+            short = [i for i in short if len(ids[i]) <= limit and len(texts[i]) > characters]
+        return ids
+
+    def _encode(self, texts: list[str]) -> list[Any]:
+        if len(texts) == 1:
+            return [self._tokenizer.encode(texts[0], add_special_tokens=False)]
+        encodings: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return encodings
+
+
+def _prefix(text: str, characters: int) -> str:
+    """Cut after the first space at or beyond `characters`, or not at all."""
+    if len(text) <= characters:
+        return text
+    end = text.find(" ", characters)
+    return text if end < 0 else text[:end]
+
+
+def _splits_at_spaces(definition: dict[str, Any]) -> bool:
+    """Tell whether the tokens of a prefix that ends before a space are a prefix of the text's tokens.
+
+    True for BERT's tokenizers: their normalizer works character by character (a space is a starter, so that canonical
+    ordering never crosses it), words never span spaces, and no added token holds a space.
+    """
+    normalizer = (definition.get("normalizer") or {}).get("type")
+    splitter = (definition.get("pre_tokenizer") or {}).get("type")
+    added = [token["content"] for token in definition.get("added_tokens", [])]
+    is_bert = normalizer == "BertNormalizer" and splitter == "BertPreTokenizer"
+    return is_bert and not any(" " in content for content in added)
