@@ -62,6 +62,11 @@ class HubListing:
     commit: str
     files: Mapping[str, str | None]
 
+    @property
+    def published_sha256(self) -> dict[str, str]:
+        """The hashes the hub does publish."""
+        return {name: value for name, value in self.files.items() if value is not None}
+
 
 def parse_hub_ref(spec: str, revision: str | None = None) -> HubRef:
     """Read `owner/name` or `owner/name@revision`; a pinned model's pin holds unless another revision is named.
@@ -180,53 +185,59 @@ def download_files(
                 name,
                 revision=listing.commit,
                 local_dir=into,
-                # Not the shared cache: what lies there was checked, and refused, by `find_in_hub_cache`.
+                # Not the shared cache, which `find_in_hub_cache` has looked through: what it refused stays out.
                 cache_dir=into / ".cache",
                 token=token,
                 endpoint=endpoint,
             )
-    published = {name: value for name, value in listing.files.items() if value is not None}
-    return verify_files(ref, into, names, {**published, **ref.sha256})
+    remedy = (
+        "nothing was kept; try again, and if it stays so, look at the repository, or accept its current files "
+        f"with {ref.model_id}@main"
+    )
+    return _verify(ref, into, names, {**listing.published_sha256, **ref.sha256}, remedy)
 
 
-def verify_files(ref: HubRef, directory: Path, names: list[str], expected: Mapping[str, str]) -> dict[str, str]:
-    """Hash files and compare; returns sha256 by name.
-
-    Raises:
-        ModelSourceError: A sha256 differs; names value, expectation and remedy.
-    """
-    actual = {name: sha256_of(directory / name) for name in names}
-    for name, value in actual.items():
-        if name in expected and value != expected[name]:
-            raise ModelSourceError(
-                f"{ref.model_id}@{ref.revision}: {name} has sha256 {value}, expected {expected[name]}: nothing "
-                "was kept; try again, and if it stays so, inspect the repository, or accept its current files "
-                f"with {ref.model_id}@main"
-            )
-    return actual
-
-
-def find_in_hub_cache(ref: HubRef) -> tuple[Path, str, dict[str, str]] | None:
+def find_in_hub_cache(ref: HubRef, listing: HubListing | None = None) -> tuple[Path, str, dict[str, str]] | None:
     """Look for the files in huggingface_hub's own cache (HF_HOME), without any network.
+
+    Args:
+        ref: The model.
+        listing: What the hub has, where it could be asked; else what lies in the cache has to do.
 
     Returns:
         (directory, commit, sha256 by file name), or None where files are missing there.
 
     Raises:
-        ModelSourceError: The files are there and one differs from its pin.
+        ModelSourceError: The files are there and one differs from what is pinned or published.
     """
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(ref.model_id, "config.json", revision=ref.revision)
+    revision = listing.commit if listing else ref.revision
+    config = try_to_load_from_cache(ref.model_id, "config.json", revision=revision)
     if not isinstance(config, str):
         return None
     directory = Path(config).parent
-    present = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
+    present = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
     try:
-        names = select_files(present, ref.model_id)
+        names = select_files(listing.files if listing else present, ref.model_id)
     except ModelSourceError:
         return None
-    return directory, directory.name, verify_files(ref, directory, names, ref.sha256)
+    if not present.issuperset(names):
+        return None
+    expected = {**(listing.published_sha256 if listing else {}), **ref.sha256}
+    remedy = f"delete {directory} and download again, or accept the current files with {ref.model_id}@main"
+    return directory, directory.name, _verify(ref, directory, names, expected, remedy)
+
+
+def _verify(ref: HubRef, directory: Path, names: list[str], expected: Mapping[str, str], remedy: str) -> dict[str, str]:
+    """Return the sha256 of each file, or raise ModelSourceError where one differs from what is expected."""
+    actual = {name: sha256_of(directory / name) for name in names}
+    for name, value in actual.items():
+        if name in expected and value != expected[name]:
+            raise ModelSourceError(
+                f"{ref.model_id}@{ref.revision}: {name} has sha256 {value}, expected {expected[name]}: {remedy}"
+            )
+    return actual
 
 
 @contextmanager
