@@ -1,0 +1,69 @@
+"""Shape inference over a graph whose weights may be larger than the 2 GiB that protobuf holds.
+
+`onnx_ir`'s own pass makes every initializer an overridable input, which hides the constants that Slice and Reshape
+depend on; here only the large ones travel as inputs.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+_WEIGHT_BYTES = 1024
+"""Constants that shapes depend on are smaller; whatever is larger is a weight."""
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Write the inferred shape and dtype into every value of the main graph, replacing what was there.
+
+    Args:
+        model: Changed in place. Shapes of its inputs are taken as given.
+    """
+    proto = ir.to_proto(_without_weights(model))
+    del proto.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
+    infos = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
+    for node in model.graph:
+        for value in node.outputs:
+            info = infos.get(value.name or "")
+            _set_type(value, info.type.tensor_type if info is not None else onnx.TypeProto.Tensor())
+
+
+def dims_of(value: ir.Value | None) -> list[int | str | None] | None:
+    """Return the dimensions: numbers, names, None where unknown; None where not even the rank is known."""
+    if value is None or value.shape is None:
+        return None
+    return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
+
+
+def fixed_dims_of(value: ir.Value | None) -> list[int] | None:
+    """Return the dimensions where all of them are numbers, None otherwise."""
+    dims = dims_of(value)
+    if dims is None:
+        return None
+    fixed = [dim for dim in dims if isinstance(dim, int)]
+    return fixed if len(fixed) == len(dims) else None
+
+
+def _without_weights(model: ir.Model) -> ir.Model:
+    copy = model.clone()
+    for name, value in list(copy.graph.initializers.items()):
+        if value.const_value is None or value.const_value.nbytes <= _WEIGHT_BYTES:
+            continue
+        value.shape = ir.Shape(value.const_value.numpy().shape)
+        value.dtype = value.const_value.dtype
+        del copy.graph.initializers[name]
+        if value not in copy.graph.inputs:
+            copy.graph.inputs.append(value)
+    return copy
+
+
+def _set_type(value: ir.Value, tensor_type: onnx.TypeProto.Tensor) -> None:
+    if tensor_type.elem_type:
+        value.dtype = ir.DataType(tensor_type.elem_type)
+    if not tensor_type.HasField("shape"):
+        value.shape = None
+        return
+    value.shape = ir.Shape(
+        [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor_type.shape.dim]
+    )
