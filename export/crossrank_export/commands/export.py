@@ -1,0 +1,179 @@
+"""`crossrank export`: a model into a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import click
+
+from crossrank_server.bundle import Bundle, Precision
+
+if TYPE_CHECKING:
+    from crossrank_export.sources import Kind, SourceFiles
+
+
+def _precisions(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[Precision]:
+    """Read `--precision fp32,fp16 --precision int8`."""
+    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
+    for name in names:
+        if name not in get_args(Precision):
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(get_args(Precision))}")
+    return cast(list[Precision], names)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Bundle directory to create or replace.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=["fp32"],
+    callback=_precisions,
+    metavar="LIST",
+    help="Variants, separated by commas: fp32 (always written), fp16 (for GPUs), int8 (for CPUs without AMX; it "
+    "changes scores).  [default: fp32]",
+)
+@click.option("--max-length", type=click.IntRange(min=1), help="Cap on the tokens of a pair; shorter is cheaper.")
+@click.option(
+    "--opset", type=click.IntRange(min=11, max=20), help="ONNX opset; 17 from safetensors, else the file's own."
+)
+@click.option("--label", type=click.IntRange(min=0), help="Which logit is the score, where a model gives several.")
+@click.option(
+    "--pairs",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSONL of your own queries and documents to compare on as well.",
+)
+@click.option(
+    "--from",
+    "kind",
+    type=click.Choice(["safetensors", "onnx"]),
+    help="What to read where a model has both; safetensors if PyTorch is installed.",
+)
+@click.option(
+    "--card",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Model card to include; the model's own README.md if omitted.",
+)
+def export(
+    model: str,
+    out: Path,
+    precisions: list[Precision],
+    max_length: int | None,
+    opset: int | None,
+    label: int | None,
+    pairs: Path | None,
+    kind: Kind | None,
+    card: Path | None,
+) -> None:
+    """Make MODEL as fast as it can be without changing its answers, prove that, and write a bundle.
+
+    MODEL is a Hugging Face directory, an ONNX file beside its config.json and tokenizer.json, or a hub id. Each variant is
+    compared with the source (PyTorch, or the source's own ONNX graph) on pairs of all lengths; where they disagree
+    beyond the stated threshold nothing is written.
+
+    \b
+    Examples:
+      crossrank export cross-encoder/ms-marco-MiniLM-L6-v2 --out minilm
+      crossrank export ./my-finetuned-model --out bundle --precision fp32,fp16,int8
+      crossrank export ./my-finetuned-model --out bundle --max-length 256 --pairs dev.jsonl
+      crossrank serve --model bundle
+
+    \b
+    A line of --pairs, judgments optional (they add the change in NDCG@10):
+      {"query": "...", "documents": ["...", "..."], "judgments": {"0": 2}}
+      {"query": "...", "candidates": [{"docid": "a", "text": "..."}], "judgments": {"a": 1}}
+    """
+    from crossrank_export.pipeline import ExportOptions, export_model
+    from crossrank_export.samples import read_groups
+
+    groups = {pairs.name: read_groups(pairs)} if pairs else {}
+    options = ExportOptions(precisions, max_length, opset, label, card, groups)
+    with _progress() as on_step, _source(model, kind, on_step) as files:
+        bundle = export_model(files, out, options, on_step)
+    _report(bundle)
+
+
+@contextmanager
+def _source(model: str, kind: Kind | None, on_step: Callable[[str], None]) -> Iterator[SourceFiles]:
+    """Find MODEL on disk, or fetch it from the hub for the time of the export."""
+    import tempfile
+
+    from crossrank_export.sources import find_source
+
+    path = Path(model).expanduser()
+    if path.exists() or model.startswith((".", "/", "~")):
+        yield find_source(path, kind=kind)
+        return
+    from crossrank_export.hub_source import fetch_source
+
+    on_step(f"fetching {model}")
+    with tempfile.TemporaryDirectory(prefix="crossrank-hub-") as folder:
+        yield fetch_source(model, Path(folder), kind)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Show each step with its time on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = []
+
+        def on_step(title: str) -> None:
+            for task in tasks:
+                progress.update(task, completed=1)
+            tasks.append(progress.add_task(title, total=1))
+
+        yield on_step
+        for task in tasks:
+            progress.update(task, completed=1)
+
+
+def _report(bundle: Bundle) -> None:
+    """Print what was done to the graph and how well each variant agrees."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from crossrank_export.parity import THRESHOLDS
+
+    manifest = bundle.manifest
+    console = Console(stderr=True)
+    for entry in manifest.passes:
+        console.print(f"{'+' if entry['applied'] else '-'} {entry['name']}: {entry['detail']}", highlight=False)
+    before, after = manifest.cost["before"], manifest.cost["after"]
+    console.print(
+        f"{_number(before['mflop'])} -> {_number(after['mflop'])} MFLOP per {after['sequence']}-token pair, "
+        f"{before['nodes']} -> {after['nodes']} nodes, {after['parameters']:,} parameters",
+        highlight=False,
+    )
+    table = Table("graph", "MB", "pairs", "max |Δ logit|", "limit", "mean", "Kendall tau", "top-10", "NDCG@10")
+    for graph in manifest.graphs:
+        size = f"{bundle.file(graph.file).stat().st_size / 1e6:.1f}"
+        for name, record in graph.parity.items():
+            if isinstance(record, dict):
+                limit = f"{THRESHOLDS[graph.precision].max_abs_delta:g}"
+                table.add_row(graph.precision, size, f"{name} ({record['pairs']})", *_row(record, limit))
+    console.print(table)
+    click.echo(str(bundle.path))
+
+
+def _row(record: dict[str, Any], limit: str) -> list[str]:
+    ndcg = f"{record['ndcg10_source']:.4f} -> {record['ndcg10']:.4f}" if "ndcg10" in record else ""
+    return [
+        f"{record['max_abs_delta']:.2e}",
+        limit,
+        f"{record['mean_abs_delta']:.2e}",
+        f"{record['kendall_tau']:.4f}",
+        f"{record['top10_overlap']:.3f}",
+        ndcg,
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1f}"

@@ -1,0 +1,166 @@
+"""ONNX graphs on disk and in ONNX Runtime: what export expects of one, and its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrank_export.sources import ModelConfig
+from crossrank_server.bundle import Graph, PairTemplate, Precision, Tensor
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.errors import ModelSourceError
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+# Pairs to logits, float32 [pairs, labels]; implemented by PyTorch and by ONNX Runtime.
+Scorer = Callable[[PairBatch], NDArray[np.float32]]
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_BATCH_TOKENS = 4096
+
+
+def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
+    """Read an ONNX file with its external data, converted to another opset if asked.
+
+    Raises:
+        ModelSourceError: It is not a readable ONNX graph, or cannot be converted.
+    """
+    import onnx
+    import onnx_ir
+
+    try:
+        model = onnx_ir.load(path)
+        present = model.opset_imports.get("", 0)
+        if opset is None or opset == present:
+            return model
+        proto = onnx_ir.to_proto(model)
+    except Exception as error:  # protobuf and onnx_ir raise trees of their own
+        raise ModelSourceError(f"{path} is not a readable ONNX graph ({_first_line(error)})") from error
+    try:
+        from onnx import version_converter
+
+        return onnx_ir.from_proto(version_converter.convert_version(cast(onnx.ModelProto, proto), opset))
+    except Exception as error:
+        raise ModelSourceError(
+            f"{path} has opset {present} and cannot be converted to {opset} ({_first_line(error)}): omit --opset"
+        ) from error
+
+
+def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplate, where: str) -> None:
+    """Refuse a graph that is not a cross-encoder as this server feeds it.
+
+    Raises:
+        ModelSourceError: Unexpected inputs or outputs, fixed shapes, or lost token_type_ids.
+    """
+    names = [value.name for value in model.graph.inputs]
+    unknown = [name for name in names if name not in INPUTS]
+    if unknown or not {"input_ids", "attention_mask"} <= set(names):
+        raise ModelSourceError(
+            f"{where} has inputs {names}: a cross-encoder has input_ids, attention_mask and perhaps token_type_ids"
+        )
+    if "token_type_ids" not in names and config.segment_types > 1 and template.segments[0] != template.segments[1]:
+        raise ModelSourceError(
+            f"{where} has lost the input token_type_ids, which {config.architecture.model_type} needs to tell query from "
+            "document: export it again with it"
+        )
+    for value in model.graph.inputs:
+        dtype = str(value.dtype).lower()
+        if dtype not in ("int32", "int64"):
+            raise ModelSourceError(f"{where}: input {value.name} is {dtype}, not int32 or int64")
+        if value.shape is None or len(value.shape) != 2 or any(isinstance(dim, int) for dim in value.shape):
+            raise ModelSourceError(
+                f"{where}: input {value.name} has shape {value.shape}: batch and sequence must be dynamic"
+            )
+    outputs = [value.name for value in model.graph.outputs]
+    if len(outputs) != 1 and "logits" not in outputs:
+        raise ModelSourceError(f"{where} has outputs {outputs}: a cross-encoder has one, `logits`")
+
+
+def describe_graph(model: onnx_ir.Model, file: str, precision: Precision, num_labels: int) -> Graph:
+    """Return the manifest's entry of a graph, as yet without its parity."""
+    inputs = [
+        Tensor(
+            name=str(value.name),
+            dtype=cast(Literal["int32", "int64"], str(value.dtype).lower()),
+            shape=["batch", "sequence"],
+        )
+        for value in model.graph.inputs
+    ]
+    names = [str(value.name) for value in model.graph.outputs]
+    output = Tensor(name="logits" if "logits" in names else names[0], dtype="float32", shape=["batch", num_labels])
+    return Graph(file=file, precision=precision, inputs=inputs, output=output)
+
+
+def session_scorer(path: Path, graph: Graph, pad_token_id: int) -> Scorer:
+    """Return a function that runs an ONNX file in ONNX Runtime on the CPU.
+
+    Raises:
+        ModelSourceError: ONNX Runtime does not accept the graph.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises its own unexported types
+        raise ModelSourceError(f"ONNX Runtime does not accept {path.name} ({_first_line(error)})") from error
+
+    def run(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
+        arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+        feeds = {tensor.name: arrays[tensor.name].astype(tensor.dtype) for tensor in graph.inputs}
+        logits: NDArray[np.float32] = session.run([graph.output.name], feeds)[0]
+        return logits
+
+    return lambda batch: score_in_batches(batch, pad_token_id, run)
+
+
+def score_in_batches(
+    batch: PairBatch,
+    pad_token_id: int,
+    run: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Run pairs of similar length together, so that most batches have some padding and none has much.
+
+    Args:
+        batch: The pairs.
+        pad_token_id: Fills shorter pairs.
+        run: From (input_ids, token_type_ids, attention_mask), each int32 [rows, length], to logits [rows, labels].
+
+    Returns:
+        float32 [pairs, labels], in the order of the batch.
+    """
+    lengths = batch.lengths
+    order = np.argsort(lengths, kind="stable")
+    results: list[NDArray[np.float32]] = []
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _BATCH_TOKENS:
+            stop += 1
+        part = _take(batch, order[start:stop])
+        results.append(run(*part.padded(int(part.lengths.max()), pad_token_id)))
+        start = stop
+    logits = np.concatenate(results).astype(np.float32)
+    restored = np.empty_like(logits)
+    restored[order] = logits
+    return restored
+
+
+def _take(batch: PairBatch, indices: NDArray[np.int64]) -> PairBatch:
+    spans = [slice(batch.offsets[i], batch.offsets[i + 1]) for i in indices]
+    return PairBatch(
+        np.concatenate([batch.input_ids[span] for span in spans]),
+        np.concatenate([batch.token_type_ids[span] for span in spans]),
+        np.cumsum([0, *batch.lengths[indices]]).astype(np.int64),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

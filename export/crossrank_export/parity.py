@@ -1,0 +1,157 @@
+"""Whether a variant still gives the source's answers: measured on pairs, judged by one table of thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrank_export.graphs import Scorer
+from crossrank_export.metrics import kendall_tau, ndcg, top_overlap
+from crossrank_export.samples import SampleGroup
+from crossrank_export.tokens import PairTokens
+from crossrank_server.bundle import Precision
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """How far a variant may be from its source.
+
+    Attributes:
+        max_abs_delta: Largest difference of any logit.
+        kendall_tau: Least mean rank agreement over the queries.
+    """
+
+    max_abs_delta: float
+    kendall_tau: float
+
+
+THRESHOLDS = MappingProxyType(
+    {
+        # Another order of additions, no more.
+        "fp32": Threshold(max_abs_delta=1e-4, kendall_tau=0.999),
+        # Weights and activations of 11 bits.
+        "fp16": Threshold(max_abs_delta=2e-2, kendall_tau=0.99),
+        # 8 bits, scaled by whatever else is in the batch: loose, and never what is served unasked.
+        "int8": Threshold(max_abs_delta=1.0, kendall_tau=0.8),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two scorings of the same pairs compare.
+
+    Attributes:
+        pairs: How many pairs.
+        max_abs_delta, mean_abs_delta: Of the logits.
+        logit_range: Between the source's smallest and largest logit; a delta means nothing without it.
+        kendall_tau: Mean over the queries of tau-b.
+        top10_overlap: Mean over the queries.
+        ndcg10_source, ndcg10: Mean NDCG@10 over the judged queries, None where none is judged.
+    """
+
+    pairs: int
+    max_abs_delta: float
+    mean_abs_delta: float
+    logit_range: float
+    kendall_tau: float
+    top10_overlap: float
+    ndcg10_source: float | None = None
+    ndcg10: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the manifest records, without what was not measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Tokenized groups and the source's logits for them.
+
+    Attributes:
+        name: `builtin` or the user's file.
+        groups: The queries.
+        batch: All pairs, group after group.
+        reference: float32 [pairs], the source's logits.
+    """
+
+    name: str
+    groups: Sequence[SampleGroup]
+    batch: PairBatch
+    reference: NDArray[np.float32]
+
+
+def prepare(
+    name: str, groups: Sequence[SampleGroup], tokens: PairTokens, reference: Scorer, num_labels: int, label: int
+) -> SampleSet:
+    """Tokenize groups and score them with the source.
+
+    Raises:
+        SetupError: The source gives another number of logits than its config says, or one that is not finite.
+    """
+    batch = tokens.encode([(group.query, document) for group in groups for document in group.documents])
+    logits = reference(batch)
+    if logits.ndim != 2 or logits.shape[1] != num_labels:
+        raise SetupError(
+            f"the source gives logits of shape {list(logits.shape)} where config.json promises {num_labels} a pair"
+        )
+    if not np.isfinite(logits).all():
+        raise SetupError("the source itself gives logits that are not finite: its weights are damaged")
+    return SampleSet(name, groups, batch, logits[:, label])
+
+
+def compare(samples: SampleSet, logits: NDArray[np.float32]) -> Agreement:
+    """Compare logits, float32 [pairs], with the source's."""
+    delta = np.abs(logits.astype(np.float64) - samples.reference)
+    taus, overlaps, before, after = [], [], [], []
+    start = 0
+    for group in samples.groups:
+        span = slice(start, start + len(group.documents))
+        start = span.stop
+        source, variant = samples.reference[span], logits[span]
+        taus.append(kendall_tau(source, variant))
+        overlaps.append(top_overlap(source, variant))
+        if group.grades:
+            before.append(ndcg(source, group.docids, group.grades))
+            after.append(ndcg(variant, group.docids, group.grades))
+    return Agreement(
+        pairs=len(logits),
+        max_abs_delta=float(delta.max()),
+        mean_abs_delta=float(delta.mean()),
+        logit_range=float(np.ptp(samples.reference)),
+        kendall_tau=float(np.mean(taus)),
+        top10_overlap=float(np.mean(overlaps)),
+        ndcg10_source=float(np.mean(before)) if before else None,
+        ndcg10=float(np.mean(after)) if after else None,
+    )
+
+
+def check(agreement: Agreement, precision: Precision, where: str) -> None:
+    """Refuse a variant beyond its threshold.
+
+    Raises:
+        SetupError: Says by how much and on which pairs.
+    """
+    threshold = THRESHOLDS[precision]
+    # Written so that NaN fails too.
+    if not agreement.max_abs_delta <= threshold.max_abs_delta:
+        raise SetupError(
+            f"the {precision} graph is not the source model: on {where} its logits differ by up to "
+            f"{agreement.max_abs_delta:.3g}, the limit is {threshold.max_abs_delta:g}; nothing was written, export without "
+            f"{precision} or report this model",
+            code="parity",
+        )
+    if not agreement.kendall_tau >= threshold.kendall_tau:
+        raise SetupError(
+            f"the {precision} graph ranks unlike the source model: on {where} Kendall's tau is "
+            f"{agreement.kendall_tau:.4f}, the limit is {threshold.kendall_tau:g}; nothing was written, export without "
+            f"{precision} or report this model",
+            code="parity",
+        )

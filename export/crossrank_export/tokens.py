@@ -1,0 +1,194 @@
+"""What tokenizer.json says of a pair: special tokens around it, their ids, and how long it may be.
+
+Read with the `tokenizers` library alone, so that transformers is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossrank_export.sources import ModelConfig, read_json
+from crossrank_server.bundle import TOKENIZER, PairTemplate
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.errors import ModelSourceError
+
+_ROLES = ("cls", "sep", "pad", "unk", "mask", "bos", "eos")
+# transformers writes about 1e30 where a tokenizer has no limit.
+_NO_LIMIT = 1_000_000
+_PROBES = (("what is bm25", "BM25 ranks documents."), ("naïve café", "北京 — 3.5 million"), ("a", "b"))
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """How a model's tokenizer frames a pair.
+
+    Attributes:
+        definition: tokenizer.json without truncation and padding, which the server does itself.
+        template: Special tokens around query and document.
+        special_token_ids: Ids by role.
+        max_length: Tokens of a pair, special tokens included.
+    """
+
+    definition: dict[str, Any]
+    template: PairTemplate
+    special_token_ids: dict[str, int]
+    max_length: int
+
+    def write(self, directory: Path) -> None:
+        """Write tokenizer.json into the bundle."""
+        text = json.dumps(self.definition, ensure_ascii=False, separators=(",", ":"))
+        (directory / TOKENIZER).write_text(text, encoding="utf-8")
+
+    def encode(self, pairs: list[tuple[str, str]]) -> PairBatch:
+        """Tokenize pairs with the reference implementation, truncated to the window longest side first."""
+        tokenizer = _tokenizer(self.definition)
+        tokenizer.enable_truncation(self.max_length, strategy="longest_first")
+        encodings = tokenizer.encode_batch(pairs)
+        offsets = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
+        return PairBatch(
+            np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings]),
+            np.concatenate([np.array(encoding.type_ids, np.int32) for encoding in encodings]),
+            offsets.astype(np.int64),
+        )
+
+
+def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) -> PairTokens:
+    """Read tokenizer.json and its companions, and check the template against the tokenizer itself.
+
+    Args:
+        directory: Holds tokenizer.json, perhaps tokenizer_config.json and special_tokens_map.json.
+        config: For the encoder's window and its padding id.
+        max_length: The user's cap in tokens, None for the whole window.
+
+    Raises:
+        ModelSourceError: The tokenizer is unreadable, frames no pairs, or the cap does not fit the window.
+    """
+    path = directory / TOKENIZER
+    definition = read_json(path)
+    definition["truncation"] = None
+    definition["padding"] = None
+    tokenizer = _tokenizer(definition, path)
+    template = _pair_template(definition, path)
+    _check_template(tokenizer, template, path)
+    companions = {
+        name: read_json(directory / name) if (directory / name).is_file() else {}
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    }
+    special = _special_token_ids(tokenizer, template, config, list(companions.values()))
+    limit = companions["tokenizer_config.json"].get("model_max_length")
+    window = _max_length(config.window, limit, max_length, template, directory)
+    return PairTokens(definition, template, special, window)
+
+
+def _tokenizer(definition: dict[str, Any], path: Path | None = None) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(definition))
+    except Exception as error:  # the Rust library raises plain Exception
+        raise ModelSourceError(
+            f"{path} is not a fast tokenizer that this version of tokenizers reads ({error}): save it again with "
+            "transformers' AutoTokenizer(use_fast=True)"
+        ) from error
+
+
+def _pair_template(definition: dict[str, Any], path: Path) -> PairTemplate:
+    """Read the post-processor: TemplateProcessing, BertProcessing or RobertaProcessing, also inside a Sequence.
+
+    Source: https://huggingface.co/docs/tokenizers/api/post-processors
+    """
+    processor = definition.get("post_processor") or {}
+    candidates = processor.get("processors", []) if processor.get("type") == "Sequence" else [processor]
+    for candidate in candidates:
+        kind = candidate.get("type")
+        try:
+            if kind == "TemplateProcessing":
+                return _from_template_processing(candidate)
+            if kind in ("BertProcessing", "RobertaProcessing"):
+                cls, sep = int(candidate["cls"][1]), int(candidate["sep"][1])
+                roberta = kind == "RobertaProcessing"
+                middle = [sep, sep] if roberta else [sep]
+                return PairTemplate(start=[cls], middle=middle, end=[sep], segments=(0, 0 if roberta else 1))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ModelSourceError(f"{path}: its {kind} is damaged ({error!r}): download it again") from error
+    raise ModelSourceError(
+        f"{path} does not say how a pair is framed (post_processor {processor.get('type')}): a cross-encoder's "
+        "tokenizer has a TemplateProcessing, BertProcessing or RobertaProcessing"
+    )
+
+
+def _from_template_processing(processor: dict[str, Any]) -> PairTemplate:
+    special = processor["special_tokens"]
+    parts: list[list[int]] = [[]]
+    order: list[str] = []
+    types: dict[str, int] = {}
+    for piece in processor["pair"]:
+        if "SpecialToken" in piece:
+            parts[-1] += special[piece["SpecialToken"]["id"]]["ids"]
+        else:
+            name = piece["Sequence"]["id"]
+            order.append(name)
+            types[name] = int(piece["Sequence"]["type_id"])
+            parts.append([])
+    if order != ["A", "B"]:
+        raise ValueError(f"the pair is {order}, not query then document")
+    return PairTemplate(start=parts[0], middle=parts[1], end=parts[2], segments=(types["A"], types["B"]))
+
+
+def _check_template(tokenizer: Any, template: PairTemplate, path: Path) -> None:
+    """Compare pairs assembled by the template with the tokenizer's own."""
+    for query, document in _PROBES:
+        head = tokenizer.encode(query, add_special_tokens=False).ids
+        tail = tokenizer.encode(document, add_special_tokens=False).ids
+        first = [*template.start, *head, *template.middle]
+        second = [*tail, *template.end]
+        types = [template.segments[0]] * len(first) + [template.segments[1]] * len(second)
+        own = tokenizer.encode(query, document)
+        if own.ids != first + second or own.type_ids != types:
+            raise ModelSourceError(
+                f"{path} frames pairs in a way that no pair template expresses: {own.ids} with segments {own.type_ids} "
+                f"where {first + second} with {types} was expected"
+            )
+
+
+def _special_token_ids(
+    tokenizer: Any, template: PairTemplate, config: ModelConfig, companions: list[dict[str, Any]]
+) -> dict[str, int]:
+    """Return ids by role, as the companions name them; the template and config.json fill what they leave out."""
+    found: dict[str, int] = {}
+    for role in _ROLES:
+        for companion in companions:
+            token = companion.get(f"{role}_token")
+            text = token.get("content") if isinstance(token, dict) else token
+            number = tokenizer.token_to_id(text) if isinstance(text, str) else None
+            if number is not None:
+                found[role] = number
+    if template.start:
+        found.setdefault("cls", template.start[0])
+    if template.end:
+        found.setdefault("sep", template.end[-1])
+    found.setdefault("pad", config.pad_token_id)
+    return found
+
+
+def _max_length(
+    window: int | None, tokenizer_limit: Any, cap: int | None, template: PairTemplate, directory: Path
+) -> int:
+    limits = [window] if window is not None else []
+    if isinstance(tokenizer_limit, (int, float)) and 0 < tokenizer_limit < _NO_LIMIT:
+        limits.append(int(tokenizer_limit))
+    if not limits and cap is None:
+        raise ModelSourceError(f"{directory} states no window: say how many tokens a pair may have with --max-length")
+    own = min(limits) if limits else cap
+    assert own is not None
+    if cap is None:
+        return own
+    least = template.special_tokens + 2
+    if not least <= cap <= own:
+        raise ModelSourceError(f"--max-length {cap} does not fit {directory}: give {least} to {own} tokens")
+    return cap
