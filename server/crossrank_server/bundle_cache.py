@@ -47,6 +47,13 @@ class CachedBundle:
     size_bytes: int
 
 
+def measure_bundle(path: Path, revision: str) -> CachedBundle | None:
+    """Return a bundle's size, or None where there is none; its files are not verified here."""
+    if not is_bundle(path):
+        return None
+    return CachedBundle(path, revision, sum(file.stat().st_size for file in path.iterdir() if file.is_file()))
+
+
 class BundleCache:
     """Bundles made by this version's tools; another bundle format or version makes its own.
 
@@ -99,17 +106,12 @@ class BundleCache:
         return replace(bundle, path=target)
 
     def newest(self, model_id: str) -> CachedBundle | None:
-        """Return the newest bundle of a hub model, or None; its files are not verified here."""
-        found = [
-            path
-            for path in self.root.glob(f"{bundle_name(model_id, '*')}")
-            if is_bundle(path) and path.suffix != _PARTIAL
-        ]
+        """Return the newest bundle of a hub model, or None."""
+        found = [path for path in self.root.glob(bundle_name(model_id, "*")) if is_bundle(path)]
         if not found:
             return None
         path = max(found, key=lambda item: item.stat().st_mtime)
-        size_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-        return CachedBundle(path, path.name.rpartition("@")[2], size_bytes)
+        return measure_bundle(path, path.name.rpartition("@")[2])
 
     def remember(self, model_id: str, ref: str, commit: str) -> None:
         """Record which commit a branch or tag means, for the day the hub cannot be asked."""

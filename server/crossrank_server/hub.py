@@ -64,7 +64,7 @@ def resolve_model(
     cache = BundleCache(cache_dir)
     convert = convert or _convert
     directory = Path(spec).expanduser()
-    if directory.is_dir():
+    if spec.strip() and directory.is_dir():
         return _bundle_from_directory(directory, cache, convert)
     if directory.is_file():
         raise ModelSourceError(f"{spec} is a file: give the directory that holds it")

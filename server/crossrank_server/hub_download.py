@@ -164,9 +164,23 @@ def _published_sha256(file: Any) -> str | None:
 
 
 def download_files(
-    ref: HubRef, listing: HubListing, into: Path, *, token: str | None = None, endpoint: str | None = None
+    ref: HubRef,
+    listing: HubListing,
+    into: Path,
+    *,
+    names: list[str] | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
 ) -> dict[str, str]:
-    """Download what `select_files` chooses into a directory and check each file.
+    """Download files into a directory and check each.
+
+    Args:
+        ref: The model, with its pinned hashes.
+        listing: What `list_repository` answered for it.
+        into: Directory to create; the caller removes it after a failure.
+        names: Files to fetch; what `select_files` chooses if omitted.
+        token: As for `list_repository`.
+        endpoint: As for `list_repository`.
 
     Returns:
         sha256 by file name.
@@ -175,7 +189,7 @@ def download_files(
         HubUnreachable: The connection failed or broke off.
         ModelSourceError: A file is missing or has another sha256 than pinned or published.
     """
-    names = select_files(listing.files, ref.model_id)
+    names = names or select_files(listing.files, ref.model_id)
     with _hub_errors(ref):
         from huggingface_hub import hf_hub_download
 
