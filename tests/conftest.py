@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from crossrank_server.bundle import Bundle, load_bundle
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CROSSRANK_SHARED", ROOT.parent / "shared"))
 
@@ -68,7 +70,7 @@ def mini_dir(shared_dir: Path) -> Path:
     return shared_dir / "models" / "crossrank-mini"
 
 
-@pytest.fixture()
+@pytest.fixture
 def free_port() -> Callable[[], int]:
     def find() -> int:
         with socket.socket() as probe:
@@ -76,3 +78,9 @@ def free_port() -> Callable[[], int]:
             return int(probe.getsockname()[1])
 
     return find
+
+
+@pytest.fixture(scope="session")
+def builtin() -> Bundle:
+    """The built-in model."""
+    return load_bundle(ROOT / "server" / "crossrank_server" / "builtin")

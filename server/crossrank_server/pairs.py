@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +115,7 @@ class _Job:
     lengths: list[int]
     waiting_tokens: int
     unscored: int
-    arrived_s: float = field(default_factory=time.monotonic)
+    arrived_s: float
 
     def take(self, start: int, stop: int) -> list[int]:
         """Remove and return pairs `start:stop` of those that wait."""
@@ -166,6 +166,7 @@ class Batcher:
             lengths=lengths[order].tolist(),
             waiting_tokens=len(batch.input_ids),
             unscored=len(batch),
+            arrived_s=time.monotonic(),
         )
         self._jobs.append(job)
         try:
@@ -181,8 +182,13 @@ class Batcher:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _dispatch(self) -> None:
+        # What waits is cut into equal batches, a multiple of the cores: none idles while another does two.
+        waiting_tokens = sum(job.waiting_tokens for job in self._jobs)
+        rounds = -(-waiting_tokens // (self._engine.batch_tokens * self._engine.concurrency))
+        budget = max(-(-waiting_tokens // (max(rounds, 1) * self._engine.concurrency)), _MIN_BATCH_TOKENS)
+        budget = min(budget, self._engine.batch_tokens)
         while self._jobs and len(self._running) < self._engine.concurrency:
-            task = asyncio.get_running_loop().create_task(self._run(self._next_batch()))
+            task = asyncio.get_running_loop().create_task(self._run(self._next_batch(budget)))
             self._running.add(task)
             task.add_done_callback(self._finished)
 
@@ -190,14 +196,12 @@ class Batcher:
         self._running.discard(task)
         self._dispatch()
 
-    def _next_batch(self) -> list[tuple[_Job, list[int]]]:
+    def _next_batch(self, budget_tokens: int) -> list[tuple[_Job, list[int]]]:
         """Take similar pairs: those of the most urgent request first, then fitting ones of others."""
         now = time.monotonic()
         jobs = sorted(self._jobs, key=lambda job: job.waiting_tokens - _AGING_TOKENS_PER_S * (now - job.arrived_s))
         longest = jobs[0].lengths[-1]
-        waiting_tokens = sum(job.waiting_tokens for job in jobs)
-        share = -(-waiting_tokens // self._engine.concurrency)
-        room = max(min(self._engine.batch_tokens, max(share, _MIN_BATCH_TOKENS)) // longest, 1)
+        room = max(budget_tokens // longest, 1)
         parts: list[tuple[_Job, list[int]]] = []
         for job in jobs:
             stop = bisect_left(job.lengths, longest + 1)

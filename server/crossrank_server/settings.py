@@ -27,7 +27,7 @@ class ServeSettings(BaseSettings):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="Arithmetic of the engine. auto takes bf16 where the CPU multiplies it natively: about twice as fast,"
+        description="Arithmetic. auto takes bf16 where the CPU multiplies it natively: about twice as fast,"
         " logits within 0.05 of fp32. fp32 gives the reference's scores to 1e-4.",
     )
     threads: int = Field(

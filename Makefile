@@ -1,0 +1,48 @@
+# The same commands by hand and in CI. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SERVE_ARGS ?=
+# PyTorch is needed by tests and by export from safetensors only. It is not in the lock: its wheels differ by platform.
+TORCH := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-all check perf lock builtin model-repository triton triton-setup peers clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+$(VENV)/.serve: requirements/serve.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements/serve.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
+	$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet $(TORCH)
+	touch $@
+
+serve: $(VENV)/.serve ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
+	$(BIN)/crossrank serve $(SERVE_ARGS)
+
+test: $(VENV)/.dev triton-setup ## set up what the tests need and run them, the slow ones left out
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.dev triton-setup ## run every test, the large architectures included
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(VENV)/.dev ## write the lock files anew (needs uv)
+	$(BIN)/uv pip compile pyproject.toml requirements/torch-needs.in --extra dev --universal --python-version 3.10 --generate-hashes --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--override requirements/no-torch.override --output-file requirements/dev.txt
+	$(BIN)/uv pip compile pyproject.toml --extra openvino --universal --python-version 3.10 --generate-hashes --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --constraint requirements/dev.txt --output-file requirements/serve.txt
+
+clean: ## remove environments and caches
+	rm -rf $(VENV) .venv-* .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis build
