@@ -25,7 +25,7 @@ _PIPE_WIDTH = 80
     help="Where bundles are cached.  [default: CROSSRANK_CACHE, or crossrank in the user's cache directory]",
 )
 def models(as_json: bool, cache_dir: Path | None) -> None:
-    r"""List the models this server is made for, with their published figures.
+    """List the models this server is made for, with their published figures.
 
     Any of them is fetched from the Hugging Face hub when first served, turned into an optimized bundle and kept.
     Other cross-encoders work too: give their hub id or directory.
@@ -35,7 +35,7 @@ def models(as_json: bool, cache_dir: Path | None) -> None:
       crossrank models
       crossrank serve --model ms-marco-TinyBERT-L2-v2
       crossrank models --json | jq -r '.[] | select(.cached) | .model_id'
-    """
+    """  # noqa: D301 - click reads the backspace character
     from crossrank_server.catalog import MODELS
 
     rows = [(model, _cached(model, cache_dir)) for model in MODELS]
@@ -104,8 +104,8 @@ _NOTES = (
     "",
     "NDCG@10 (TREC DL 2019, in %), MRR@10 (MS MARCO dev), docs/s: as their authors",
     "publish them.",
-    "* measured by this project, re-ranking BM25 top-100 (BM25 order alone: 50.58); the",
-    "  others re-rank a deeper list, so do not compare. It is for demonstration.",
+    "* measured by this project, re-ranking BM25 top-100 (BM25 order alone: 50.58);",
+    "  the others re-rank a deeper list: not comparable. It is for demonstration.",
     "~ estimated in proportion to docs/s from TinyBERT-L2-v2's price, itself a",
     "  published estimate of a hosted service.",
     "Serve one with `crossrank serve --model NAME`; hub ids are cross-encoder/NAME.",
