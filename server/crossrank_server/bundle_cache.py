@@ -27,8 +27,8 @@ _PARTIAL = ".partial"
 
 
 def default_cache_dir() -> Path:
-    """Return CROSSRANK_CACHE, or `crossrank` in the user's cache directory."""
-    if configured := os.environ.get("CROSSRANK_CACHE"):
+    """Return CROSSRANK_CACHE_DIR, or `crossrank` in the user's cache directory."""
+    if configured := os.environ.get("CROSSRANK_CACHE_DIR"):
         return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crossrank"
 
@@ -156,4 +156,4 @@ class BundleCache:
 
 def _unwritable(path: Path, error: OSError) -> ModelSourceError:
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return ModelSourceError(f"the cache {path} cannot be written ({reason}): name another with CROSSRANK_CACHE")
+    return ModelSourceError(f"the cache {path} cannot be written ({reason}): name another with CROSSRANK_CACHE_DIR")

@@ -71,7 +71,7 @@ def resolve_model(
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise ModelSourceError(f"{spec} does not exist: give an existing directory, a hub id or `builtin`")
     ref = parse_hub_ref(spec, revision)
-    if offline or _offline_by_environment():
+    if offline or is_offline():
         return _bundle_offline(ref, cache, convert)
     return _bundle_from_hub(ref, cache, convert, token, endpoint)
 
@@ -81,7 +81,7 @@ def builtin_path() -> Path:
     return Path(str(files("crossrank_server") / "builtin"))
 
 
-def _offline_by_environment() -> bool:
+def is_offline() -> bool:
     """Read HF_HUB_OFFLINE as huggingface_hub does, without importing it: a cached bundle needs none of it."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
@@ -186,6 +186,6 @@ def _convert_checked(convert: Convert, directory: Path, out: Path, source: Sourc
 
 def _convert(directory: Path, out: Path, source: Source) -> None:
     """Run the export package's torch-free path; imported here, as serving a bundle needs none of it."""
-    from crossrank_export.pipeline import bundle_from_onnx  # type: ignore[import-not-found,unused-ignore]
+    from crossrank_export.pipeline import bundle_from_onnx
 
     bundle_from_onnx(directory, out, source=source)

@@ -289,7 +289,7 @@ def _hub_errors(ref: HubRef) -> Iterator[None]:
         if error.errno in _DISK_ERRORS:
             raise ModelSourceError(
                 f"{name} cannot be written to {error.filename or 'the cache'}: {os.strerror(error.errno)}; "
-                "free or name another place with CROSSRANK_CACHE"
+                "free or name another place with CROSSRANK_CACHE_DIR"
             ) from error
         raise _unreachable(name, error) from error
     except Exception as error:  # httpx and hf_xet raise trees of their own

@@ -8,10 +8,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-
-def default_cache_dir() -> Path:
-    """Return the directory for downloaded and converted models."""
-    return Path.home() / ".cache" / "crossrank"
+from crossrank_server.bundle_cache import default_cache_dir
 
 
 class ServeSettings(BaseSettings):

@@ -375,7 +375,7 @@ def test_what_a_killed_process_left_does_not_disturb(hub, resolve, cache):
 
 def test_a_cache_that_cannot_be_written_is_named(resolve, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelSourceError, match=r"cannot be written .* CROSSRANK_CACHE"):
+    with pytest.raises(ModelSourceError, match=r"cannot be written .* CROSSRANK_CACHE_DIR"):
         resolve(UNPINNED, cache_dir=tmp_path / "file")
 
 
@@ -398,7 +398,7 @@ def start(hub: FakeHub, tmp_path: Path, spec: str, **extra: str) -> subprocess.P
         **os.environ,
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "home"),
-        "CROSSRANK_CACHE": str(tmp_path / "cache"),
+        "CROSSRANK_CACHE_DIR": str(tmp_path / "cache"),
         "PYTHONPATH": str(ROOT),
         **extra,
     }

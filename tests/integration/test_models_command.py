@@ -69,7 +69,7 @@ def test_the_builtins_figure_is_marked_as_of_another_protocol(tmp_path):
 
 
 def test_it_fits_eighty_columns_when_piped(tmp_path):
-    environment = {**os.environ, "CROSSRANK_CACHE": str(tmp_path), "COLUMNS": "20"}
+    environment = {**os.environ, "CROSSRANK_CACHE_DIR": str(tmp_path), "COLUMNS": "20"}
     command = [sys.executable, "-c", "from crossrank_server.cli import main; main()", "models"]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert max(map(len, output.splitlines())) <= 80

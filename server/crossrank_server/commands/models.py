@@ -22,7 +22,7 @@ _PIPE_WIDTH = 80
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where bundles are cached.  [default: CROSSRANK_CACHE, or crossrank in the user's cache directory]",
+    help="Where bundles are cached.  [default: CROSSRANK_CACHE_DIR, or crossrank in the user's cache directory]",
 )
 def models(as_json: bool, cache_dir: Path | None) -> None:
     """List the models this server is made for, with their published figures.
