@@ -1,0 +1,171 @@
+"""What can be asked of a server, and how each question and its answer read over HTTP.
+
+An operation holds its arguments as plain fields, so that a transport other than HTTP can carry it too.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from crossrank_client.errors import InvalidResponse
+from crossrank_client.results import Model, RerankResponse, RerankResult, Usage
+
+Answer = TypeVar("Answer")
+Kind = TypeVar("Kind")
+
+
+class Operation(ABC, Generic[Answer]):
+    """One question to a server."""
+
+    http_method: ClassVar[str] = "GET"
+    http_path: ClassVar[str]
+    http_answers: ClassVar[frozenset[int]] = frozenset({200})  # statuses that are an answer, not an error
+    retried: ClassVar[bool] = True
+
+    def http_body(self) -> bytes | None:
+        """Return the JSON body to send, if any."""
+        return None
+
+    @abstractmethod
+    def answer_from_http(self, status: int, body: bytes) -> Answer:
+        """Return the typed answer.
+
+        Raises:
+            InvalidResponse: The body does not have the form of an answer.
+        """
+
+
+@dataclass(frozen=True)
+class Rerank(Operation[RerankResponse]):
+    """Order documents by how well they answer a query."""
+
+    http_method = "POST"
+    http_path = "/v1/rerank"
+
+    query: str
+    documents: list[str]
+    top_n: int | None = None
+    return_documents: bool = False
+    raw_scores: bool = False
+    model: str | None = None
+
+    def http_body(self) -> bytes:
+        """Return the request as JSON; fields left at their default are left out."""
+        fields: dict[str, Any] = {"query": self.query, "documents": self.documents}
+        optional = {
+            "top_n": self.top_n,
+            "return_documents": self.return_documents or None,
+            "raw_scores": self.raw_scores or None,
+            "model": self.model,
+        }
+        fields.update({name: value for name, value in optional.items() if value is not None})
+        try:
+            return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+        except UnicodeEncodeError:
+            # A lone surrogate has no UTF-8; escaped, it reaches the server, whose error names the field.
+            return json.dumps(fields, separators=(",", ":")).encode()
+
+    def answer_from_http(self, status: int, body: bytes) -> RerankResponse:
+        """Return the ranking."""
+        data = _object(_parsed(body), "the answer")
+        usage = _field(data, "usage", dict)
+        meta = {"truncated_documents": [], "query_truncated": False, **_field({"meta": {}, **data}, "meta", dict)}
+        return RerankResponse(
+            id=_field(data, "id", str),
+            model=_field(data, "model", str),
+            results=tuple(self._result(row) for row in _field(data, "results", list)),
+            usage=Usage(_field(usage, "prompt_tokens", int), _field(usage, "total_tokens", int)),
+            truncated_documents=tuple(self._checked(index) for index in _field(meta, "truncated_documents", list)),
+            query_truncated=_field(meta, "query_truncated", bool),
+        )
+
+    def _result(self, row: Any) -> RerankResult:
+        data = _object(row, "a result")
+        document = data.get("document")
+        text = _field(document, "text", str) if isinstance(document, dict) else document
+        if text is not None and not isinstance(text, str):
+            raise _unexpected("document", document, str)
+        return RerankResult(self._checked(data.get("index")), _field(data, "relevance_score", float), text)
+
+    def _checked(self, index: Any) -> int:
+        """Return the index of a document that was sent."""
+        if type(index) is not int or not 0 <= index < len(self.documents):
+            raise InvalidResponse(f"the answer speaks of document {index!r:.80}; {len(self.documents)} were sent")
+        return index
+
+
+@dataclass(frozen=True)
+class ListModels(Operation[tuple[Model, ...]]):
+    """Name the models the server offers; the first is its default."""
+
+    http_path = "/v1/models"
+
+    def answer_from_http(self, status: int, body: bytes) -> tuple[Model, ...]:
+        """Return the models."""
+        rows = [_object(row, "a model") for row in _field(_object(_parsed(body), "the answer"), "data", list)]
+        return tuple(
+            Model(_field(row, "id", str), {name: value for name, value in row.items() if name not in ("id", "object")})
+            for row in rows
+        )
+
+
+@dataclass(frozen=True)
+class CheckReady(Operation[bool]):
+    """Tell whether the server can score now; "not yet" is an answer, so it is not retried."""
+
+    http_path = "/health/ready"
+    http_answers = frozenset({200, 503})
+    retried = False
+
+    def answer_from_http(self, status: int, body: bytes) -> bool:
+        """Return whether the status says so."""
+        return status == 200
+
+
+def rerank_from_arguments(query: str, documents: Iterable[str], **options: Any) -> Rerank:
+    """Return the operation for what a caller passed.
+
+    Args:
+        query: What to rank for.
+        documents: Any iterable of strings; read once.
+        options: The other fields of Rerank.
+
+    Raises:
+        TypeError: The documents are one string (which would be ranked letter by letter), or no iterable.
+    """
+    if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
+        raise TypeError(f"documents is {type(documents).__name__}; pass a list (or any iterable) of strings")
+    return Rerank(query, list(documents), **options)
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidResponse(f"the answer is not JSON ({error}): {body[:80]!r}; is this a crossrank server?") from None
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidResponse(f"{name} is {value!r:.80}, not an object; is this a crossrank server?")
+    return value
+
+
+def _field(data: dict[str, Any], name: str, kind: type[Kind]) -> Kind:
+    value = data.get(name)
+    # JSON's true is no number, though Python's is; and 1 is as good a float as 1.0.
+    if isinstance(value, bool) and kind is not bool:
+        raise _unexpected(name, value, kind)
+    if kind is float and isinstance(value, int):
+        value = float(value)
+    if not isinstance(value, kind):
+        raise _unexpected(name, value, kind)
+    return value
+
+
+def _unexpected(name: str, value: Any, kind: type) -> InvalidResponse:
+    return InvalidResponse(f"the answer has {name} = {value!r:.80}, expected {kind.__name__}")

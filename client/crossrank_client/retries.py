@@ -1,0 +1,81 @@
+"""When a call is tried again, and how long it waits first.
+
+429 and 503 mean that the server did not do the work, and a connection that was never made cannot have brought any;
+these are tried again. A 500, a hang-up midway or a read timeout are not: the work may have been done, and may be again.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import httpx
+from httpx_retries import Retry
+
+_RETRIED_STATUSES = frozenset({429, 503})
+# Pauses without a Retry-After: 0.5, 1, 2, 4... seconds, each shortened by up to a half so that clients spread out.
+_BACKOFF_FACTOR_S = 0.25
+_JITTER = 0.5
+
+
+class _TryAgain(Exception):
+    """Tells httpx-retries to send the request again; never leaves it."""
+
+
+class _RetryByAnswer(Retry):
+    """Leaves the decision about an answer to `validate_response`, which sees its headers too."""
+
+    def is_retryable_status_code(self, status_code: int) -> bool:
+        """Return False: by the status alone, none is."""
+        return False
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Bounds on trying again.
+
+    Attributes:
+        max_retries: Attempts after the first.
+        max_wait_s: Seconds after the start of a call when no further attempt begins. A server that asks to wait
+            beyond it (Retry-After) gets no further attempt: its error is raised at once.
+    """
+
+    max_retries: int
+    max_wait_s: float
+
+    def __post_init__(self) -> None:
+        if self.max_retries < 0:
+            raise ValueError(f"max_retries is {self.max_retries}; pass 0 (never try again) or more")
+        if not self.max_wait_s > 0:
+            raise ValueError(f"max_retry_wait_s is {self.max_wait_s}; pass more than 0, or max_retries=0")
+
+    def new_retry(self) -> Retry:
+        """Return the state of one call, whose clock starts now."""
+        give_up_at = time.monotonic() + self.max_wait_s
+
+        def judge(response: httpx.Response) -> None:
+            wait_s = retry_after_s(response.headers) or 0.0
+            if response.status_code in _RETRIED_STATUSES and time.monotonic() + wait_s <= give_up_at:
+                raise _TryAgain
+
+        return _RetryByAnswer(
+            total=self.max_retries,
+            allowed_methods=("GET", "POST"),
+            retry_on_exceptions=(httpx.ConnectError, httpx.ConnectTimeout, _TryAgain),
+            backoff_factor=_BACKOFF_FACTOR_S,
+            backoff_jitter=_JITTER,
+            max_backoff_wait=self.max_wait_s,
+            total_timeout=self.max_wait_s,
+            validate_response=judge,
+        )
+
+
+def retry_after_s(headers: httpx.Headers) -> float | None:
+    """Return the seconds that a Retry-After header asks for (a number or a date), or None without a usable one."""
+    value = headers.get("retry-after")
+    if value is None:
+        return None
+    try:
+        return Retry().parse_retry_after(value)
+    except ValueError:
+        return None

@@ -1,0 +1,95 @@
+"""The real `crossrank serve` in a process of its own, for tests that need the whole of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+_LISTENING = re.compile(r"listening on (http://\S+)")
+_START_S = 60.0
+_STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers.
+
+    Attributes:
+        base_url: Its address.
+        log: The file that holds its stdout and stderr.
+        process: For its exit status, or to send it signals.
+    """
+
+    base_url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+
+@contextlib.contextmanager
+def running_server(*args: str, env: Mapping[str, str] | None = None) -> Iterator[RunningServer]:
+    """Run `crossrank serve` on a free port of loopback until the block ends.
+
+    Args:
+        args: Further arguments of `serve`.
+        env: Added to the environment, from which all other settings (CROSSRANK_*) are removed.
+
+    Raises:
+        RuntimeError: It did not become ready; the message ends with its log.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CROSSRANK_")}
+    command = [str(Path(sysconfig.get_path("scripts")) / "crossrank"), "serve", "--port", "0", *args]
+    with tempfile.TemporaryDirectory(prefix="crossrank-test-") as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**inherited, **(env or {})}
+            )
+        try:
+            yield RunningServer(_wait_until_ready(process, log), log, process)
+        finally:
+            _stop(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Return the address once /health/ready answers 200."""
+    give_up_at = time.monotonic() + _START_S
+    while process.poll() is None and time.monotonic() < give_up_at:
+        address = _LISTENING.search(log.read_text())
+        if address and _ready(address[1]):
+            return address[1]
+        time.sleep(0.02)
+    state = "still starting" if process.poll() is None else f"exit status {process.returncode}"
+    raise RuntimeError(f"the server is not ready ({state}):\n{log.read_text()}")
+
+
+def _ready(base_url: str) -> bool:
+    try:
+        with urlopen(f"{base_url}/health/ready", timeout=5) as response:
+            return bool(response.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process; one that ignores SIGTERM is killed, so that no test leaves a server behind."""
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
