@@ -175,8 +175,11 @@ def _convert_checked(convert: Convert, directory: Path, out: Path, source: Sourc
     """Convert; what the graph tools raise on a damaged file becomes one sentence."""
     try:
         convert(directory, out, source)
-    except CrossrankError:
-        raise
+    except CrossrankError as error:
+        if source.kind != "hub":
+            raise
+        # The user knows the model by its id; the directory was ours and is gone by now.
+        raise type(error)(error.message.replace(str(directory), source.name)) from error
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise BundleError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tests.fake_hub import FakeHub, Repository, copy_convert, model_files
 from crossrank_server.bundle import Bundle, Source, load_bundle
 from crossrank_server.bundle_cache import BundleCache
 from crossrank_server.errors import BundleError, ModelSourceError
-from crossrank_server.hub import resolve_model
+from crossrank_server.hub import builtin_path, resolve_model
 from crossrank_server.hub_download import HubRef, download_files, list_repository
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -385,7 +386,7 @@ DRIVER = """
 import sys
 from tests.fake_hub import copy_convert
 from crossrank_server.errors import CrossrankError
-from crossrank_server.hub import resolve_model
+from crossrank_server.hub import builtin_path, resolve_model
 try:
     print(resolve_model(sys.argv[1], convert=copy_convert).path.name)
 except CrossrankError as error:
@@ -436,3 +437,80 @@ def write_files(directory: Path, files: dict[str, bytes]) -> None:
     for name, content in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
+
+
+# --- through the command line, with the export package's own conversion -----------------------------------------
+
+
+def rerank(hub: FakeHub, tmp_path: Path, model: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "CROSSRANK_CACHE_DIR": str(tmp_path / "cache"),
+        **extra,
+    }
+    command = [sys.executable, "-m", "crossrank_server", "rerank", "--model", model, "--json", "--raw-scores"]
+    command += ["--engine", "onnxruntime", "--query", "how many people live in berlin"]
+    return subprocess.run(
+        command, env=environment, text=True, capture_output=True, input="Berlin has 3,520,031 people.\nA motorway.\n"
+    )
+
+
+def builtin_as_hub_files() -> dict[str, bytes]:
+    """The built-in model in the form of a hub repository with an ONNX graph."""
+    bundle = load_bundle(builtin_path())
+    shape = bundle.manifest.architecture
+    config = {
+        "architectures": ["BertForSequenceClassification"],
+        "model_type": shape.model_type,
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.ffn,
+        "vocab_size": shape.vocab_size,
+        "max_position_embeddings": bundle.manifest.max_length,
+        "type_vocab_size": 2,
+        "pad_token_id": bundle.manifest.pad_token_id,
+        "id2label": {"0": "LABEL_0"},
+    }
+    return {
+        "config.json": json.dumps(config).encode(),
+        "tokenizer.json": bundle.file("tokenizer.json").read_bytes(),
+        "onnx/model.onnx": bundle.file(bundle.manifest.graph("fp32").file).read_bytes(),
+    }
+
+
+def test_a_hub_model_is_downloaded_optimized_and_ranks_like_its_source_then_without_the_hub(hub, tmp_path):
+    hub.repositories["demo/mini"] = Repository(builtin_as_hub_files())
+    source, online = rerank(hub, tmp_path, "builtin"), rerank(hub, tmp_path, "demo/mini")
+    assert online.returncode == 0, online.stderr
+    hub.stop()
+    offline = rerank(hub, tmp_path, "demo/mini", HF_HUB_OFFLINE="1")
+    expected = [(r["index"], r["relevance_score"]) for r in json.loads(source.stdout)["results"]]
+    for run in (online, offline):
+        answer = json.loads(run.stdout)
+        assert answer["model"] == "demo/mini"
+        assert [r["index"] for r in answer["results"]] == [index for index, _ in expected]
+        scores = [r["relevance_score"] for r in answer["results"]]
+        assert scores == pytest.approx([score for _, score in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nobody/nothing", "error: nobody/nothing is not on the hub"),
+        ("bulitin", "error: 'bulitin' names no model"),
+        ("demo/pickle", "error: demo/pickle has only pickled weights"),
+        ("demo/broken", "error: demo/broken/onnx/model.onnx is not a readable ONNX graph"),
+    ],
+)
+def test_on_the_command_line_a_failure_is_one_line_and_exit_code_one(hub, tmp_path, model, message):
+    hub.repositories["demo/pickle"] = Repository({"config.json": b"{}", "pytorch_model.bin": b""})
+    hub.repositories["demo/broken"] = Repository({**builtin_as_hub_files(), "onnx/model.onnx": b"no graph"})
+    run = rerank(hub, tmp_path, model)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert run.stderr.startswith(message), run.stderr
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
