@@ -1,0 +1,74 @@
+"""The pairs that variants are compared on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from crossrank_export.samples import builtin_groups, read_groups
+from crossrank_export.sources import read_config
+from crossrank_export.tokens import read_tokens
+from crossrank_server.errors import SetupError
+from crossrank_server.hub import builtin_path
+
+BERT = {
+    "architectures": ["BertForSequenceClassification"],
+    "model_type": "bert",
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 512,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "id2label": {"0": "LABEL_0"},
+}
+
+
+@pytest.mark.parametrize("window", [64, 512])
+def test_builtin_pairs_reach_from_short_to_the_full_window(tmp_path: Path, window: int):
+    (tmp_path / "tokenizer.json").write_bytes((builtin_path() / "tokenizer.json").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    tokens = read_tokens(tmp_path, read_config(tmp_path), window)
+    groups = builtin_groups(window)
+    batch = tokens.encode([(group.query, text) for group in groups for text in group.documents])
+    lengths = batch.lengths
+    assert lengths.min() < 24
+    assert lengths.max() == window
+    assert len(set(lengths.tolist())) > 10
+    assert any(not text.isascii() for group in groups for text in group.documents)
+
+
+def test_builtin_pairs_are_the_same_every_time():
+    assert builtin_groups(512) == builtin_groups(512)
+
+
+def test_both_forms_of_a_users_file_are_read_with_their_judgments(tmp_path: Path):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(
+        '{"query": "q", "documents": ["a", "b"], "judgments": {"1": 2}}\n\n'
+        '{"qid": "7", "query": "r", "candidates": [{"docid": "x", "text": "c", "bm25_rank": 1}]}\n'
+    )
+    first, second = read_groups(file)
+    assert (first.documents, first.docids, first.grades) == (["a", "b"], ["0", "1"], {"1": 2})
+    assert (second.documents, second.docids, second.grades) == (["c"], ["x"], {})
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["no json", "[]", '{"query": "q"}', '{"query": "q", "documents": []}', '{"query": "q", "candidates": ["a"]}'],
+)
+def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, line: str):
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"query": "q", "documents": ["a"]}\n' + line + "\n")
+    with pytest.raises(SetupError, match=r"pairs\.jsonl:2"):
+        read_groups(file)
+
+
+def test_a_missing_or_empty_file_is_refused(tmp_path: Path):
+    with pytest.raises(SetupError, match="cannot be read"):
+        read_groups(tmp_path / "absent.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(SetupError, match="is empty"):
+        read_groups(tmp_path / "empty.jsonl")
