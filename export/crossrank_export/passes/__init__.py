@@ -1,15 +1,25 @@
 """Graph passes over ONNX: the same answers with less arithmetic, in standard operators only.
 
-    clean         constants folded, dead nodes and inputs removed, shapes inferred
-    ...
+    opset        opset 11 - 16 rewritten as 17             layer_norm   its pieces made one node
+    clean        constants folded, dead nodes removed      narrow_mask  one row for all queries
+    first_token  the last layer for one token only         merge_qkv    one product, scale folded in
+    embeddings   constant tables added up beforehand       interface    int32 inputs, output `logits`
 
-They need onnx, onnx_ir and numpy, nothing of torch: serving runs them over hub ONNX files.
+They find what they look for by structure (attention.py) and write through emit.py. They need onnx, onnx_ir and numpy,
+nothing of torch: serving runs them over hub ONNX files.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from crossrank_export.passes.clean import clean, inline_functions
+from crossrank_export.passes.first_token import prune_to_first_token
+from crossrank_export.passes.interface import unify_interface
+from crossrank_export.passes.layer_norm import fuse_layer_norm
+from crossrank_export.passes.mask import narrow_masks
+from crossrank_export.passes.merge_qkv import merge_qkv
+from crossrank_export.passes.opset import raise_opset
 from crossrank_export.passes.report import PassReport
 
 __all__ = ["PassReport", "optimize"]
@@ -25,5 +35,9 @@ def optimize(model: ir.Model) -> tuple[ir.Model, list[PassReport]]:
         The optimized model and one report for each pass, in the order they ran.
     """
     optimized = model.clone()
-    reports: list[PassReport] = []
+    inline_functions(optimized)
+    reports = [raise_opset(optimized), clean(optimized)]
+    for run in (fuse_layer_norm, narrow_masks, prune_to_first_token, merge_qkv, unify_interface):
+        reports.append(run(optimized))
+        clean(optimized)
     return optimized, reports

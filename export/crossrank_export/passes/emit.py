@@ -1,0 +1,160 @@
+"""Small helpers to read constants out of a graph and to write new nodes into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+ELEMENTWISE = frozenset(
+    {
+        "Abs",
+        "Add",
+        "And",
+        "Cast",
+        "Div",
+        "Dropout",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "Identity",
+        "Log",
+        "Max",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Tanh",
+        "Where",
+    }
+)
+"""Operators that compute each element from the elements at the same place, broadcasting aside."""
+
+
+class Emitter:
+    """Appends nodes and constants under names that are free; the caller sorts the graph once at the end."""
+
+    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+        self._graph = graph
+        self._prefix = prefix
+        self._count = 0
+        self._taken: set[str | None] = {value.name for node in graph for value in node.outputs}
+        self._taken.update(graph.initializers)
+
+    def op(self, op_type: str, *inputs: ir.Value, like: ir.Value | None = None, **attributes: Any) -> ir.Value:
+        """Append a node with one output of float32, or of the dtype of `like`, and return that output."""
+        return self.ops(op_type, *inputs, outputs=1, like=like, **attributes)[0]
+
+    def ops(
+        self, op_type: str, *inputs: ir.Value, outputs: int, like: ir.Value | None = None, **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Append a node with several outputs and return them."""
+        node = ir.node(op_type, inputs, attributes, num_outputs=outputs)
+        return self._append(node, ir.DataType.FLOAT if like is None else like.dtype)
+
+    def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Value:
+        """Append a node of the same operator and attributes over other inputs and return its output."""
+        copied = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=1)
+        return self._append(copied, node.outputs[0].dtype)[0]
+
+    def constant(self, array: NDArray[Any], name: str) -> ir.Value:
+        """Register an initializer and return it."""
+        name = self._free_name(name)
+        value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+        value.dtype = ir.DataType.from_numpy(array.dtype)
+        value.shape = ir.Shape(array.shape)
+        self._graph.register_initializer(value)
+        return value
+
+    def dims(self, *dims: int) -> ir.Value:
+        """Register an int64 vector, as Reshape and Slice read it."""
+        return self.constant(np.array(dims, np.int64), "dims_" + "_".join(str(dim) for dim in dims))
+
+    def reshape(self, value: ir.Value, *dims: int) -> ir.Value:
+        """Append a Reshape; 0 copies a dimension, -1 is what is left."""
+        return self.op("Reshape", value, self.dims(*dims))
+
+    def first(self, value: ir.Value, axis: int) -> ir.Value:
+        """Append a Slice that keeps position 0 of an axis, with the axis."""
+        return self.op("Slice", value, self.dims(0), self.dims(1), self.dims(axis), like=value)
+
+    def _append(self, node: ir.Node, dtype: ir.DataType | None) -> Sequence[ir.Value]:
+        for value in node.outputs:
+            value.name = self._free_name(node.op_type)
+            if dtype is not None:
+                value.dtype = dtype
+        node.name = node.outputs[0].name
+        self._graph.append(node)
+        return node.outputs
+
+    def _free_name(self, stem: str) -> str:
+        while True:
+            name = f"crossrank/{self._prefix}/{stem}_{self._count}"
+            self._count += 1
+            if name not in self._taken:
+                self._taken.add(name)
+                return name
+
+
+def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
+    """Return the array of an initializer or a Constant node; None where the value is computed."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def integers_of(value: ir.Value | None) -> list[int] | None:
+    """Return a constant's elements as numbers; None where the value is computed or is not integral."""
+    array = constant_of(value)
+    if array is None or array.dtype.kind not in "iu":
+        return None
+    return [int(element) for element in array.reshape(-1)]
+
+
+def scalar_of(value: ir.Value | None) -> float | None:
+    """Return a constant of one element as a number; None for everything else."""
+    array = constant_of(value)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+
+def operand_beside(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    """Return the other input of a node of two inputs."""
+    left, right = node.inputs
+    return right if left is value else left
+
+
+def only_consumer(value: ir.Value) -> ir.Node | None:
+    """Return the node that reads the value, if exactly one does and the graph itself does not return it.
+
+    Shape nodes do not count: they read no element.
+    """
+    readers = {node for node, _ in value.uses() if node.op_type != "Shape"}
+    return readers.pop() if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def axes_of(node: ir.Node, position: int = 1) -> list[int] | None:
+    """Return the axes of a Reduce, Squeeze or Unsqueeze node, whether attribute or input."""
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].as_ints())
+    return integers_of(node.inputs[position]) if len(node.inputs) > position else None
+
+
+def redirect(old: ir.Value, new: ir.Value) -> None:
+    """Make every reader of `old`, the graph's outputs included, read `new`."""
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

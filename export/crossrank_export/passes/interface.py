@@ -1,0 +1,73 @@
+"""One signature for all bundles: int32 [batch, sequence] in, float32 `logits` [batch, labels] out."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from crossrank_export.passes.emit import Emitter
+from crossrank_export.passes.report import PassReport
+
+NAME = "interface"
+OUTPUT = "logits"
+
+# Operators that take int32 where they took int64, by the position of that input: the result is the same.
+_INDIFFERENT = {("Gather", 1), ("Cast", 0), ("Shape", 0)}
+# Operators that pass their first input's elements on.
+_MOVING = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Expand", "Slice", "Transpose", "Identity"})
+
+
+def unify_interface(model: ir.Model) -> PassReport:
+    """Make integer inputs int32, name the output `logits` and the axes `batch` and `sequence`, in place."""
+    graph = model.graph
+    done = []
+    emit = Emitter(graph, NAME)
+    for value in [value for value in graph.inputs if value.dtype == ir.DataType.INT64]:
+        value.dtype = ir.DataType.INT32
+        _widen_where_needed(value, emit)
+        done.append(f"{value.name} is int32")
+    for value in graph.inputs:
+        if value.shape is not None and len(value.shape) == 2:
+            value.shape = ir.Shape(_named(value.shape, ("batch", "sequence")))
+    output = _keep_logits(graph)
+    if output is not None and output.name != OUTPUT:
+        done.append(f"output {output.name} is called {OUTPUT}")
+        output.name = OUTPUT
+    if output is not None and output.shape is not None and len(output.shape) > 0:
+        output.shape = ir.Shape(_named(output.shape, ("batch",)))
+    graph.sort()
+    return PassReport(NAME, bool(done), (", ".join(done) or "The inputs and the output are as they should be") + ".")
+
+
+def _widen_where_needed(value: ir.Value, emit: Emitter) -> None:
+    """Cast an int32 value back to int64 before readers that mix it with other int64 values."""
+    widened: ir.Value | None = None
+    for node, position in list(value.uses()):
+        if (node.op_type, position) in _INDIFFERENT:
+            continue
+        if node.op_type in _MOVING and position == 0:
+            node.outputs[0].dtype = ir.DataType.INT32
+            _widen_where_needed(node.outputs[0], emit)
+            continue
+        if widened is None:
+            widened = emit.op("Cast", value, to=ir.DataType.INT64)
+            widened.dtype = ir.DataType.INT64
+            widened.shape = value.shape
+        node.replace_input_with(position, widened)
+
+
+def _keep_logits(graph: ir.Graph) -> ir.Value | None:
+    """Drop the outputs beside the logits; return the logits, None where it cannot be told which they are."""
+    named = [value for value in graph.outputs if value.name == OUTPUT] or list(graph.outputs)
+    if len(named) != 1:
+        return None
+    for value in [value for value in graph.outputs if value is not named[0]]:
+        graph.outputs.remove(value)
+    return named[0]
+
+
+def _named(shape: ir.Shape, names: tuple[str, ...]) -> list[int | str | None]:
+    """Name the leading axes that are not fixed."""
+    dims = [dim if isinstance(dim, int) else dim.value for dim in shape]
+    return [name if not isinstance(dim, int) else dim for dim, name in zip(dims, names, strict=False)] + dims[
+        len(names) :
+    ]

@@ -1,0 +1,102 @@
+"""Raise old graphs to opset 17, which has LayerNormalization and one form of every operator used here."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from crossrank_export.passes.emit import Emitter
+from crossrank_export.passes.report import PassReport
+from crossrank_export.shapes import dims_of
+
+NAME = "opset"
+TARGET = 17
+
+_AXES_TO_INPUT = {"Squeeze": "axes", "Unsqueeze": "axes", "ReduceSum": "axes", "Split": "split"}
+_SOFTMAX = {"Softmax", "LogSoftmax"}
+# Operators whose meaning is the same in opsets 11 to 17.
+_UNCHANGED = frozenset(
+    {
+        "[Abs,",
+        "Add,",
+        "And,",
+        "Cast,",
+        "Ceil,",
+        "Concat,",
+        "Constant,",
+        "ConstantOfShape,",
+        "CumSum,",
+        "Div,",
+        "Equal,",
+        "Erf,",
+        "Exp,",
+        "Expand,",
+        "Flatten,",
+        "Floor,",
+        "Gather,",
+        "GatherElements,",
+        "GatherND,",
+        "Gemm,",
+        "Greater,",
+        "Identity,",
+        "Less,",
+        "Log,",
+        "MatMul,",
+        "Max,",
+        "Min,",
+        "Mul,",
+        "Neg,",
+        "Not,",
+        "Or,",
+        "Pow,",
+        "Range,",
+        "Reciprocal,",
+        "ReduceMean,",
+        "Relu,",
+        "Reshape,",
+        "Shape,",
+        "Sigmoid,",
+        "Sign,",
+        "Slice,",
+        "Sqrt,",
+        "Sub,",
+        "Tanh,",
+        "Tile,",
+        "Transpose,",
+        "Where]",
+    }
+)
+
+
+def raise_opset(model: ir.Model) -> PassReport:
+    """Rewrite a graph of opset 11 to 16 as opset 17, in place; leave every other graph alone."""
+    opset = model.opset_imports.get("", 0)
+    if opset >= TARGET:
+        return PassReport(NAME, False, f"The graph is of opset {opset} already.")
+    if opset < 11:
+        return PassReport(NAME, False, f"Opset {opset} is older than 11: left as it is.")
+    known = _UNCHANGED | _SOFTMAX | set(_AXES_TO_INPUT)
+    strange = sorted({node.op_type for node in model.graph if node.domain or node.op_type not in known})
+    strange += sorted({node.op_type for node in model.graph if _is_flattening_softmax(node, opset)})
+    if strange:
+        return PassReport(NAME, False, f"Left at opset {opset}: {', '.join(strange)} may mean something else later.")
+    emit = Emitter(model.graph, NAME)
+    for node in list(model.graph):
+        attribute = _AXES_TO_INPUT.get(node.op_type)
+        if attribute in node.attributes and attribute is not None:
+            axes = node.attributes.pop(attribute).as_ints()
+            node.resize_inputs(2)
+            node.replace_input_with(1, emit.constant(np.array(axes, np.int64), attribute))
+        elif node.op_type in _SOFTMAX:
+            node.attributes["axis"] = ir.AttrInt64("axis", -1)
+    model.opset_imports[""] = TARGET
+    return PassReport(NAME, True, f"Opset {opset} rewritten as {TARGET}.")
+
+
+def _is_flattening_softmax(node: ir.Node, opset: int) -> bool:
+    """Before opset 13 a softmax ran over all axes from `axis` on: the same only where that is the last one."""
+    if node.op_type not in _SOFTMAX or opset >= 13:
+        return False
+    axis = node.attributes.get_int("axis", 1)
+    dims = dims_of(node.inputs[0])
+    return axis != -1 and (dims is None or axis != len(dims) - 1)
