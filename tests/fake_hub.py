@@ -77,20 +77,27 @@ class FakeHub:
             pass
 
         Handler.hub = hub
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        # As on the real hub, large files come from another host: clients treat redirects within one differently.
+        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in ("hub", "cdn")]
+        self._threads = [
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True) for server in self._servers
+        ]
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://127.0.0.1:{self._servers[0].server_address[1]}"
+
+    @property
+    def cdn_url(self) -> str:
+        return f"http://127.0.0.1:{self._servers[1].server_address[1]}"
 
     def count(self, method: str, suffix: str) -> int:
         """Requests so far with that method whose path ends so."""
         return sum(m == method and path.endswith(suffix) for m, path in self.requests)
 
     def __enter__(self) -> FakeHub:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -100,13 +107,14 @@ class FakeHub:
 
     def stop(self) -> None:
         """Go away: from now on connections are refused. Calling it twice is harmless."""
-        if self._thread.is_alive():
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
-            for connection in list(self.connections):  # clients keep theirs open for the next request
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+        for server, thread in zip(self._servers, self._threads, strict=True):
+            if thread.is_alive():
+                server.shutdown()
+                thread.join()
+            server.server_close()
+        for connection in list(self.connections):  # clients keep theirs open for the next request
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -177,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers["X-Linked-ETag"] = f'"{_sha256(content)}"'
         headers["X-Linked-Size"] = str(len(content))
-        headers["Location"] = f"{self.hub.url}/cdn/{model_id}/{name}"
+        headers["Location"] = f"{self.hub.cdn_url}/cdn/{model_id}/{name}"
         self._send(302, b"", headers, with_body)
 
     def _send_file(self, repository: Repository, name: str, headers: dict[str, str], with_body: bool) -> None:

@@ -145,7 +145,7 @@ def list_repository(ref: HubRef, *, token: str | None = None, endpoint: str | No
         HubUnreachable: No answer.
         ModelSourceError: There is no such repository or revision, or it is not open to this user.
     """
-    with _hub_errors(ref):
+    with _hub_errors(ref, endpoint):
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=endpoint, token=token)
@@ -190,7 +190,7 @@ def download_files(
         ModelSourceError: A file is missing or has another sha256 than pinned or published.
     """
     names = names or select_files(listing.files, ref.model_id)
-    with _hub_errors(ref):
+    with _hub_errors(ref, endpoint):
         from huggingface_hub import hf_hub_download
 
         for name in names:
@@ -255,7 +255,7 @@ def _verify(ref: HubRef, directory: Path, names: list[str], expected: Mapping[st
 
 
 @contextmanager
-def _hub_errors(ref: HubRef) -> Iterator[None]:
+def _hub_errors(ref: HubRef, endpoint: str | None) -> Iterator[None]:
     """Turn whatever huggingface_hub raises (requests or httpx underneath, by version) into one sentence."""
     from huggingface_hub import errors
 
@@ -280,7 +280,7 @@ def _hub_errors(ref: HubRef) -> Iterator[None]:
         ) from error
     # Before EntryNotFoundError, its base: huggingface_hub's word for "the hub did not answer".
     except errors.LocalEntryNotFoundError as error:
-        raise _unreachable(name, error.__cause__ or error) from error
+        raise _unreachable(name, endpoint, error.__cause__ or error) from error
     except errors.EntryNotFoundError as error:
         raise ModelSourceError(f"{name} lists a file that the hub does not have: {_first_line(error)}") from error
     except errors.HfHubHTTPError as error:
@@ -291,9 +291,9 @@ def _hub_errors(ref: HubRef) -> Iterator[None]:
                 f"{name} cannot be written to {error.filename or 'the cache'}: {os.strerror(error.errno)}; "
                 "free or name another place with CROSSRANK_CACHE_DIR"
             ) from error
-        raise _unreachable(name, error) from error
-    except Exception as error:  # httpx and hf_xet raise trees of their own
-        raise _unreachable(name, error) from error
+        raise _unreachable(name, endpoint, error) from error
+    except Exception as error:  # huggingface_hub 1 and 2 pass on errors of httpx and hf_xet
+        raise _unreachable(name, endpoint, error) from error
 
 
 def _refused(name: str, error: Any) -> ModelSourceError:
@@ -304,11 +304,11 @@ def _refused(name: str, error: Any) -> ModelSourceError:
     return HubUnreachable(f"the hub failed on {name} (HTTP {status}): try again later, or use --offline")
 
 
-def _unreachable(name: str, error: BaseException) -> HubUnreachable:
+def _unreachable(name: str, endpoint: str | None, error: BaseException) -> HubUnreachable:
     from huggingface_hub import constants
 
     return HubUnreachable(
-        f"{name} could not be fetched from {constants.ENDPOINT} ({_first_line(error)}): check the network, or give "
+        f"{name} could not be fetched from {endpoint or constants.ENDPOINT} ({_first_line(error)}): check the network, or give "
         "a local directory or `builtin`, which need none"
     )
 
