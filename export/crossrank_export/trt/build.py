@@ -1,0 +1,121 @@
+"""From a bundle to a recorded plan: check, build, compare, write."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from crossrank_export.trt.bindings import build_plan
+from crossrank_export.trt.device import Device, check_device
+from crossrank_export.trt.gpus import Gpu, check_release
+from crossrank_export.trt.operators import check_operators
+from crossrank_export.trt.parity import check_parity, measure_parity
+from crossrank_export.trt.spec import EngineSpec
+from crossrank_server.bundle import Bundle, Manifest, sha256_of, write_manifest
+from crossrank_server.errors import SetupError
+
+
+def build_engine(trt: Any, device: Device, bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:
+    """Build the plan, compare it with ONNX Runtime, and add it to the bundle.
+
+    The plan appears under its name only once it has passed; the manifest is replaced in one step. A plan of the
+    same name is replaced.
+
+    Args:
+        trt: The `tensorrt` module.
+        device: The GPU of this machine.
+        bundle: A verified bundle.
+        spec: What to build.
+
+    Returns:
+        The manifest's entry of the plan.
+
+    Raises:
+        SetupError: GPU, TensorRT, graph and plan do not fit one another, or the plan scores differently.
+    """
+    check_device(spec.gpu, device)
+    check_release(spec.gpu, spec.tensorrt)
+    graph_path = bundle.file(spec.graph.file)
+    operators = check_operators(graph_path, spec.tensorrt)
+    plan = build_plan(trt, graph_path, spec)
+    parity = measure_parity(trt, plan, bundle, spec)
+    check_parity(parity, spec)
+    entry = {
+        **spec.as_entry(),
+        "device": device.name,
+        "graph_sha256": bundle.manifest.files[spec.graph.file],
+        "operators": {name: sorted(dtypes) for name, dtypes in sorted(operators.items())},
+        "parity": parity,
+    }
+    _record(bundle, entry, plan)
+    return entry
+
+
+def _record(bundle: Bundle, entry: dict[str, Any], plan: bytes) -> None:
+    name = entry["file"]
+    partial = bundle.file(f".{name}.partial")
+    partial.write_bytes(plan)
+    digest = sha256_of(partial)
+    manifest = bundle.manifest
+    others = [other for other in manifest.plans if other.get("file") != name]
+    updated = manifest.model_copy(
+        update={
+            "plans": [*others, entry],
+            "files": {**manifest.files, name: digest},
+            "tool_versions": {**manifest.tool_versions, "tensorrt": entry["tensorrt"]},
+        }
+    )
+    partial.replace(bundle.file(name))
+    write_manifest(bundle.path, Manifest.model_validate(updated.model_dump()))
+
+
+def require_machine(trt: Any | None, device: Device | None, gpu: Gpu, container_command: str) -> Device:
+    """Return the GPU of a machine that can build; refuse any other, naming the command that can.
+
+    Raises:
+        SetupError: TensorRT, Polygraphy or a GPU is absent.
+    """
+    missing = []
+    if trt is None:
+        missing.append("TensorRT is not installed")
+    if find_spec("polygraphy") is None:
+        missing.append("Polygraphy is not installed")
+    if device is None:
+        missing.append("no NVIDIA GPU is visible")
+    if missing or device is None:
+        raise SetupError(
+            f"cannot build a plan for the {gpu.label} on this machine: {' and '.join(missing)}. "
+            f"On a machine with a {gpu.label} and docker, run:\n\n  {container_command}\n\n"
+            "or add --dry-run to see here what would be built."
+        )
+    return device
+
+
+def container_command(bundle_path: Path, gpu: Gpu, arguments: Sequence[str], timing_cache: Path | None) -> str:
+    """Return the docker command that builds the same plan in NVIDIA's container.
+
+    Args:
+        bundle_path: The bundle on the host, which is mounted.
+        gpu: Decides the image.
+        arguments: Further options of `crossrank engine`, as the user gave them.
+        timing_cache: The user's `--timing-cache`, whose directory is mounted too.
+    """
+    mounts = ["-v", f"{bundle_path.resolve()}:/bundle"]
+    arguments = list(arguments)
+    if timing_cache is not None:
+        mounts += ["-v", f"{timing_cache.resolve().parent}:/timings"]
+        arguments += ["--timing-cache", f"/timings/{timing_cache.name}"]
+    checkout = Path(__file__).resolve().parents[3]
+    if (checkout / "pyproject.toml").is_file():
+        mounts += ["-v", f"{checkout}:/crossrank"]
+        package = "/crossrank"
+    else:
+        package = f"crossrank=={version('crossrank')}"
+    inner = f"pip install -q {package} polygraphy && " + shlex.join(
+        ["crossrank", "engine", "/bundle", "--gpu", gpu.name, *arguments]
+    )
+    return shlex.join(["docker", "run", "--rm", "--gpus", "all", *mounts, gpu.container.image, "bash", "-c", inner])

@@ -1,0 +1,112 @@
+"""The GPUs a plan can be built for, and the TensorRT releases that support each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crossrank_server.errors import SetupError
+
+REGISTRY = "nvcr.io/nvidia/tensorrt"
+
+
+@dataclass(frozen=True)
+class Container:
+    """An image of NVIDIA's that holds TensorRT with its Python bindings.
+
+    Attributes:
+        tag: The image's tag; `tritonserver:<tag>` of the same month holds the same TensorRT.
+        tensorrt: The version that its `tensorrt.__version__` begins with.
+    """
+
+    tag: str
+    tensorrt: str
+
+    @property
+    def image(self) -> str:
+        """The full name that docker pulls."""
+        return f"{REGISTRY}:{self.tag}"
+
+
+# The last months of Volta, and the newest whose TensorRT version was confirmed when this was written.
+VOLTA = Container("24.09-py3", "10.4.0")
+CURRENT = Container("26.08-py3", "11.2.1")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU model.
+
+    Attributes:
+        name: What `--gpu` takes.
+        label: What NVIDIA calls it.
+        sm: Compute capability times ten; a plan runs on this one alone.
+        oldest: First TensorRT release (major, minor) that a plan is built with.
+        newest: Last TensorRT release that supports it, or None while it is supported.
+        container: Where to build if TensorRT is not installed.
+    """
+
+    name: str
+    label: str
+    sm: int
+    oldest: tuple[int, int] = (10, 0)
+    newest: tuple[int, int] | None = None
+    container: Container = CURRENT
+
+
+# Source: release notes of TensorRT 10.5.0 ("Volta support removed") and 10.8.0 (Blackwell added),
+# https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/release-notes.html; compute capability
+# 7.5 and later in the 26.08 containers, https://docs.nvidia.com/deeplearning/triton-inference-server/release-notes/.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("v100", "Tesla V100", 70, newest=(10, 4), container=VOLTA),
+        Gpu("t4", "Tesla T4", 75),
+        Gpu("a100", "A100", 80),
+        Gpu("a30", "A30", 80),
+        Gpu("a10", "A10", 86),
+        Gpu("a40", "A40", 86),
+        Gpu("l4", "L4", 89),
+        Gpu("l40s", "L40S", 89),
+        Gpu("h100", "H100", 90),
+        Gpu("h200", "H200", 90),
+        Gpu("b200", "B200", 100, oldest=(10, 8)),
+    )
+}
+
+
+def release_of(version: str) -> tuple[int, int]:
+    """Return (major, minor) of a version such as `10.4.0`.
+
+    Raises:
+        SetupError: It does not begin with two numbers.
+    """
+    parts = version.split(".")
+    if len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
+        raise SetupError(f"TensorRT calls itself version {version!r}, which is not of the form major.minor.patch")
+    return int(parts[0]), int(parts[1])
+
+
+def sm_text(sm: int) -> str:
+    """Return `7.0` for 70."""
+    return f"{sm // 10}.{sm % 10}"
+
+
+def check_release(gpu: Gpu, version: str) -> None:
+    """Refuse a TensorRT release that does not support the GPU.
+
+    Raises:
+        SetupError: The release is too old or too new for it; the message names a container that fits.
+    """
+    release = release_of(version)
+    remedy = f"build in {gpu.container.image}, which holds TensorRT {gpu.container.tensorrt}"
+    if gpu.newest is not None and release > gpu.newest:
+        newest = ".".join(map(str, gpu.newest))
+        raise SetupError(
+            f"TensorRT {version} does not support the {gpu.label} (SM {sm_text(gpu.sm)}), "
+            f"the last release that does is {newest}: {remedy}"
+        )
+    if release < gpu.oldest:
+        oldest = ".".join(map(str, gpu.oldest))
+        raise SetupError(
+            f"TensorRT {version} is too old for a plan on the {gpu.label}, it takes {oldest} or later: {remedy}"
+        )

@@ -1,0 +1,117 @@
+"""How far a plan's logits are from ONNX Runtime's, on the built-in pairs, every pair on its own bucket's profile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrank_export.graphs import session_scorer
+from crossrank_export.parity import SampleSet, compare
+from crossrank_export.samples import SampleGroup, builtin_groups
+from crossrank_export.trt.bindings import Feed, plan_runner, run_plan
+from crossrank_export.trt.spec import EngineSpec
+from crossrank_server.bundle import Bundle, Graph
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.errors import SetupError
+from crossrank_server.pairs import PairEncoder
+
+# The fp16 graph itself may be 0.02 away from fp32; TensorRT adds its own order of summation to that.
+MAX_DELTA_LOGIT = 0.05
+
+
+def measure_parity(trt: Any, plan: bytes, bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:
+    """Run the plan on every profile that a built-in pair falls into and compare it with ONNX Runtime on the CPU.
+
+    The reference is the bundle's fp32 graph, so that the figure is the whole way from fp32 to the plan, or the
+    graph that the plan was built from where the bundle has no fp32.
+
+    Returns:
+        `reference`, the fields of `Agreement`, and per bucket `pairs_by_bucket` and `max_abs_delta_by_bucket`.
+
+    Raises:
+        SetupError: The plan cannot be loaded, or a logit is not a finite number.
+    """
+    manifest = bundle.manifest
+    groups = builtin_groups(manifest.max_length)
+    batch = _encode(bundle, groups)
+    graph = next((graph for graph in manifest.graphs if graph.precision == "fp32"), spec.graph)
+    reference = session_scorer(bundle.file(graph.file), graph, manifest.pad_token_id)(batch)[:, manifest.label]
+    logits = np.zeros(len(batch), np.float32)
+    pairs_by_bucket: dict[str, int] = {}
+    delta_by_bucket: dict[str, float] = {}
+    with plan_runner(trt, plan, spec) as runner:
+        for profile, chosen in _by_bucket(batch.lengths, spec):
+            bucket = spec.buckets[profile]
+            feed = make_feed(spec.graph, _take(batch, chosen), bucket.length, manifest.pad_token_id)
+            output = run_plan(runner, profile, feed, spec.graph.output.name)
+            logits[chosen] = output.reshape(len(chosen), -1)[:, manifest.label]
+            delta = np.abs(logits[chosen] - reference[chosen])
+            name = str(bucket.length)
+            pairs_by_bucket[name] = pairs_by_bucket.get(name, 0) + len(chosen)
+            delta_by_bucket[name] = max(delta_by_bucket.get(name, 0.0), float(delta.max()))
+    if not np.isfinite(logits).all():
+        raise SetupError(
+            f"{spec.plan_name} gives logits that are not finite numbers, which an overflow in fp16 does: no plan was "
+            "written; export the bundle again and check the fp16 graph's parity in its manifest"
+        )
+    agreement = compare(SampleSet("builtin", groups, batch, reference), logits)
+    return {
+        "reference": f"onnxruntime {version('onnxruntime')} CPU, {graph.precision}",
+        **agreement.as_dict(),
+        "pairs_by_bucket": pairs_by_bucket,
+        "max_abs_delta_by_bucket": delta_by_bucket,
+    }
+
+
+def check_parity(parity: dict[str, Any], spec: EngineSpec) -> None:
+    """Refuse a plan that scores differently.
+
+    Raises:
+        SetupError: The largest difference is over the limit.
+    """
+    delta = parity["max_abs_delta"]
+    if not delta <= MAX_DELTA_LOGIT:
+        raise SetupError(
+            f"{spec.plan_name} differs from {parity['reference']} by up to {delta:.4g} in the logit, the limit is "
+            f"{MAX_DELTA_LOGIT}: no plan was written; check the fp16 graph's own parity in the manifest first"
+        )
+
+
+def make_feed(graph: Graph, batch: PairBatch, length: int, pad_token_id: int) -> Feed:
+    """Return the graph's inputs, padded to `length` tokens, in the dtypes the manifest states."""
+    ids, types, mask = batch.padded(length, pad_token_id)
+    values = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+    return {tensor.name: values[tensor.name].astype(tensor.dtype) for tensor in graph.inputs}
+
+
+def _encode(bundle: Bundle, groups: list[SampleGroup]) -> PairBatch:
+    encoder = PairEncoder(bundle)
+    batches = [encoder.encode(group.query, group.documents).batch for group in groups]
+    lengths = np.concatenate([batch.lengths for batch in batches])
+    return PairBatch(
+        np.concatenate([batch.input_ids for batch in batches]),
+        np.concatenate([batch.token_type_ids for batch in batches]),
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )
+
+
+def _by_bucket(lengths: NDArray[np.int64], spec: EngineSpec) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield (profile, indices of pairs), no more pairs at a time than the profile takes."""
+    profiles = np.searchsorted([bucket.length for bucket in spec.buckets], lengths)
+    for profile, bucket in enumerate(spec.buckets):
+        chosen = np.flatnonzero(profiles == profile)
+        for start in range(0, len(chosen), bucket.max_batch):
+            yield profile, chosen[start : start + bucket.max_batch]
+
+
+def _take(batch: PairBatch, chosen: NDArray[np.int64]) -> PairBatch:
+    spans = [slice(batch.offsets[i], batch.offsets[i + 1]) for i in chosen]
+    return PairBatch(
+        np.concatenate([batch.input_ids[span] for span in spans]),
+        np.concatenate([batch.token_type_ids[span] for span in spans]),
+        np.concatenate([[0], np.cumsum(batch.lengths[chosen])]),
+    )

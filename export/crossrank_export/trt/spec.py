@@ -1,0 +1,207 @@
+"""Every decision of a build, made before TensorRT is touched: what `--dry-run` prints is what is built."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from crossrank_export.trt.gpus import Gpu, release_of, sm_text
+from crossrank_server.bundle import Graph, Manifest
+from crossrank_server.errors import SetupError
+
+DEFAULT_BUCKETS = (32, 64, 128, 256, 512)
+DEFAULT_MAX_BATCH = 128
+DEFAULT_WORKSPACE_MIB = 4096
+OPTIMIZATION_LEVEL = 5
+
+# TensorRT tunes its kernels at the OPT point. This many tokens per launch keep a data-centre GPU busy with an
+# encoder of hidden size 128 to 768, and more would only add latency; it is the batch a full queue produces.
+OPT_TOKENS = 8192
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One optimization profile: pairs padded to one length.
+
+    Attributes:
+        length: Tokens that pairs are padded to: OPT and MAX of the profile.
+        min_length: One more than the bucket below, so that each length has exactly one profile.
+        opt_batch: Pairs of the batch that kernels are tuned for.
+        max_batch: Pairs of the largest batch.
+    """
+
+    length: int
+    min_length: int
+    opt_batch: int
+    max_batch: int
+
+    @property
+    def shapes(self) -> tuple[Shape, Shape, Shape]:
+        """MIN, OPT and MAX, each (pairs, tokens)."""
+        return (1, self.min_length), (self.opt_batch, self.length), (self.max_batch, self.length)
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """A plan to be built.
+
+    Attributes:
+        gpu: The GPU it is for.
+        tensorrt: Version of the TensorRT that builds it.
+        graph: The graph it is built from.
+        buckets: One profile each, shortest first.
+        workspace_mib: Memory a kernel may use beside weights and activations, in MiB.
+        timing_cache: File that keeps kernel timings between builds.
+    """
+
+    gpu: Gpu
+    tensorrt: str
+    graph: Graph
+    buckets: tuple[Bucket, ...]
+    workspace_mib: int
+    timing_cache: Path
+
+    @property
+    def plan_name(self) -> str:
+        """File name of the plan: it can be loaded by exactly this SM and this TensorRT."""
+        return f"model.sm{self.gpu.sm}.trt{self.tensorrt}.{self.graph.precision}.plan"
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the graph's inputs, each int [pairs, tokens]."""
+        return [tensor.name for tensor in self.graph.inputs]
+
+    def as_entry(self) -> dict[str, Any]:
+        """Return what the manifest records of the plan, its measured parity aside."""
+        return {
+            "file": self.plan_name,
+            "gpu": self.gpu.name,
+            "sm": self.gpu.sm,
+            "tensorrt": self.tensorrt,
+            "precision": self.graph.precision,
+            "graph": self.graph.file,
+            "max_batch": max(bucket.max_batch for bucket in self.buckets),
+            "profiles": [
+                dict(zip(("min", "opt", "max"), map(list, bucket.shapes), strict=True)) for bucket in self.buckets
+            ],
+            "workspace_mib": self.workspace_mib,
+            "builder_optimization_level": OPTIMIZATION_LEVEL,
+        }
+
+
+def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int) -> tuple[Bucket, ...]:
+    """Return one bucket per length.
+
+    Args:
+        lengths: Tokens of each bucket, ascending; None takes the usual ones up to `max_length`.
+        max_length: The bundle's longest pair in tokens, which the last bucket must hold.
+        max_batch: Pairs of the largest batch.
+
+    Raises:
+        SetupError: The lengths are not ascending, or do not end at `max_length`.
+    """
+    if max_batch < 1:
+        raise SetupError(f"--max-batch {max_batch} is not a batch: give 1 or more")
+    if lengths is None:
+        lengths = [*(length for length in DEFAULT_BUCKETS if length < max_length), max_length]
+    given = ",".join(map(str, lengths))
+    if not lengths or lengths[0] < 1 or any(a >= b for a, b in pairwise(lengths)):
+        raise SetupError(f"--buckets {given} are not ascending lengths: give them like 32,64,128,256,512")
+    if lengths[-1] != max_length:
+        raise SetupError(
+            f"--buckets {given} end at {lengths[-1]} tokens, the bundle's pairs have up to {max_length}: "
+            f"make {max_length} the last bucket, or export with --max-length {lengths[-1]}"
+        )
+    starts = [1, *(length + 1 for length in lengths[:-1])]
+    return tuple(
+        Bucket(length, start, max(1, min(max_batch, OPT_TOKENS // length)), max_batch)
+        for length, start in zip(lengths, starts, strict=True)
+    )
+
+
+def make_spec(
+    manifest: Manifest,
+    bundle_path: Path,
+    gpu: Gpu,
+    tensorrt: str,
+    *,
+    buckets: Sequence[int] | None = None,
+    max_batch: int = DEFAULT_MAX_BATCH,
+    workspace_mib: int = DEFAULT_WORKSPACE_MIB,
+    timing_cache: Path | None = None,
+) -> EngineSpec:
+    """Decide everything about a plan for this bundle.
+
+    Raises:
+        SetupError: The bundle has no fp16 graph, or an option does not fit it.
+    """
+    graph = next((graph for graph in manifest.graphs if graph.precision == "fp16"), None)
+    if graph is None:
+        present = ", ".join(graph.precision for graph in manifest.graphs)
+        raise SetupError(
+            f"{manifest.model_id} has no fp16 graph, only {present}: TensorRT plans are built from it, so run "
+            f"crossrank export {manifest.source.name} --out {bundle_path} --precision fp32,fp16"
+        )
+    if workspace_mib < 1:
+        raise SetupError(f"--workspace-mib {workspace_mib} leaves no memory: give 16 or more")
+    return EngineSpec(
+        gpu=gpu,
+        tensorrt=tensorrt,
+        graph=graph,
+        buckets=make_buckets(buckets, manifest.max_length, max_batch),
+        workspace_mib=workspace_mib,
+        # Timings hold for one device and release only, hence the name; beside the plan, so that they outlive
+        # the container that the plan was built in.
+        timing_cache=timing_cache or bundle_path / f"timing.sm{gpu.sm}.trt{tensorrt}.cache",
+    )
+
+
+def trtexec_command(spec: EngineSpec, bundle_path: Path) -> str:
+    """Return the trtexec command that builds the same plan.
+
+    Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/command-line-programs.html
+    """
+    words = [
+        "trtexec",
+        f"--onnx={bundle_path / spec.graph.file}",
+        f"--saveEngine={bundle_path / spec.plan_name}",
+        f"--builderOptimizationLevel={OPTIMIZATION_LEVEL}",
+        f"--memPoolSize=workspace:{spec.workspace_mib}",
+        f"--timingCacheFile={spec.timing_cache}",
+        "--noTF32",
+        "--skipInference",
+    ]
+    if release_of(spec.tensorrt) < (11, 0):  # 11 knows no other networks
+        words.insert(3, "--stronglyTyped")
+    lines = [" ".join(map(shlex.quote, words))]
+    for index, bucket in enumerate(spec.buckets):
+        shapes = [
+            f"--{point}Shapes=" + ",".join(f"{name}:{batch}x{length}" for name in spec.inputs)
+            for point, (batch, length) in zip(("min", "opt", "max"), bucket.shapes, strict=True)
+        ]
+        lines.append(" ".join([f"  --profile={index}", *shapes]))
+    return " \\\n".join(lines)
+
+
+def describe(spec: EngineSpec, bundle_path: Path) -> str:
+    """Return the whole plan of the build as text, one decision a line."""
+    lines = [
+        f"plan       {bundle_path / spec.plan_name}",
+        f"for        {spec.gpu.label}, SM {sm_text(spec.gpu.sm)}, TensorRT {spec.tensorrt}",
+        f"from       {spec.graph.file}, a strongly typed network ({spec.graph.precision} with fp32 islands)",
+        f"flags      STRONGLY_TYPED, TF32 off, builder optimization level {OPTIMIZATION_LEVEL}, "
+        f"workspace {spec.workspace_mib} MiB",
+        f"timings    {spec.timing_cache}",
+        "",
+        f"{'profile':<9}{'input':<18}{'min':>10}{'opt':>10}{'max':>10}   (pairs x tokens)",
+    ]
+    for index, bucket in enumerate(spec.buckets):
+        points = "".join(f"{f'{batch}x{length}':>10}" for batch, length in bucket.shapes)
+        lines += [f"{index if row == 0 else '':<9}{name:<18}{points}" for row, name in enumerate(spec.inputs)]
+    return "\n".join([*lines, "", trtexec_command(spec, bundle_path)])
