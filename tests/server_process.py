@@ -35,6 +35,11 @@ class RunningServer:
     process: subprocess.Popen[bytes]
 
     @property
+    def port(self) -> int:
+        """Its port on 127.0.0.1."""
+        return int(self.base_url.rsplit(":", 1)[1])
+
+    @property
     def pid(self) -> int:
         """Its process id."""
         return self.process.pid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import inspect
 import json
 import pickle
 import subprocess
@@ -295,3 +296,9 @@ def test_the_client_imports_nothing_but_httpx_and_the_standard_library():
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.split() == ["crossrank_client"]
+
+
+@pytest.mark.parametrize("method", ["__init__", "rerank", "models", "ready"])
+def test_both_clients_take_the_same_arguments(method):
+    sync, asynchronous = (inspect.signature(getattr(kind, method)) for kind in (Client, AsyncClient))
+    assert sync == asynchronous
