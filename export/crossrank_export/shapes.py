@@ -14,7 +14,9 @@ _WEIGHT_BYTES = 1024
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Write the inferred shape and dtype into every value of the main graph, replacing what was there.
+    """Write the inferred shape and dtype into every value of the main graph.
+
+    What inference leaves open stays as the exporter noted it.
 
     Args:
         model: Changed in place. Shapes of its inputs are taken as given.
@@ -51,19 +53,24 @@ def _without_weights(model: ir.Model) -> ir.Model:
         if value.const_value is None or value.const_value.nbytes <= _WEIGHT_BYTES:
             continue
         value.shape = ir.Shape(value.const_value.numpy().shape)
-        value.dtype = value.const_value.dtype
+        value.type = ir.TensorType(value.const_value.dtype)
         del copy.graph.initializers[name]
         if value not in copy.graph.inputs:
             copy.graph.inputs.append(value)
     return copy
 
 
-def _set_type(value: ir.Value, tensor_type: onnx.TypeProto.Tensor) -> None:
-    if tensor_type.elem_type:
-        value.dtype = ir.DataType(tensor_type.elem_type)
-    if not tensor_type.HasField("shape"):
-        value.shape = None
+def _set_type(value: ir.Value, inferred: onnx.TypeProto.Tensor) -> None:
+    if inferred.elem_type:
+        value.type = ir.TensorType(ir.DataType(inferred.elem_type))
+    if not inferred.HasField("shape"):
         return
-    value.shape = ir.Shape(
-        [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor_type.shape.dim]
-    )
+    known = dims_of(value)
+    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in inferred.shape.dim]
+    if known is not None and len(known) == len(dims):
+        dims = [old if _is_unknown(new) else new for new, old in zip(dims, known, strict=True)]
+    value.shape = ir.Shape(dims)
+
+
+def _is_unknown(dim: int | str | None) -> bool:
+    return dim is None or (isinstance(dim, str) and dim.startswith("unk__"))

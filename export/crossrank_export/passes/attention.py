@@ -104,12 +104,12 @@ def _match_attention_op(node: ir.Node) -> Attention | None:
     if node.op_type != "Attention" or node.domain or len(node.outputs) > 1 or any(node.inputs[4:]):
         return None
     attributes = node.attributes
-    if attributes.get_int("is_causal", 0) or attributes.get_float("softcap", 0.0):
+    if attributes.get_int("is_causal", 0) or attributes.get_float("softcap", 0):
         return None
     key_dims = dims_of(node.inputs[1])
     if key_dims is None or len(key_dims) != 4 or not isinstance(key_dims[-1], int):
         return None
-    scale = attributes.get_float("scale", key_dims[-1] ** -0.5)
+    scale = attributes["scale"].as_float() if "scale" in attributes else float(key_dims[-1] ** -0.5)
     mask = node.inputs[3] if len(node.inputs) > 3 else None
     if mask is not None and mask.dtype != ir.DataType.FLOAT:
         return None

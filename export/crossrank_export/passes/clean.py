@@ -60,11 +60,11 @@ def _simplify(graph: ir.Graph, node: ir.Node) -> bool:
     if _is_without_effect(node) and node.inputs[0] is not None:
         redirect(output, node.inputs[0])
         return True
-    array = _fold(node)
+    array = _fold(node, graph.opset_imports.get("", 17))
     if array is None:
         return False
     value = ir.Value(name=f"{output.name}/folded", const_value=ir.tensor(array, name=f"{output.name}/folded"))
-    value.dtype = ir.DataType.from_numpy(array.dtype)
+    value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
     value.shape = ir.Shape(array.shape)
     graph.register_initializer(value)
     redirect(output, value)
@@ -81,10 +81,12 @@ def _is_without_effect(node: ir.Node) -> bool:
         starts, ends = integers_of(node.inputs[1]), integers_of(node.inputs[2])
         steps = integers_of(node.inputs[4]) if len(node.inputs) > 4 else [1]
         return starts == [0] and ends is not None and ends[0] >= _INT64_MAX - 1 and steps == [1]
+    if node.op_type == "Identity":
+        return True
     return node.op_type == "Dropout" and (len(node.inputs) < 3 or node.inputs[2] is None)
 
 
-def _fold(node: ir.Node) -> NDArray[Any] | None:
+def _fold(node: ir.Node, opset: int) -> NDArray[Any] | None:
     if node.op_type in ("Shape", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze"):
         dims = _known_dims(node.outputs[0])
         if dims is not None and all(isinstance(dim, int) for dim in dims):
@@ -99,12 +101,11 @@ def _fold(node: ir.Node) -> NDArray[Any] | None:
             return None
         if value is not None and array is not None:
             feeds[value.name or ""] = array
-    return _evaluate(node, feeds)
+    return _evaluate(node, opset, feeds)
 
 
-def _evaluate(node: ir.Node, feeds: dict[str, NDArray[Any]]) -> NDArray[Any] | None:
+def _evaluate(node: ir.Node, opset: int, feeds: dict[str, NDArray[Any]]) -> NDArray[Any] | None:
     """Run one node in numpy; None where the result would bloat the file."""
-    opset = node.graph.opset_imports.get("", 17) if node.graph is not None else 17
     inputs = [
         onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feeds.items()
@@ -123,8 +124,9 @@ def _known_dims(value: ir.Value | None) -> list[int | str | None] | None:
         return list(numbers) if (numbers := integers_of(value)) is not None else None
     if node.op_type == "Shape":
         dims = dims_of(node.inputs[0])
-        end = node.attributes.get_int("end", None)
-        return None if dims is None else dims[node.attributes.get_int("start", 0) or 0 : end]
+        start, end = node.attributes.get("start"), node.attributes.get("end")
+        cut = slice(start.as_int() if start else None, end.as_int() if end else None)
+        return None if dims is None else dims[cut]
     if node.op_type in ("Unsqueeze", "Squeeze") and axes_of(node) == [0]:
         return _known_dims(node.inputs[0])
     if node.op_type == "Concat":

@@ -9,40 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-ELEMENTWISE = frozenset(
-    {
-        "Abs",
-        "Add",
-        "And",
-        "Cast",
-        "Div",
-        "Dropout",
-        "Elu",
-        "Equal",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "Identity",
-        "Log",
-        "Max",
-        "Min",
-        "Mish",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "Pow",
-        "Reciprocal",
-        "Relu",
-        "Sigmoid",
-        "Sign",
-        "Softplus",
-        "Sqrt",
-        "Sub",
-        "Tanh",
-        "Where",
-    }
-)
+# fmt: off
+ELEMENTWISE = frozenset({
+    "Abs", "Add", "And", "Cast", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "Gelu", "Identity", "Log",
+    "Max", "Min", "Mish", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "Relu", "Sigmoid", "Sign",
+    "Softplus", "Sqrt", "Sub", "Tanh", "Where",
+})
+# fmt: on
 """Operators that compute each element from the elements at the same place, broadcasting aside."""
 
 
@@ -76,7 +49,7 @@ class Emitter:
         """Register an initializer and return it."""
         name = self._free_name(name)
         value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
-        value.dtype = ir.DataType.from_numpy(array.dtype)
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         value.shape = ir.Shape(array.shape)
         self._graph.register_initializer(value)
         return value
@@ -96,8 +69,7 @@ class Emitter:
     def _append(self, node: ir.Node, dtype: ir.DataType | None) -> Sequence[ir.Value]:
         for value in node.outputs:
             value.name = self._free_name(node.op_type)
-            if dtype is not None:
-                value.dtype = dtype
+            value.type = None if dtype is None else ir.TensorType(dtype)
         node.name = node.outputs[0].name
         self._graph.append(node)
         return node.outputs

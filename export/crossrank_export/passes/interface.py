@@ -22,7 +22,7 @@ def unify_interface(model: ir.Model) -> PassReport:
     done = []
     emit = Emitter(graph, NAME)
     for value in [value for value in graph.inputs if value.dtype == ir.DataType.INT64]:
-        value.dtype = ir.DataType.INT32
+        value.type = ir.TensorType(ir.DataType.INT32)
         _widen_where_needed(value, emit)
         done.append(f"{value.name} is int32")
     for value in graph.inputs:
@@ -45,12 +45,12 @@ def _widen_where_needed(value: ir.Value, emit: Emitter) -> None:
         if (node.op_type, position) in _INDIFFERENT:
             continue
         if node.op_type in _MOVING and position == 0:
-            node.outputs[0].dtype = ir.DataType.INT32
+            node.outputs[0].type = ir.TensorType(ir.DataType.INT32)
             _widen_where_needed(node.outputs[0], emit)
             continue
         if widened is None:
             widened = emit.op("Cast", value, to=ir.DataType.INT64)
-            widened.dtype = ir.DataType.INT64
+            widened.type = ir.TensorType(ir.DataType.INT64)
             widened.shape = value.shape
         node.replace_input_with(position, widened)
 

@@ -30,6 +30,7 @@ def fuse_layer_norm(model: ir.Model) -> PassReport:
     fused = sum(_fuse(node, emit) for node in list(model.graph) if node.op_type == "Add")
     if not fused:
         return PassReport(NAME, False, "No layer normalization is in pieces.")
+    model.graph.sort()
     return PassReport(NAME, True, f"{fused} layer normalizations became one node each.")
 
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from crossrank_export.passes.emit import Emitter
 from crossrank_export.passes.report import PassReport
-from crossrank_export.shapes import dims_of
+from crossrank_export.shapes import dims_of, infer_shapes
 
 NAME = "opset"
 TARGET = 17
@@ -15,57 +15,15 @@ TARGET = 17
 _AXES_TO_INPUT = {"Squeeze": "axes", "Unsqueeze": "axes", "ReduceSum": "axes", "Split": "split"}
 _SOFTMAX = {"Softmax", "LogSoftmax"}
 # Operators whose meaning is the same in opsets 11 to 17.
-_UNCHANGED = frozenset(
-    {
-        "[Abs,",
-        "Add,",
-        "And,",
-        "Cast,",
-        "Ceil,",
-        "Concat,",
-        "Constant,",
-        "ConstantOfShape,",
-        "CumSum,",
-        "Div,",
-        "Equal,",
-        "Erf,",
-        "Exp,",
-        "Expand,",
-        "Flatten,",
-        "Floor,",
-        "Gather,",
-        "GatherElements,",
-        "GatherND,",
-        "Gemm,",
-        "Greater,",
-        "Identity,",
-        "Less,",
-        "Log,",
-        "MatMul,",
-        "Max,",
-        "Min,",
-        "Mul,",
-        "Neg,",
-        "Not,",
-        "Or,",
-        "Pow,",
-        "Range,",
-        "Reciprocal,",
-        "ReduceMean,",
-        "Relu,",
-        "Reshape,",
-        "Shape,",
-        "Sigmoid,",
-        "Sign,",
-        "Slice,",
-        "Sqrt,",
-        "Sub,",
-        "Tanh,",
-        "Tile,",
-        "Transpose,",
-        "Where]",
-    }
-)
+# fmt: off
+_UNCHANGED = frozenset({
+    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "CumSum", "Div", "Equal",
+    "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gemm", "Greater",
+    "Identity", "Less", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Range",
+    "Reciprocal", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Sign", "Slice", "Sqrt", "Sub",
+    "Tanh", "Tile", "Transpose", "Where",
+})
+# fmt: on
 
 
 def raise_opset(model: ir.Model) -> PassReport:
@@ -77,26 +35,36 @@ def raise_opset(model: ir.Model) -> PassReport:
         return PassReport(NAME, False, f"Opset {opset} is older than 11: left as it is.")
     known = _UNCHANGED | _SOFTMAX | set(_AXES_TO_INPUT)
     strange = sorted({node.op_type for node in model.graph if node.domain or node.op_type not in known})
-    strange += sorted({node.op_type for node in model.graph if _is_flattening_softmax(node, opset)})
     if strange:
         return PassReport(NAME, False, f"Left at opset {opset}: {', '.join(strange)} may mean something else later.")
-    emit = Emitter(model.graph, NAME)
-    for node in list(model.graph):
-        attribute = _AXES_TO_INPUT.get(node.op_type)
-        if attribute in node.attributes and attribute is not None:
-            axes = node.attributes.pop(attribute).as_ints()
-            node.resize_inputs(2)
-            node.replace_input_with(1, emit.constant(np.array(axes, np.int64), attribute))
-        elif node.op_type in _SOFTMAX:
+    trial = model.clone()
+    _convert(trial)
+    infer_shapes(trial)
+    if opset < 13 and any(_is_flattening_softmax(node) for node in trial.graph):
+        return PassReport(NAME, False, f"Left at opset {opset}: a softmax runs over several axes.")
+    _convert(model)
+    for node in model.graph:
+        if node.op_type in _SOFTMAX and opset < 13:
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
-    model.opset_imports[""] = TARGET
     return PassReport(NAME, True, f"Opset {opset} rewritten as {TARGET}.")
 
 
-def _is_flattening_softmax(node: ir.Node, opset: int) -> bool:
+def _convert(model: ir.Model) -> None:
+    """Move attributes that became inputs."""
+    emit = Emitter(model.graph, NAME)
+    for node in list(model.graph):
+        attribute = _AXES_TO_INPUT.get(node.op_type)
+        if attribute is not None and attribute in node.attributes:
+            axes = node.attributes.pop(attribute).as_ints()
+            node.resize_inputs(2)
+            node.replace_input_with(1, emit.constant(np.array(axes, np.int64), attribute))
+    model.opset_imports[""] = TARGET
+
+
+def _is_flattening_softmax(node: ir.Node) -> bool:
     """Before opset 13 a softmax ran over all axes from `axis` on: the same only where that is the last one."""
-    if node.op_type not in _SOFTMAX or opset >= 13:
-        return False
     axis = node.attributes.get_int("axis", 1)
+    if node.op_type not in _SOFTMAX or axis == -1:
+        return False
     dims = dims_of(node.inputs[0])
-    return axis != -1 and (dims is None or axis != len(dims) - 1)
+    return dims is None or axis != len(dims) - 1
