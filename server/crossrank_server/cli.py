@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "crossrank_export.commands.export:export",
     "engine": "crossrank_export.commands.engine:engine",
     "repository": "crossrank_export.commands.repository:repository",
+    "triton": "crossrank_export.commands.triton:triton",
     "eval": "crossrank_perf.commands.eval:evaluate",
     "bench": "crossrank_perf.commands.bench:bench",
 }

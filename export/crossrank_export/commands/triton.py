@@ -1,0 +1,120 @@
+"""`crossrank triton`: the real tritonserver on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--model", default="builtin", show_default=True, help="A bundle, a model directory, a hub id or `builtin`."
+)
+@click.option(
+    "--repository",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Serve this repository, from crossrank repository --target cpu, instead of writing one for --model.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option(
+    "--http-port",
+    type=click.IntRange(1, 65535),
+    default=8003,
+    show_default=True,
+    help="Not Triton's usual 8000, where crossrank serve listens.",
+)
+@click.option("--grpc-port", type=click.IntRange(1, 65535), default=8001, show_default=True, help="For --triton-url.")
+@click.option("--metrics-port", type=click.IntRange(1, 65535), default=8002, show_default=True, help="Prometheus.")
+@click.option(
+    "--run-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Gets the model repository and what tritonserver needs beside it.  [default: in the cache, one for each "
+    "gRPC port]",
+)
+@click.option(
+    "--instances",
+    type=click.IntRange(min=1),
+    help="Processes that compute, one thread each.  [default: one for each core]",
+)
+@click.option("--engine", type=click.Choice(["auto", "openvino", "onnxruntime"]), default="auto", help="What computes.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="auto takes bf16 where the CPU multiplies it natively; fp32 gives the reference's scores.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def triton(
+    model: str,
+    repository: Path | None,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    run_dir: Path | None,
+    instances: int | None,
+    engine: str,
+    precision: str,
+    arguments: tuple[str, ...],
+) -> None:
+    r"""Serve a model with the real tritonserver on this machine's CPU.
+
+    The server is the one of the nvidia-pytriton wheel, from the directory that CROSSRANK_TRITON_HOME names or .triton;
+    without it a message tells how to install it. This process becomes tritonserver: signals and the exit code are its
+    own. On a GPU node the repository of crossrank repository is served by NVIDIA's container instead.
+
+    ARGUMENTS go to tritonserver as they are.
+
+    \b
+    Examples:
+      crossrank triton
+      crossrank triton --model cross-encoder/ms-marco-MiniLM-L6-v2 --grpc-port 9001
+      crossrank triton --repository model_repository
+      crossrank triton -- --log-verbose=1 --model-control-mode=poll --repository-poll-secs=1
+    """
+    from crossrank_export.triton.home import find_home
+    from crossrank_export.triton.server import Ports, check_ports, make_command
+
+    home = find_home()
+    ports = Ports(host, http_port, grpc_port, metrics_port)
+    check_ports(ports)
+    from crossrank_server.bundle_cache import default_cache_dir
+
+    run_dir = run_dir or default_cache_dir() / "triton" / str(grpc_port)
+    if repository is None:
+        repository = _write(model, run_dir / "model_repository", instances, engine, precision)
+    command = make_command(home, repository, ports, run_dir, arguments)
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"serving {repository} on grpc://{shown}:{grpc_port} and http://{shown}:{http_port}", err=True)
+    click.echo(f"ready when http://{shown}:{http_port}/v2/health/ready answers 200", err=True)
+    sys.stdout.flush()
+    os.execve(command.arguments[0], command.arguments, command.environment)
+
+
+def _write(model: str, out: Path, instances: int | None, engine: str, precision: str) -> Path:
+    """Write a fresh repository; what an earlier run left there is another model's."""
+    import shutil
+
+    from crossrank_export.triton.spec import make_spec
+    from crossrank_export.triton.write import write_repository
+    from crossrank_server.engines.embedded import available_cores
+    from crossrank_server.hub import resolve_model
+
+    bundle = resolve_model(model)
+    cores = available_cores()
+    spec = make_spec(
+        bundle.manifest,
+        "cpu",
+        instances=instances or cores,
+        text_instances=2 * cores,
+        engine=engine,
+        precision=precision,
+    )
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_repository(bundle, spec, out)
+    return out

@@ -1,0 +1,194 @@
+"""Triton's ModelConfig as protobuf: wrong fields cannot be written.
+
+Source: https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto and
+https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from crossrank_export.triton.spec import RepositorySpec
+from crossrank_server.bundle import TOKENIZER, Manifest
+
+_ACCELERATOR_WORKSPACE_BYTES = 4 << 30
+# Inside the container; a volume mounted there keeps the engines between starts.
+ACCELERATOR_CACHE = "/var/cache/crossrank"
+
+
+def engine_config(spec: RepositorySpec, manifest: Manifest) -> Any:
+    """Return the ModelConfig of the engine model: token ids to logits."""
+    config = pb.ModelConfig(
+        name=spec.name,
+        max_batch_size=spec.max_batch,
+        input=[
+            pb.ModelInput(
+                name=tensor.name,
+                data_type=pb.TYPE_INT32,
+                dims=[-1],
+                # The Python backend hands over each request's own tensors, so that requests of all shapes merge.
+                allow_ragged_batch=spec.target == "cpu",
+            )
+            for tensor in spec.graph.inputs
+        ],
+        output=[pb.ModelOutput(name=spec.graph.output.name, data_type=pb.TYPE_FP32, dims=[1])],
+        version_policy=_latest(),
+        dynamic_batching=pb.ModelDynamicBatching(
+            max_queue_delay_microseconds=spec.queue.delay_us,
+            default_queue_policy=pb.ModelQueuePolicy(
+                timeout_action=pb.ModelQueuePolicy.REJECT,
+                default_timeout_microseconds=spec.queue.timeout_us,
+                allow_timeout_override=True,
+                max_queue_size=spec.queue.max_requests,
+            ),
+        ),
+        optimization=pb.ModelOptimizationPolicy(input_pinned_memory=_enabled(), output_pinned_memory=_enabled()),
+        model_warmup=[_warmup(spec, i) for i in range(len(spec.buckets))],
+    )
+    {"cpu": _on_cpu, "onnxruntime-gpu": _on_onnxruntime, "tensorrt": _on_tensorrt}[spec.target](config, spec)
+    _add_parameters(config, {**_facts(spec, manifest), **_target_facts(spec)})
+    return config
+
+
+def text_config(spec: RepositorySpec, manifest: Manifest) -> Any:
+    """Return the ModelConfig of the text model: a query and documents to scores."""
+    config = pb.ModelConfig(
+        name=spec.text_name,
+        backend="python",
+        # Documents are not a batch: each request is one query with its own list.
+        max_batch_size=0,
+        input=[
+            pb.ModelInput(name="QUERY", data_type=pb.TYPE_STRING, dims=[1]),
+            pb.ModelInput(name="DOCUMENTS", data_type=pb.TYPE_STRING, dims=[-1]),
+        ],
+        output=[pb.ModelOutput(name="SCORES", data_type=pb.TYPE_FP32, dims=[-1])],
+        version_policy=_latest(),
+        instance_group=[pb.ModelInstanceGroup(count=spec.text_instances, kind=pb.ModelInstanceGroup.KIND_CPU)],
+    )
+    engine = {
+        "crossrank_engine_model": spec.name,
+        "crossrank_engine_output": spec.graph.output.name,
+        "crossrank_max_batch_size": str(spec.max_batch),
+    }
+    _add_parameters(config, {**_facts(spec, manifest), **engine})
+    return config
+
+
+def text_from_config(config: Any) -> str:
+    """Return the content of a config.pbtxt; map entries are sorted, so that it is the same each time."""
+    return str(text_format.MessageToString(config))
+
+
+def config_from_text(text: str) -> Any:
+    """Parse a config.pbtxt; an unknown field or value raises `google.protobuf.text_format.ParseError`."""
+    return text_format.Parse(text, pb.ModelConfig())
+
+
+def _on_cpu(config: Any, spec: RepositorySpec) -> None:
+    config.backend = "python"
+    config.instance_group.add(count=spec.instances, kind=pb.ModelInstanceGroup.KIND_CPU)
+
+
+def _on_onnxruntime(config: Any, spec: RepositorySpec) -> None:
+    """Source: https://github.com/triton-inference-server/onnxruntime_backend (README.md)."""
+    config.platform = "onnxruntime_onnx"
+    config.backend = "onnxruntime"
+    config.default_model_filename = "model.onnx"
+    config.instance_group.add(count=spec.instances, kind=pb.ModelInstanceGroup.KIND_GPU)
+    middle = len(spec.buckets) // 3
+    points = {
+        "min": (1, 1),
+        "opt": (spec.opt_batches[middle], spec.buckets[middle]),
+        "max": (spec.max_batch, spec.buckets[-1]),
+    }
+    accelerator = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+    accelerator.parameters.update(
+        {
+            "precision_mode": spec.graph.precision.upper(),
+            "max_workspace_size_bytes": str(_ACCELERATOR_WORKSPACE_BYTES),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": ACCELERATOR_CACHE,
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": ACCELERATOR_CACHE,
+            "trt_layer_norm_fp32_fallback": "1",
+            "trt_builder_optimization_level": "5",
+            # One wide profile: engines are otherwise built again for every new shape, in the middle of a request.
+            **{
+                f"trt_profile_{point}_shapes": ",".join(
+                    f"{tensor.name}:{rows}x{length}" for tensor in spec.graph.inputs
+                )
+                for point, (rows, length) in points.items()
+            },
+        }
+    )
+
+
+def _on_tensorrt(config: Any, spec: RepositorySpec) -> None:
+    """Source: https://github.com/triton-inference-server/tensorrt_backend (README.md)."""
+    assert spec.plan is not None  # make_spec gives the target one; this tells mypy
+    config.platform = "tensorrt_plan"
+    config.backend = "tensorrt"
+    config.default_model_filename = spec.plan["file"]
+    config.cc_model_filenames[f"{spec.plan['sm'] // 10}.{spec.plan['sm'] % 10}"] = spec.plan["file"]
+    config.instance_group.add(
+        count=spec.instances,
+        kind=pb.ModelInstanceGroup.KIND_GPU,
+        profile=[str(i) for i in range(len(spec.buckets))],
+    )
+    # Activations for the profile in use, not for the largest of all.
+    _add_parameters(config, {"execution_context_allocation_strategy": "ON_PROFILE_CHANGE"})
+    cuda = config.optimization.cuda
+    cuda.graphs = True
+    cuda.output_copy_stream = True
+    for bucket in spec.buckets:
+        for rows in spec.graph_batches:
+            graph = cuda.graph_spec.add(batch_size=rows)
+            for tensor in spec.graph.inputs:
+                graph.input[tensor.name].dim.append(bucket)
+
+
+def _latest() -> Any:
+    return pb.ModelVersionPolicy(latest=pb.ModelVersionPolicy.Latest(num_versions=1))
+
+
+def _enabled() -> Any:
+    return pb.ModelOptimizationPolicy.PinnedMemoryBuffer(enable=True)
+
+
+def _warmup(spec: RepositorySpec, i: int) -> Any:
+    """Return a batch of zeros of bucket i; the kernels it runs depend on the shape alone."""
+    tensor = pb.ModelWarmup.Input(data_type=pb.TYPE_INT32, dims=[spec.buckets[i]], zero_data=True)
+    return pb.ModelWarmup(
+        name=f"bucket_{spec.buckets[i]}",
+        batch_size=spec.opt_batches[i],
+        inputs={entry.name: tensor for entry in spec.graph.inputs},
+        count=1,
+    )
+
+
+def _facts(spec: RepositorySpec, manifest: Manifest) -> dict[str, str]:
+    """Return what a client checks before it sends ids: same model, same tokenizer, same buckets."""
+    return {
+        "crossrank_model_id": manifest.model_id,
+        "crossrank_tokenizer_sha256": manifest.files[TOKENIZER],
+        "crossrank_max_length": str(manifest.max_length),
+        "crossrank_buckets": ",".join(map(str, spec.buckets)),
+    }
+
+
+def _target_facts(spec: RepositorySpec) -> dict[str, str]:
+    if spec.target == "cpu":
+        return {
+            "crossrank_target": "cpu",
+            "crossrank_engine": spec.engine,
+            "crossrank_precision": spec.precision,
+        }
+    return {"crossrank_target": spec.target, "crossrank_precision": spec.graph.precision}
+
+
+def _add_parameters(config: Any, parameters: dict[str, str]) -> None:
+    for name, value in parameters.items():
+        config.parameters[name].string_value = value

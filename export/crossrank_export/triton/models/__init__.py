@@ -1,0 +1,1 @@
+"""Python-backend models; each file is copied into a repository as `model.py` and runs inside Triton's stub."""

@@ -1,0 +1,232 @@
+"""Every decision about a model repository, made before a file is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from crossrank_export.trt.check import check_plan
+from crossrank_export.trt.gpus import GPUS
+from crossrank_server.bundle import Graph, Manifest
+from crossrank_server.errors import SetupError
+
+Target = Literal["tensorrt", "onnxruntime-gpu", "cpu"]
+TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime-gpu", "cpu")
+
+# More buckets pad less and merge less; passages of MS MARCO have 95 tokens on average.
+DEFAULT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
+TEXT_SUFFIX = "_rerank"
+# A batch on a CPU is cut to what its caches like anyway; on a GPU it is the largest one of the plan.
+_MAX_BATCH = {"cpu": 64, "onnxruntime-gpu": 128}
+# Two instances overlap one batch's copies with another's kernels; on CPUs `crossrank triton` takes one for each core.
+_INSTANCES = 2
+_TEXT_INSTANCES = 4
+# Launch overhead, which CUDA graphs remove, matters in small batches; every graph costs GPU memory.
+_GRAPH_BATCHES = (1, 2, 4, 8, 16, 32)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What waits in front of the engine model, and for how long.
+
+    Attributes:
+        max_requests: Requests that may wait; one more is refused at once with UNAVAILABLE.
+        timeout_us: After which a waiting request is refused; a client may ask for less.
+        delay_us: How long a batch waits for company. Under load batches fill without any.
+    """
+
+    max_requests: int = 2048
+    timeout_us: int = 10_000_000
+    delay_us: int = 0
+
+
+@dataclass(frozen=True)
+class RepositorySpec:
+    """A repository to be written.
+
+    Attributes:
+        name: The engine model; the text model is `<name>_rerank`.
+        target: What computes the logits.
+        graph: The graph it runs, or that its plan was built from.
+        buckets: Sequence lengths in tokens, ascending.
+        max_batch: Rows of a batch at most.
+        opt_batches: Rows that kernels are tuned for, one a bucket; also the batches that warm it up.
+        graph_batches: Rows for which a CUDA graph of each bucket is captured; `tensorrt` only.
+        queue: The dynamic batcher's queue.
+        instances: Instances of the engine model (on each GPU).
+        text_instances: Instances of the text model, each working on one request at a time; 0 leaves it out.
+        engine: Embedded engine of the `cpu` target.
+        precision: Arithmetic of the `cpu` target.
+        plan: The manifest's entry of the TensorRT plan; `tensorrt` only.
+    """
+
+    name: str
+    target: Target
+    graph: Graph
+    buckets: tuple[int, ...]
+    max_batch: int
+    opt_batches: tuple[int, ...]
+    graph_batches: tuple[int, ...]
+    queue: Queue
+    instances: int
+    text_instances: int
+    engine: str = "auto"
+    precision: str = "auto"
+    plan: dict[str, Any] | None = None
+
+    @property
+    def text_name(self) -> str:
+        """Name of the text model."""
+        return self.name + TEXT_SUFFIX
+
+
+def make_spec(
+    manifest: Manifest,
+    target: Target,
+    *,
+    name: str | None = None,
+    buckets: Sequence[int] | None = None,
+    max_batch: int | None = None,
+    queue: Queue | None = None,
+    instances: int | None = None,
+    text_instances: int | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
+    gpu: str | None = None,
+    tensorrt: str | None = None,
+) -> RepositorySpec:
+    """Decide everything about a repository for this bundle.
+
+    Args:
+        manifest: Of the bundle.
+        target: What computes the logits.
+        name: Of the engine model; the model id without its owner if omitted.
+        buckets: Sequence lengths in tokens; for `tensorrt` they are those of the plan.
+        max_batch: Rows of a batch at most; for `tensorrt` it is that of the plan.
+        queue: The dynamic batcher's queue.
+        instances: Instances of the engine model.
+        text_instances: Instances of the text model; 0 leaves it out.
+        engine: Embedded engine of the `cpu` target: auto, openvino or onnxruntime.
+        precision: Arithmetic of the `cpu` target: auto, fp32 or bf16.
+        gpu: Whose plan to take, where the bundle has several.
+        tensorrt: Version in the serving container; that of the GPU's usual container if omitted and `gpu` is given.
+
+    Raises:
+        SetupError: An option does not fit the bundle or the target.
+    """
+    name = name or manifest.model_id.rpartition("/")[2]
+    if not _NAME.fullmatch(name):
+        raise SetupError(f"--name {name!r} is no name of a Triton model: use letters, digits, '.', '_' and '-'")
+    if instances is not None and instances < 1:
+        raise SetupError(f"--instances {instances} leaves nothing to compute with: give 1 or more")
+    plan = None
+    if target == "tensorrt":
+        _refuse_given(buckets, max_batch)
+        plan = choose_plan(manifest, gpu, tensorrt)
+        buckets = [profile["max"][1] for profile in plan["profiles"]]
+        max_batch = int(plan["max_batch"])
+        opt_batches = [int(profile["opt"][0]) for profile in plan["profiles"]]
+        graph = _planned_graph(manifest, plan)
+    else:
+        buckets = check_buckets(buckets, manifest.max_length)
+        max_batch = max_batch or _MAX_BATCH[target]
+        opt_batches = [min(max_batch, max(1, 4096 // bucket)) for bucket in buckets]
+        graph = _graph_for(manifest, target)
+    if target != "cpu" and manifest.num_labels != 1:
+        raise SetupError(
+            f"{manifest.model_id} has {manifest.num_labels} logits a pair: target {target} serves models with one; "
+            "use --target cpu, which picks the bundle's label"
+        )
+    return RepositorySpec(
+        name=name,
+        target=target,
+        graph=graph,
+        buckets=tuple(buckets),
+        max_batch=max_batch,
+        opt_batches=tuple(opt_batches),
+        graph_batches=tuple(b for b in _GRAPH_BATCHES if b <= max_batch) if target == "tensorrt" else (),
+        queue=queue or Queue(),
+        instances=instances or _INSTANCES,
+        text_instances=_TEXT_INSTANCES if text_instances is None else text_instances,
+        engine=engine,
+        precision=precision,
+        plan=plan,
+    )
+
+
+def check_buckets(buckets: Sequence[int] | None, max_length: int) -> list[int]:
+    """Return the buckets, or the usual ones up to `max_length` tokens.
+
+    Raises:
+        SetupError: They are not ascending, or do not end at `max_length`.
+    """
+    if buckets is None:
+        return [*(bucket for bucket in DEFAULT_BUCKETS if bucket < max_length), max_length]
+    given = ",".join(map(str, buckets))
+    if not buckets or buckets[0] < 1 or any(a >= b for a, b in pairwise(buckets)):
+        raise SetupError(f"--buckets {given} are not ascending lengths: give them like 32,64,128,256,512")
+    if buckets[-1] != max_length:
+        raise SetupError(
+            f"--buckets {given} end at {buckets[-1]} tokens, the bundle's pairs have up to {max_length}: "
+            f"make {max_length} the last bucket"
+        )
+    return list(buckets)
+
+
+def choose_plan(manifest: Manifest, gpu: str | None, tensorrt: str | None) -> dict[str, Any]:
+    """Return the manifest's plan for a GPU, or its only one.
+
+    Raises:
+        SetupError: There is none, or several and no choice.
+        BundleError: It cannot be loaded by that GPU or TensorRT version.
+    """
+    names = ", ".join(str(plan.get("file", "?")) for plan in manifest.plans)
+    if not manifest.plans:
+        raise SetupError(
+            f"{manifest.model_id} has no TensorRT plan: build one with crossrank engine on the GPU that will serve, "
+            "or use --target onnxruntime-gpu"
+        )
+    if gpu is None:
+        if len(manifest.plans) > 1:
+            raise SetupError(f"the bundle has the plans {names}: choose one with --gpu")
+        plan = manifest.plans[0]
+        check_plan(plan, int(plan.get("sm", 0)), tensorrt or str(plan.get("tensorrt", "")))
+        return plan
+    wanted = GPUS[gpu]
+    version = tensorrt or wanted.container.tensorrt
+    fitting = [plan for plan in manifest.plans if plan.get("sm") == wanted.sm]
+    same_release = [plan for plan in fitting if str(plan.get("tensorrt", "")).startswith(version)]
+    plan = (same_release or fitting or manifest.plans)[0]
+    check_plan(plan, wanted.sm, version)
+    return plan
+
+
+def _planned_graph(manifest: Manifest, plan: dict[str, Any]) -> Graph:
+    graph = next((graph for graph in manifest.graphs if graph.file == plan["graph"]), None)
+    if graph is None:
+        raise SetupError(
+            f"{plan['file']} was built from {plan['graph']}, which the bundle no longer has: build it again"
+        )
+    wide = [tensor.name for tensor in graph.inputs if tensor.dtype != "int32"]
+    if wide:
+        raise SetupError(
+            f"{plan['file']} takes {', '.join(wide)} as int64, Triton's clients send int32: "
+            "export the bundle again with this version of crossrank and build the plan from it"
+        )
+    return graph
+
+
+def _graph_for(manifest: Manifest, target: Target) -> Graph:
+    """Return fp16 for GPUs where the bundle has it, else fp32."""
+    wanted = ("fp16", "fp32") if target == "onnxruntime-gpu" else ("fp32",)
+    return next(graph for precision in wanted for graph in manifest.graphs if graph.precision == precision)
+
+
+def _refuse_given(buckets: Sequence[int] | None, max_batch: int | None) -> None:
+    for flag, value in (("--buckets", buckets), ("--max-batch", max_batch)):
+        if value is not None:
+            raise SetupError(f"{flag} is a property of the TensorRT plan: give it to crossrank engine instead")

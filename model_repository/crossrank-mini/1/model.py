@@ -1,0 +1,99 @@
+"""Triton model: token ids to logits on the CPU, in the embedded engine of crossrank.
+
+It has the inputs and outputs that a TensorRT plan of the same bundle has: INT32 [rows, bucket] in, FP32 [rows, 1] out.
+`execute` gets all requests that the dynamic batcher merged; their rows are stripped of padding, sorted by length and
+run together. Copied into the repository by `crossrank repository`; edit it there and it is overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found,unused-ignore]
+from numpy.typing import NDArray
+
+from crossrank_server.bundle import load_bundle
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.engines.buckets import join_pairs, pairs_from_padded, take_pairs
+from crossrank_server.engines.select import make_engine
+from crossrank_server.errors import CrossrankError, InvalidRequest
+
+
+class TritonPythonModel:
+    """One instance: a process of its own with a single-threaded engine."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the bundle beside this file; Triton refuses the model if that fails."""
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        bundle = load_bundle(Path(args["model_repository"]) / args["model_version"] / "bundle")
+        self._engine = make_engine(
+            bundle,
+            parameters["crossrank_engine"],
+            parameters["crossrank_precision"],
+            threads=1,
+        )
+        self._output = config["output"][0]["name"]
+        self._vocab_size = bundle.manifest.architecture.vocab_size
+        self._max_length = bundle.manifest.max_length
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Return one response for each request; a request at fault does not fail the others."""
+        responses: list[Any] = [None] * len(requests)
+        sound: list[int] = []
+        batches: list[PairBatch] = []
+        for i, request in enumerate(requests):
+            try:
+                if request.is_cancelled():
+                    responses[i] = _failure("the client cancelled the request", "CANCELLED")
+                    continue
+                batches.append(self._read(request))
+                sound.append(i)
+            except CrossrankError as error:
+                responses[i] = _failure(error.message, error.grpc_status)
+        if sound:
+            self._answer(join_pairs(batches), [len(batch) for batch in batches], sound, responses)
+        return responses
+
+    def _read(self, request: Any) -> PairBatch:
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        ids = tensors["input_ids"]
+        if ids.shape[-1] > self._max_length:
+            raise InvalidRequest(f"{ids.shape[-1]} tokens a pair are over the model's window of {self._max_length}")
+        try:
+            return pairs_from_padded(ids, tensors.get("token_type_ids"), tensors["attention_mask"], self._vocab_size)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
+
+    def _answer(self, batch: PairBatch, sizes: list[int], sound: list[int], responses: list[Any]) -> None:
+        """Score the merged rows and hand every request its own."""
+        try:
+            logits = self._score(batch)
+        except CrossrankError as error:
+            for i in sound:
+                responses[i] = _failure(error.message, error.grpc_status)
+            return
+        for i, own in zip(sound, np.split(logits, np.cumsum(sizes)[:-1]), strict=True):
+            responses[i] = pb_utils.InferenceResponse([pb_utils.Tensor(self._output, own[:, None])])
+
+    def _score(self, batch: PairBatch) -> NDArray[np.float32]:
+        """Return float32 [rows]; rows of similar length run together, in as many tokens as the engine likes."""
+        lengths = batch.lengths
+        order = np.argsort(lengths, kind="stable").astype(np.int64)
+        logits = np.empty(len(batch), np.float32)
+        stop = len(order)
+        while stop:
+            start = max(stop - max(self._engine.batch_tokens // int(lengths[order[stop - 1]]), 1), 0)
+            rows = order[start:stop]
+            logits[rows] = self._engine.infer(take_pairs(batch, rows))
+            stop = start
+        return logits
+
+
+def _failure(message: str, status: str) -> Any:
+    codes = {"INVALID_ARGUMENT": "INVALID_ARG", "CANCELLED": "CANCELLED"}
+    code = getattr(pb_utils.TritonError, codes.get(status, "INTERNAL"))
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
