@@ -11,17 +11,17 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import RunningServer, running_server
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
+def server() -> Iterator[RunningServer]:
     with running_server("--max-documents", "50", "--max-body-bytes", "2000000") as process:
         yield process
         assert_answers(process)
 
 
-def assert_answers(server: ServerProcess) -> None:
+def assert_answers(server: RunningServer) -> None:
     response = httpx.post(f"{server.base_url}/v1/rerank", json={"query": "q", "documents": ["a", "b"]})
     assert response.status_code == 200
 
@@ -34,7 +34,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     return dict(body["error"])
 
 
-def post(server: ServerProcess, content: bytes) -> httpx.Response:
+def post(server: RunningServer, content: bytes) -> httpx.Response:
     return httpx.post(f"{server.base_url}/v1/rerank", content=content, timeout=30)
 
 
@@ -50,7 +50,7 @@ def post(server: ServerProcess, content: bytes) -> httpx.Response:
         (b'{"query":"q","documents":["a"],"top_n":-3}', "top_n"),
     ],
 )
-def test_a_bad_body_is_a_400_in_the_openai_form(server: ServerProcess, content: bytes, param: str | None) -> None:
+def test_a_bad_body_is_a_400_in_the_openai_form(server: RunningServer, content: bytes, param: str | None) -> None:
     response = post(server, content)
     assert response.status_code == 400
     error = error_of(response)
@@ -58,7 +58,7 @@ def test_a_bad_body_is_a_400_in_the_openai_form(server: ServerProcess, content: 
     assert error["param"] == param
 
 
-def test_more_documents_than_the_limit_are_refused_naming_both(server: ServerProcess) -> None:
+def test_more_documents_than_the_limit_are_refused_naming_both(server: RunningServer) -> None:
     response = httpx.post(f"{server.base_url}/v1/rerank", json={"query": "q", "documents": ["a"] * 51})
     assert response.status_code == 400
     error = error_of(response)
@@ -66,7 +66,7 @@ def test_more_documents_than_the_limit_are_refused_naming_both(server: ServerPro
     assert "51 documents, the limit is 50" in error["message"]
 
 
-def test_an_unknown_model_is_a_404_naming_those_served(server: ServerProcess) -> None:
+def test_an_unknown_model_is_a_404_naming_those_served(server: RunningServer) -> None:
     response = httpx.post(f"{server.base_url}/v1/rerank", json={"query": "q", "documents": ["a"], "model": "gpt-9"})
     assert response.status_code == 404
     error = error_of(response)
@@ -76,14 +76,14 @@ def test_an_unknown_model_is_a_404_naming_those_served(server: ServerProcess) ->
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/rerank", 405)])
 def test_unknown_routes_and_methods_have_the_same_error_body(
-    server: ServerProcess, method: str, path: str, status: int
+    server: RunningServer, method: str, path: str, status: int
 ) -> None:
     response = httpx.request(method, server.base_url + path)
     assert response.status_code == status
     assert path in error_of(response)["message"]
 
 
-def test_a_body_declared_over_the_limit_is_refused_before_it_is_sent(server: ServerProcess) -> None:
+def test_a_body_declared_over_the_limit_is_refused_before_it_is_sent(server: RunningServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000000\r\n\r\n{")
         answer = connection.recv(65536)
@@ -91,13 +91,13 @@ def test_a_body_declared_over_the_limit_is_refused_before_it_is_sent(server: Ser
     assert b"3000000000 bytes, the limit is 2000000" in answer
 
 
-def test_a_large_upload_sees_its_refusal_and_not_a_reset(server: ServerProcess) -> None:
+def test_a_large_upload_sees_its_refusal_and_not_a_reset(server: RunningServer) -> None:
     response = post(server, b" " * 12_000_000)
     assert response.status_code == 413
     assert error_of(response)["code"] == "request_too_large"
 
 
-def test_a_chunked_body_is_refused_as_soon_as_it_is_over_the_limit(server: ServerProcess) -> None:
+def test_a_chunked_body_is_refused_as_soon_as_it_is_over_the_limit(server: RunningServer) -> None:
     response = httpx.post(f"{server.base_url}/v1/rerank", content=(b" " * 100_000 for _ in range(40)), timeout=30)
     assert response.status_code == 413
 
@@ -106,21 +106,21 @@ def test_a_chunked_body_is_refused_as_soon_as_it_is_over_the_limit(server: Serve
     "document",
     ["\x00", "\x01\x02\x7f\x85", "", " \t\n", "\u202eabc", "\ufffe\uffff", "😀" * 2000, "[SEP] [CLS] [MASK]"],
 )
-def test_odd_but_legal_documents_are_scored(server: ServerProcess, document: str) -> None:
+def test_odd_but_legal_documents_are_scored(server: RunningServer, document: str) -> None:
     response = httpx.post(f"{server.base_url}/v1/rerank", json={"query": "\x00q", "documents": [document, "plain"]})
     assert response.status_code == 200
     assert len(response.json()["results"]) == 2
 
 
 @pytest.mark.parametrize("document", ["word " * 200_000, "x" * 1_000_000, "  " * 500_000])
-def test_a_document_of_a_megabyte_is_scored_and_its_truncation_reported(server: ServerProcess, document: str) -> None:
+def test_a_document_of_a_megabyte_is_scored_and_its_truncation_reported(server: RunningServer, document: str) -> None:
     response = httpx.post(f"{server.base_url}/v1/rerank", json={"query": "q", "documents": ["a", document]}, timeout=30)
     assert response.status_code == 200
     truncated = [1] if document.startswith("word") else []
     assert response.json()["meta"] == {"truncated_documents": truncated, "query_truncated": False}
 
 
-def test_a_request_id_is_taken_over_and_one_that_cannot_be_a_header_is_replaced(server: ServerProcess) -> None:
+def test_a_request_id_is_taken_over_and_one_that_cannot_be_a_header_is_replaced(server: RunningServer) -> None:
     body = {"query": "q", "documents": ["a"]}
     given = httpx.post(f"{server.base_url}/v1/rerank", json=body, headers={"x-request-id": "trace-42"})
     assert given.headers["x-request-id"] == "trace-42"
@@ -129,7 +129,7 @@ def test_a_request_id_is_taken_over_and_one_that_cannot_be_a_header_is_replaced(
     assert odd.headers["x-request-id"] not in ("", "a b<c>" * 99)
 
 
-def test_health_models_openapi_and_docs_answer(server: ServerProcess) -> None:
+def test_health_models_openapi_and_docs_answer(server: RunningServer) -> None:
     assert httpx.get(f"{server.base_url}/health/live").json() == {"status": "live"}
     assert httpx.get(f"{server.base_url}/health/ready").json() == {"status": "ready"}
     models = httpx.get(f"{server.base_url}/v1/models").json()

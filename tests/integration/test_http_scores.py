@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.conftest import Topic
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import RunningServer, running_server
 
 from crossrank_server.engines.embedded import has_bf16
 
@@ -26,19 +26,19 @@ QUERIES = [
 
 
 @pytest.fixture(scope="module")
-def fp32() -> Iterator[ServerProcess]:
+def fp32() -> Iterator[RunningServer]:
     with running_server("--engine", "onnxruntime", "--precision", "fp32") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def openvino_fp32() -> Iterator[ServerProcess]:
+def openvino_fp32() -> Iterator[RunningServer]:
     with running_server("--engine", "openvino", "--precision", "fp32") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def bf16() -> Iterator[ServerProcess]:
+def bf16() -> Iterator[RunningServer]:
     if not has_bf16():
         pytest.skip("this CPU has no bf16 arithmetic")
     with running_server("--engine", "openvino", "--precision", "bf16") as server:
@@ -112,7 +112,7 @@ def test_fp32_logits_over_http_are_those_of_pytorch_on_every_dl19_pair(
 
 
 def test_bf16_logits_over_http_stay_near_fp32(
-    bf16: ServerProcess, dl19: list[Topic], dl19_qrels: dict[str, dict[str, int]], pytorch: list[NDArray[np.float64]]
+    bf16: RunningServer, dl19: list[Topic], dl19_qrels: dict[str, dict[str, int]], pytorch: list[NDArray[np.float64]]
 ) -> None:
     served = rank_all(bf16.base_url, dl19)
     assert max(float(np.abs(a - b).max()) for a, b in zip(served, pytorch, strict=True)) <= 0.05
@@ -171,7 +171,7 @@ async def test_32_clients_at_once_get_exactly_their_own_results(engine: str, req
                 np.testing.assert_allclose(logits(answer.json()), expected, rtol=0, atol=tolerance)
 
 
-def test_results_are_sorted_by_logit_and_the_score_is_its_sigmoid(fp32: ServerProcess) -> None:
+def test_results_are_sorted_by_logit_and_the_score_is_its_sigmoid(fp32: RunningServer) -> None:
     documents = corpus(30)
     raw = rerank(fp32.base_url, query=QUERIES[1], documents=documents, raw_scores=True)["results"]
     cooked = rerank(fp32.base_url, query=QUERIES[1], documents=documents)["results"]
@@ -181,14 +181,14 @@ def test_results_are_sorted_by_logit_and_the_score_is_its_sigmoid(fp32: ServerPr
         assert b["relevance_score"] == pytest.approx(1 / (1 + math.exp(-a["relevance_score"])), abs=1e-5)
 
 
-def test_duplicate_documents_are_all_scored_and_ranked_by_index(fp32: ServerProcess) -> None:
+def test_duplicate_documents_are_all_scored_and_ranked_by_index(fp32: RunningServer) -> None:
     answer = rerank(fp32.base_url, query="q", documents=["same text"] * 20)
     assert [r["index"] for r in answer["results"]] == list(range(20))
     assert len({r["relevance_score"] for r in answer["results"]}) == 1
 
 
 @pytest.mark.parametrize(("top_n", "returned"), [(0, 12), (None, 12), (1, 1), (5, 5), (12, 12), (500, 12)])
-def test_top_n_is_a_prefix_of_the_whole_ranking(fp32: ServerProcess, top_n: int | None, returned: int) -> None:
+def test_top_n_is_a_prefix_of_the_whole_ranking(fp32: RunningServer, top_n: int | None, returned: int) -> None:
     documents = corpus(12)
     whole = rerank(fp32.base_url, query="water", documents=documents)["results"]
     some = rerank(fp32.base_url, query="water", documents=documents, top_n=top_n)["results"]
@@ -196,13 +196,13 @@ def test_top_n_is_a_prefix_of_the_whole_ranking(fp32: ServerProcess, top_n: int 
     assert [r["index"] for r in some] == [r["index"] for r in whole[:returned]]
 
 
-def test_documents_are_returned_as_objects_only_when_asked_for(fp32: ServerProcess) -> None:
+def test_documents_are_returned_as_objects_only_when_asked_for(fp32: RunningServer) -> None:
     documents: list[Any] = ["first", {"text": "second", "title": "ignored"}]
     answer = rerank(fp32.base_url, query="second", documents=documents, return_documents=True)
     assert {r["index"]: r["document"] for r in answer["results"]} == {0: {"text": "first"}, 1: {"text": "second"}}
     assert all("document" not in r for r in rerank(fp32.base_url, query="second", documents=documents)["results"])
 
 
-def test_usage_counts_every_token_scored(fp32: ServerProcess) -> None:
+def test_usage_counts_every_token_scored(fp32: RunningServer) -> None:
     answer = rerank(fp32.base_url, query="two words", documents=["one", "and three more", ""])
     assert answer["usage"] == {"prompt_tokens": 3 * 5 + 1 + 3, "total_tokens": 3 * 5 + 1 + 3}

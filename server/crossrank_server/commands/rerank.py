@@ -124,15 +124,11 @@ def _print_json(facts: dict[str, Any], ranked: list[tuple[float, int, _Document]
 
 
 def _print_table(facts: dict[str, Any], ranked: list[tuple[float, int, _Document]]) -> None:
-    width = shutil.get_terminal_size((100, 24)).columns
+    # Lines are cut to fit a screen; what reads a pipe wants them whole.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     for rank, (score, _, document) in enumerate(ranked, 1):
-        head = f"{rank:>4}  {score:8.4f}  {document.source}:{document.line}  "
-        text = (
-            document.text
-            if len(head) + len(document.text) <= width
-            else document.text[: max(width - len(head) - 3, 20)] + "..."
-        )
-        click.echo(head + text)
+        line = f"{rank:>4}  {score:8.4f}  {document.source}:{document.line}  {document.text}"
+        click.echo(line if len(line) <= width else line[: width - 3] + "...")
     truncated = len(facts["truncated_documents"])
     if truncated:
         click.echo(f"{truncated} document(s) were longer than the model's window and were truncated", err=True)

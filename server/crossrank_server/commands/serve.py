@@ -38,7 +38,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     \b
     Then:
       curl http://127.0.0.1:8000/v1/rerank -H 'content-type: application/json' \\
-        -d '{"query": "what is bm25", "documents": ["a ranking function", "a motorway"]}'
+        -d '{"query": "how many people live in berlin", "documents": ["Berlin has 3,520,031 inhabitants.", "Berlin has museums."]}'
     """
     settings = settings_from_options(ServeSettings, options)
     logging.basicConfig(
