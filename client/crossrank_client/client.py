@@ -68,7 +68,7 @@ class Client(_ConfiguredClient):
 
     Example:
         with Client("http://127.0.0.1:8000") as client:
-            response = client.rerank("what is bm25", ["a ranking function", "a motorway"], top_n=1)
+            response = client.rerank("how many live in berlin", ["It has museums.", "3.5 million live there."])
             print(response.results[0].index, response.results[0].relevance_score)
     """
 

@@ -52,7 +52,7 @@ def cli() -> None:
     \b
     Try it now:
       crossrank serve                                   the built-in model on 127.0.0.1:8000
-      crossrank rerank --query "what is bm25" docs.txt  no server, straight from files or stdin
+      crossrank rerank --query "who wrote faust" docs.txt  no server, straight from files or stdin
       crossrank models                                  what can be served, and what it costs
     """
 

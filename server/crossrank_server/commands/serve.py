@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 from typing import Any
@@ -38,7 +39,8 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     \b
     Then:
       curl http://127.0.0.1:8000/v1/rerank -H 'content-type: application/json' \\
-        -d '{"query": "how many people live in berlin", "documents": ["Berlin has 3,520,031 inhabitants.", "Berlin has museums."]}'
+        -d '{"query": "how many people live in berlin",
+             "documents": ["Berlin has museums.", "Berlin has 3,520,031 inhabitants."]}'
     """
     settings = settings_from_options(ServeSettings, options)
     logging.basicConfig(
@@ -74,6 +76,9 @@ def _run(models: tuple[str, ...], settings: ServeSettings, listener: socket.sock
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"listening on http://{shown}:{port}  (documentation at /docs)", err=True)
+    # uvicorn raises the signal that stopped it once more when it has drained: that is a clean end, not a failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listener])
 
 
