@@ -26,7 +26,6 @@ def load_checkpoint(directory: Path) -> Any:
     Raises:
         ModelSourceError: The files do not make a complete sequence classifier.
     """
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     try:
@@ -35,7 +34,6 @@ def load_checkpoint(directory: Path) -> Any:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            torch_dtype=torch.float32,
             # The one attention every architecture has, and the one whose graph is the plainest.
             attn_implementation="eager",
             output_loading_info=True,
@@ -48,7 +46,8 @@ def load_checkpoint(directory: Path) -> Any:
         raise ModelSourceError(
             f"{directory} lacks weights ({missing}), which would be random: it is not a complete cross-encoder"
         )
-    return model.eval()
+    # Whatever type the file has: fp32 holds every fp16 and bf16 weight exactly.
+    return model.float().eval()
 
 
 def graph_from_checkpoint(model: Any, opset: int | None) -> onnx_ir.Model:

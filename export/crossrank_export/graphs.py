@@ -30,7 +30,6 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
     Raises:
         ModelSourceError: It is not a readable ONNX graph, or cannot be converted.
     """
-    import onnx
     import onnx_ir
 
     try:
@@ -44,7 +43,7 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
     try:
         from onnx import version_converter
 
-        return onnx_ir.from_proto(version_converter.convert_version(cast(onnx.ModelProto, proto), opset))
+        return onnx_ir.from_proto(version_converter.convert_version(proto, opset))
     except Exception as error:
         raise ModelSourceError(
             f"{path} has opset {present} and cannot be converted to {opset} ({_first_line(error)}): omit --opset"
@@ -65,8 +64,8 @@ def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplat
         )
     if "token_type_ids" not in names and config.segment_types > 1 and template.segments[0] != template.segments[1]:
         raise ModelSourceError(
-            f"{where} has lost the input token_type_ids, which {config.architecture.model_type} needs to tell query from "
-            "document: export it again with it"
+            f"{where} has lost the input token_type_ids, which {config.architecture.model_type} needs to tell query "
+            "from document: export it again with it"
         )
     for value in model.graph.inputs:
         dtype = str(value.dtype).lower()

@@ -144,14 +144,14 @@ def check(agreement: Agreement, precision: Precision, where: str) -> None:
     if not agreement.max_abs_delta <= threshold.max_abs_delta:
         raise SetupError(
             f"the {precision} graph is not the source model: on {where} its logits differ by up to "
-            f"{agreement.max_abs_delta:.3g}, the limit is {threshold.max_abs_delta:g}; nothing was written, export without "
-            f"{precision} or report this model",
+            f"{agreement.max_abs_delta:.3g}, the limit is {threshold.max_abs_delta:g}; nothing was written, "
+            f"export without {precision} or report this model",
             code="parity",
         )
     if not agreement.kendall_tau >= threshold.kendall_tau:
         raise SetupError(
             f"the {precision} graph ranks unlike the source model: on {where} Kendall's tau is "
-            f"{agreement.kendall_tau:.4f}, the limit is {threshold.kendall_tau:g}; nothing was written, export without "
-            f"{precision} or report this model",
+            f"{agreement.kendall_tau:.4f}, the limit is {threshold.kendall_tau:g}; nothing was written, "
+            f"export without {precision} or report this model",
             code="parity",
         )

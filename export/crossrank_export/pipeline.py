@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from crossrank_export.graphs import Scorer, check_graph, describe_graph, load_graph, session_scorer
 from crossrank_export.parity import SampleSet, check, compare, prepare
 from crossrank_export.samples import SampleGroup, builtin_groups
-from crossrank_export.sources import ModelConfig, SourceFiles, choose_label, find_source, read_config
+from crossrank_export.sources import CARD, ModelConfig, SourceFiles, choose_label, find_source, read_config
 from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_server.bundle import (
     MANIFEST,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CARD = "README.md"
 FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 _TOOLS = ("crossrank", "onnx", "onnx-ir", "onnxruntime", "tokenizers")
 _TORCH_TOOLS = ("torch", "transformers", "optimum", "optimum-onnx")
@@ -187,7 +186,7 @@ def _write_variants(
         elif precision == "fp16":
             onnx_ir.save(fp16_from_fp32(optimized), path)
         else:
-            write_int8(partial / FILES["fp32"], path)
+            write_int8(optimized, path)
         entry = describe_graph(optimized, path.name, precision, model.config.num_labels)
         entries.append(entry.model_copy(update={"parity": _parity(model, entry, path, samples)}))
     return entries, facts

@@ -1,7 +1,7 @@
 """Precision variants of the optimized fp32 graph: strongly typed fp16, and dynamic int8.
 
-fp16 means that the types are in the graph, as TensorRT 11 requires and 10.4 accepts: weights and products in FLOAT16, with
-explicit Casts around islands of FLOAT where 11 bits do not do (LayerNormalization, Softmax, the head).
+fp16 means that the types are in the graph, as TensorRT 11 requires and 10.4 accepts: weights and products in FLOAT16,
+with explicit Casts around islands of FLOAT where 11 bits do not do (LayerNormalization, Softmax, the head).
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from crossrank_export.shapes import infer_shapes
+from crossrank_server.errors import SetupError
+
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir
 
-# Whole, or as the operators older opsets decompose LayerNormalization into: the squares overflow at 256.
-_FP32_OPS = ("LayerNormalization", "Softmax", "ReduceMean", "Pow", "Sqrt")
-# Added to the score of a padded token. FLOAT's minimum is -inf in FLOAT16, and so is FLOAT16's own minimum once a negative
-# score is added; a row of -inf only makes softmax NaN. exp(-10000) is 0 all the same.
+_FP32_OPS = ("LayerNormalization", "Softmax")
+# Added to the score of a padded token. FLOAT's minimum is -inf in FLOAT16, and so is FLOAT16's own minimum once a
+# negative score is added; a row of -inf only makes softmax NaN. exp(-10000) is 0 all the same.
 _MASKED = -1e4
 
 
@@ -28,17 +29,23 @@ def fp16_from_fp32(model: onnx_ir.Model) -> onnx_ir.Model:
     """Return the strongly typed fp16 graph; integer inputs and the FLOAT logits stay as they are.
 
     Args:
-        model: The fp32 graph; left as it is.
+        model: The optimized fp32 graph, whose normalizations are LayerNormalization nodes; left as it is.
+
+    Raises:
+        SetupError: There is no such node, so the squares of a normalization in pieces would overflow at 256.
     """
-    import onnx
     import onnx_ir
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     copy = model.clone()
     _name_nodes(copy)
     _clamp_masks(copy)
-    islands = _head_nodes(copy) | _decomposed_norm_nodes(copy)
-    proto = cast(onnx.ModelProto, onnx_ir.to_proto(copy))
+    if not any(node.op_type == "LayerNormalization" for node in copy.graph):
+        raise SetupError(
+            "this graph has no LayerNormalization that the passes recognise, so its fp16 variant could overflow: "
+            "export without fp16"
+        )
+    proto = onnx_ir.to_proto(copy)
     with warnings.catch_warnings():
         # Weights below fp16's smallest number become it: harmless, and parity is measured.
         warnings.simplefilter("ignore")
@@ -46,31 +53,38 @@ def fp16_from_fp32(model: onnx_ir.Model) -> onnx_ir.Model:
             proto,
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FP32_OPS],
-            node_block_list=sorted(islands),
+            node_block_list=sorted(_head_nodes(copy)),
         )
-    _sort_nodes(converted)
-    _drop_unused_types(converted)
-    return onnx_ir.from_proto(converted)
+    del converted.graph.value_info[:]
+    fp16 = cast("onnx_ir.Model", onnx_ir.from_proto(converted))
+    fp16.graph.sort()  # the converter appends its Casts at the end
+    infer_shapes(fp16)
+    _drop_needless_casts(fp16)
+    return fp16
 
 
-def write_int8(source: Path, target: Path) -> None:
+def write_int8(model: onnx_ir.Model, target: Path) -> None:
     """Quantize the products with constant weights: int8 per output channel, activations per tensor at run time.
 
     Args:
-        source: The fp32 graph.
+        model: The optimized fp32 graph; left as it is.
         target: Where the int8 graph goes.
     """
+    import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    copy = model.clone()
+    _name_nodes(copy)
     root = logging.getLogger()
     level = root.level
     # The quantizer logs advice on preprocessing, which the passes have done already, to the root logger.
     root.setLevel(logging.ERROR)
     try:
         quantize_dynamic(
-            str(source),
+            onnx_ir.to_proto(copy),
             str(target),
             op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=_stacked_products(copy),
             per_channel=True,
             # 7 of 8 bits: without VNNI, x86 adds pairs of products in 16 bits, which 8 would overflow.
             # Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
@@ -79,6 +93,16 @@ def write_int8(source: Path, target: Path) -> None:
         )
     finally:
         root.setLevel(level)
+
+
+def _stacked_products(model: onnx_ir.Model) -> list[str]:
+    """Return the products with a matrix for each head, for which the quantizer writes scales of a wrong shape."""
+    found = []
+    for node in model.graph:
+        weight = node.inputs[1].const_value if node.op_type == "MatMul" and node.inputs[1] is not None else None
+        if weight is not None and len(weight.shape) != 2:
+            found.append(str(node.name))
+    return found
 
 
 def _name_nodes(model: onnx_ir.Model) -> None:
@@ -117,30 +141,13 @@ def _head_nodes(model: onnx_ir.Model) -> set[str]:
     after_norm: set[str] = set()
     before_norm: set[str] = set()
     for node in nodes:
-        if any(p.op_type in ("LayerNormalization", "Sqrt") or p.name in after_norm for p in _parents(node)):
+        if any(p.op_type == "LayerNormalization" or p.name in after_norm for p in _parents(node)):
             after_norm.add(str(node.name))
     for node in reversed(nodes):
-        if any(c.op_type in ("LayerNormalization", "Sqrt") or c.name in before_norm for c in _children(node)):
+        if any(c.op_type == "LayerNormalization" or c.name in before_norm for c in _children(node)):
             before_norm.add(str(node.name))
-    norms = {str(node.name) for node in nodes if node.op_type in ("LayerNormalization", "Sqrt")}
+    norms = {str(node.name) for node in nodes if node.op_type == "LayerNormalization"}
     return after_norm - before_norm - norms
-
-
-def _decomposed_norm_nodes(model: onnx_ir.Model) -> set[str]:
-    """Return what surrounds each Sqrt of a decomposed normalization: x - mean, variance + eps, division, scale, shift."""
-    found: set[str] = set()
-    for node in model.graph:
-        if node.op_type == "Pow":
-            found |= {str(parent.name) for parent in _parents(node) if parent.op_type == "Sub"}
-        if node.op_type == "Sqrt" and any(parent.op_type == "Add" for parent in _parents(node)):
-            found |= {str(parent.name) for parent in _parents(node)}
-            for division in _children(node):
-                found.add(str(division.name))
-                for scale in _children(division):
-                    if scale.op_type == "Mul":
-                        found.add(str(scale.name))
-                        found |= {str(shift.name) for shift in _children(scale) if shift.op_type == "Add"}
-    return found
 
 
 def _parents(node: onnx_ir.Node) -> list[onnx_ir.Node]:
@@ -152,33 +159,27 @@ def _children(node: onnx_ir.Node) -> list[onnx_ir.Node]:
     return [use.node for value in node.outputs for use in value.uses()]
 
 
-def _sort_nodes(model: onnx.ModelProto) -> None:
-    """Order nodes by their inputs; the converter appends its Casts at the end."""
-    graph = model.graph
-    ready = {"", *(value.name for value in graph.input), *(value.name for value in graph.initializer)}
-    waiting = list(graph.node)
-    ordered: list[onnx.NodeProto] = []
-    while waiting:
-        later = []
-        for node in waiting:
-            if all(name in ready for name in node.input):
-                ordered.append(node)
-                ready.update(node.output)
-            else:
-                later.append(node)
-        if len(later) == len(waiting):
-            raise ValueError(f"{later[0].name} has an input that nothing produces")
-        waiting = later
-    copies = [type(node)() for node in ordered]
-    for copied, node in zip(copies, ordered, strict=True):
-        copied.CopyFrom(node)
-    del graph.node[:]
-    graph.node.extend(copies)
+def _drop_needless_casts(model: onnx_ir.Model) -> None:
+    """Remove Casts to the type that is there, and those back to FLOAT that follow one to FLOAT16.
 
+    The converter puts a pair of Casts between any two neighbours in an island, which rounds where nothing must be.
+    """
+    import onnx_ir
+    from onnx_ir.passes import common
 
-def _drop_unused_types(model: onnx.ModelProto) -> None:
-    """Infer all types anew, so that the graph says of every value what it is."""
-    import onnx
-
-    del model.graph.value_info[:]
-    model.CopyFrom(onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True))
+    for node in model.graph:
+        if node.op_type != "Cast":
+            continue
+        source = node.inputs[0]
+        target = node.attributes["to"].as_int()
+        before = source.producer() if source is not None else None
+        if before is not None and before.op_type == "Cast" and target == onnx_ir.DataType.FLOAT:
+            original = before.inputs[0]
+            if original is not None and original.dtype == target:
+                node.replace_input_with(0, original)
+                source = original
+        if source is not None and source.dtype == target:
+            del node.attributes["to"]
+            node.op_type = "Identity"
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)

@@ -21,7 +21,7 @@ _TOPICS = (
     ),
     (
         "What causes low blood pressure?",
-        "blood pressure heart hypotension dehydration dizzy fainting symptom doctor artery volume medication low causes",
+        "blood pressure heart hypotension dehydration dizzy fainting symptom doctor artery volume medication low cause",
     ),
     (
         "définition of a theory in science",
@@ -35,8 +35,8 @@ _TOPICS = (
 _FILLER = (
     "the a of and to in that is was for on as with by at from this which or have its one had not but all were when we "
     "there been has more if out so up said what about than into them can only other time new some could these two may"
-).split()
-_UNUSUAL = "café Ã©tude 北京 Übergröße наука — “quoted” €3.5 ½ 😀 naïve".split()
+)
+_UNUSUAL = "café Ã©tude 北京 Übergröße наука — “quoted” €3.5 ½ 😀 naïve"
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def builtin_groups(max_length: int, documents: int = _DOCUMENTS) -> list[SampleG
     """Make the same pairs every time: from three words to more than the window holds, some of them not ASCII."""
     rng = random.Random(_SEED)
     longest = max(1.3 * max_length, 8)
+    filler, unusual = _FILLER.split(), _UNUSUAL.split()
     groups = []
     for query, words in _TOPICS:
         texts = []
@@ -67,9 +68,9 @@ def builtin_groups(max_length: int, documents: int = _DOCUMENTS) -> list[SampleG
             count = round(3 * (longest / 3) ** (i / (documents - 1)))
             share = rng.random()
             subject = words.split()
-            chosen = [rng.choice(subject if rng.random() < share else _FILLER) for _ in range(count)]
+            chosen = [rng.choice(subject if rng.random() < share else filler) for _ in range(count)]
             if i % 4 == 1:
-                chosen[rng.randrange(count)] = rng.choice(_UNUSUAL)
+                chosen[rng.randrange(count)] = rng.choice(unusual)
             texts.append(" ".join(chosen).capitalize() + ".")
         groups.append(SampleGroup(query, texts, [str(i) for i in range(documents)]))
     return groups

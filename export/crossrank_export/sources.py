@@ -13,6 +13,7 @@ from crossrank_server.errors import ModelSourceError
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+CARD = "README.md"
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json")
 _GRAPHS = ("onnx/model.onnx", "model.onnx")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -74,8 +75,8 @@ class ModelConfig:
 def find_source(path: Path, *, kind: Kind | None = None, source: Source | None = None) -> SourceFiles:
     """Decide what of a directory (or ONNX file) is read.
 
-    Safetensors are preferred where the export extra is installed, because PyTorch is then the reference for parity; else
-    the directory's ONNX graph is.
+    Safetensors are preferred where the export extra is installed, because PyTorch is then the reference for
+    parity; else the directory's ONNX graph is.
 
     Args:
         path: A Hugging Face directory, or an ONNX file beside (or one folder below) its config.json.

@@ -12,6 +12,8 @@ import click
 from crossrank_server.bundle import Bundle, Precision
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from crossrank_export.sources import Kind, SourceFiles
 
 
@@ -69,10 +71,10 @@ def export(
     kind: Kind | None,
     card: Path | None,
 ) -> None:
-    """Make MODEL as fast as it can be without changing its answers, prove that, and write a bundle.
+    r"""Make MODEL as fast as it can be without changing its answers, prove that, and write a bundle.
 
-    MODEL is a Hugging Face directory, an ONNX file beside its config.json and tokenizer.json, or a hub id. Each variant is
-    compared with the source (PyTorch, or the source's own ONNX graph) on pairs of all lengths; where they disagree
+    MODEL is a Hugging Face directory, an ONNX file beside its config.json and tokenizer.json, or a hub id. Each variant
+    is compared with the source (PyTorch, or the source's own ONNX graph) on pairs of all lengths; where they disagree
     beyond the stated threshold nothing is written.
 
     \b
@@ -123,7 +125,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
     columns = (SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks = []
+        tasks: list[TaskID] = []
 
         def on_step(title: str) -> None:
             for task in tasks:
@@ -136,43 +138,35 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _report(bundle: Bundle) -> None:
-    """Print what was done to the graph and how well each variant agrees."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from crossrank_export.parity import THRESHOLDS
-
+    """Say on stderr what was done to the graph and how well each variant agrees; the bundle's path on stdout."""
     manifest = bundle.manifest
-    console = Console(stderr=True)
     for entry in manifest.passes:
-        console.print(f"{'+' if entry['applied'] else '-'} {entry['name']}: {entry['detail']}", highlight=False)
+        click.echo(f"{'+' if entry['applied'] else '-'} {entry['name']}: {entry['detail']}", err=True)
     before, after = manifest.cost["before"], manifest.cost["after"]
-    console.print(
+    click.echo(
         f"{_number(before['mflop'])} -> {_number(after['mflop'])} MFLOP per {after['sequence']}-token pair, "
         f"{before['nodes']} -> {after['nodes']} nodes, {after['parameters']:,} parameters",
-        highlight=False,
+        err=True,
     )
-    table = Table("graph", "MB", "pairs", "max |Δ logit|", "limit", "mean", "Kendall tau", "top-10", "NDCG@10")
     for graph in manifest.graphs:
-        size = f"{bundle.file(graph.file).stat().st_size / 1e6:.1f}"
+        size_mb = bundle.file(graph.file).stat().st_size / 1e6
+        click.echo(f"{graph.file}: {size_mb:.1f} MB, against {graph.parity['reference']}", err=True)
         for name, record in graph.parity.items():
             if isinstance(record, dict):
-                limit = f"{THRESHOLDS[graph.precision].max_abs_delta:g}"
-                table.add_row(graph.precision, size, f"{name} ({record['pairs']})", *_row(record, limit))
-    console.print(table)
+                click.echo(f"  {name}: {_agreement(record, graph.precision)}", err=True)
     click.echo(str(bundle.path))
 
 
-def _row(record: dict[str, Any], limit: str) -> list[str]:
-    ndcg = f"{record['ndcg10_source']:.4f} -> {record['ndcg10']:.4f}" if "ndcg10" in record else ""
-    return [
-        f"{record['max_abs_delta']:.2e}",
-        limit,
-        f"{record['mean_abs_delta']:.2e}",
-        f"{record['kendall_tau']:.4f}",
-        f"{record['top10_overlap']:.3f}",
-        ndcg,
-    ]
+def _agreement(record: dict[str, Any], precision: Precision) -> str:
+    from crossrank_export.parity import THRESHOLDS
+
+    ndcg = f", NDCG@10 {record['ndcg10_source']:.4f} -> {record['ndcg10']:.4f}" if "ndcg10" in record else ""
+    return (
+        f"{record['pairs']} pairs, max |delta logit| {record['max_abs_delta']:.1e} "
+        f"(limit {THRESHOLDS[precision].max_abs_delta:g}) in a range of {record['logit_range']:.1f}, "
+        f"mean {record['mean_abs_delta']:.1e}, Kendall tau {record['kendall_tau']:.4f}, "
+        f"top-10 overlap {record['top10_overlap']:.3f}{ndcg}"
+    )
 
 
 def _number(value: float | None) -> str:
