@@ -21,6 +21,7 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "font.size": 9,
     "grid.color": "#dddddd",
+    "svg.fonttype": "none",  # text stays text: searchable, and smaller
     "svg.hashsalt": "crossrank",
 }
 

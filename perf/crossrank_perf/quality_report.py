@@ -60,8 +60,8 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         console.print(_precisions_table(evaluation))
     for published in evaluation.published:
         console.print(
-            f"- {published.model}, published: NDCG@10 {published.ndcg:.4f} ({published.protocol}); "
-            "figures compare only where candidates and judgments are the same",
+            f"- {published.model} has a published NDCG@10 of {published.ndcg:.4f}, {published.protocol}; "
+            "compare only where candidates and judgments are the same",
             highlight=False,
         )
     for note in evaluation.notes:

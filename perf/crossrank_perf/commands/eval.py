@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -90,6 +91,7 @@ def evaluate(
     the first stage's order; the run's scores are lowered by the least float32 step where they would be equal, so that
     no tool's own way of breaking ties can reorder it.
     """  # noqa: D301 - click needs the control character itself
+    _check_installed()
     from crossrank_perf.evaluation import check_inputs, evaluate_rankings
 
     settings = settings_from_options(ServeSettings, options)
@@ -106,6 +108,12 @@ def evaluate(
     evaluation = evaluate_rankings(inputs, systems)
     written = _write_files(evaluation, systems, out, plot)
     _print(evaluation, written, as_json)
+
+
+def _check_installed() -> None:
+    for package in ("ir_measures", "matplotlib", "scipy"):
+        if importlib.util.find_spec(package) is None:
+            raise SetupError(f"crossrank eval needs {package}, which is not installed: pip install 'crossrank[perf]'")
 
 
 def _scorer_arguments(
@@ -189,7 +197,8 @@ def _progress(documents: int) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TextColumn("pairs"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("scoring", total=documents)
         yield lambda scored: progress.advance(task, scored)
 
