@@ -1,8 +1,8 @@
 """A local HTTP server that speaks the part of the Hugging Face hub's protocol that downloads use.
 
 Repositories live in memory; large files are redirected to another path as the real hub does to its CDN, with the
-sha256 as X-Linked-ETag; errors carry X-Error-Code. Faults (a connection that breaks, other bytes than announced)
-are switched on per file.
+sha256 as X-Linked-ETag; errors carry X-Error-Code. Faults (a status, a connection that breaks, other bytes than
+announced) are switched on per file; a rendezvous holds listings back until several clients have asked for one.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Repository:
     listed_only: set[str] = field(default_factory=set)
     broken_after: dict[str, int] = field(default_factory=dict)
     other_bytes: dict[str, bytes] = field(default_factory=dict)
+    failing: dict[str, int] = field(default_factory=dict)
 
     def info(self, model_id: str) -> dict[str, object]:
         siblings = []
@@ -71,33 +72,32 @@ class FakeHub:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str]] = []
         self.connections: set[socket.socket] = set()
+        self.rendezvous: threading.Barrier | None = None
         hub = self
 
         class Handler(_Handler):
             pass
 
         Handler.hub = hub
-        # As on the real hub, large files come from another host: clients treat redirects within one differently.
-        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in ("hub", "cdn")]
-        self._threads = [
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True) for server in self._servers
-        ]
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._servers[0].server_address[1]}"
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def cdn_url(self) -> str:
-        return f"http://127.0.0.1:{self._servers[1].server_address[1]}"
+        """Where large files are: as on the real hub, another host, to which clients send no token."""
+        return f"http://localhost:{self._server.server_address[1]}"
 
     def count(self, method: str, suffix: str) -> int:
         """Requests so far with that method whose path ends so."""
         return sum(m == method and path.endswith(suffix) for m, path in self.requests)
 
     def __enter__(self) -> FakeHub:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -107,11 +107,10 @@ class FakeHub:
 
     def stop(self) -> None:
         """Go away: from now on connections are refused. Calling it twice is harmless."""
-        for server, thread in zip(self._servers, self._threads, strict=True):
-            if thread.is_alive():
-                server.shutdown()
-                thread.join()
-            server.server_close()
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
         for connection in list(self.connections):  # clients keep theirs open for the next request
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -164,6 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_info(self, model_id: str, revision: str, with_body: bool) -> None:
         repository = self._repository(model_id, revision, with_body)
+        if self.hub.rendezvous is not None:
+            self.hub.rendezvous.wait(60)
         if repository is not None:
             body = json.dumps(repository.info(model_id)).encode()
             self._send(200, body, {"Content-Type": "application/json"}, with_body)
@@ -177,6 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if name not in repository.files or name in repository.listed_only:
             self._error(404, "EntryNotFound", "Entry not found", with_body)
+            return
+        if name in repository.failing:
+            self._error(repository.failing[name], "", "Internal error", with_body)
             return
         content = repository.files[name]
         headers = {"X-Repo-Commit": repository.commit, "ETag": f'"{_git_sha1(content)}"'}

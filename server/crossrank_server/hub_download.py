@@ -280,11 +280,12 @@ def _hub_errors(ref: HubRef, endpoint: str | None) -> Iterator[None]:
         ) from error
     # Before EntryNotFoundError, its base: huggingface_hub's word for "the hub did not answer".
     except errors.LocalEntryNotFoundError as error:
-        raise _unreachable(name, endpoint, error.__cause__ or error) from error
+        cause = error.__cause__ or error
+        raise _refused(name, cause) or _unreachable(name, endpoint, cause) from error
     except errors.EntryNotFoundError as error:
         raise ModelSourceError(f"{name} lists a file that the hub does not have: {_first_line(error)}") from error
     except errors.HfHubHTTPError as error:
-        raise _refused(name, error) from error
+        raise _refused(name, error) or _unreachable(name, endpoint, error) from error
     except OSError as error:
         if error.errno in _DISK_ERRORS:
             raise ModelSourceError(
@@ -296,20 +297,22 @@ def _hub_errors(ref: HubRef, endpoint: str | None) -> Iterator[None]:
         raise _unreachable(name, endpoint, error) from error
 
 
-def _refused(name: str, error: Any) -> ModelSourceError:
-    """Describe an HTTP error status."""
-    status = error.response.status_code if error.response is not None else 0
+def _refused(name: str, error: BaseException) -> ModelSourceError | None:
+    """Describe an HTTP error status; None where there was no answer at all."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        return None
     if status in (401, 403):
         return ModelSourceError(f"the hub refused {name} (HTTP {status}): set HF_TOKEN to a token that may read it")
-    return HubUnreachable(f"the hub failed on {name} (HTTP {status}): try again later, or use --offline")
+    return HubUnreachable(f"the hub failed on {name} (HTTP {status}): try again later")
 
 
 def _unreachable(name: str, endpoint: str | None, error: BaseException) -> HubUnreachable:
     from huggingface_hub import constants
 
     return HubUnreachable(
-        f"{name} could not be fetched from {endpoint or constants.ENDPOINT} ({_first_line(error)}): check the network, or give "
-        "a local directory or `builtin`, which need none"
+        f"{name} could not be fetched from {endpoint or constants.ENDPOINT} ({_first_line(error)}): check the "
+        "network, or give a local directory or `builtin`, which need none"
     )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from tests.fake_hub import FakeHub, Repository, copy_convert, model_files
 
+from crossrank_server import bundle_cache
 from crossrank_server.bundle import Bundle, Source, load_bundle
 from crossrank_server.bundle_cache import BundleCache
 from crossrank_server.errors import BundleError, ModelSourceError
@@ -165,6 +167,14 @@ def test_files_in_the_hubs_own_cache_are_not_downloaded_again(hub, resolve, own_
     assert hub.count("GET", "onnx/model.onnx") == before
 
 
+def test_files_that_the_hubs_own_cache_lacks_are_downloaded(hub, resolve, own_hub_cache):
+    from huggingface_hub import hf_hub_download
+
+    for name in NEEDED - {"special_tokens_map.json"}:
+        hf_hub_download(UNPINNED, name, endpoint=hub.url, cache_dir=own_hub_cache)
+    assert set(resolve(UNPINNED).manifest.source.sha256) == NEEDED
+
+
 def test_a_damaged_file_in_the_hubs_own_cache_is_downloaded_afresh(hub, resolve, own_hub_cache):
     from huggingface_hub import hf_hub_download
 
@@ -190,12 +200,13 @@ def test_a_damaged_cached_bundle_is_made_again(hub, resolve):
     assert again.file("model.onnx").read_bytes() == hub.repositories[UNPINNED].files["onnx/model.onnx"]
 
 
-def test_bundles_of_another_tool_version_are_not_served(resolve, cache):
-    bundle = resolve(UNPINNED)
-    BundleCache(cache).root.rename(cache / "bundles" / "format0-0.0.1")
+@pytest.mark.parametrize(("name", "value"), [("FORMAT", 99), ("version", lambda _: "99.0")])
+def test_bundles_of_another_tool_version_are_not_served(resolve, monkeypatch, name, value):
+    first = resolve(UNPINNED)
+    monkeypatch.setattr(bundle_cache, name, value)
     with pytest.raises(ModelSourceError, match="not cached"):
         resolve(UNPINNED, offline=True)
-    assert resolve(UNPINNED).path == bundle.path
+    assert resolve(UNPINNED).path != first.path
 
 
 def test_pinned_hashes_that_fit_are_accepted(hub, tmp_path):
@@ -288,6 +299,8 @@ def test_a_malformed_id_is_refused_before_any_request(hub, resolve, spec):
             r"only pickled weights \(pytorch_model.bin\)",
         ),
         (lambda r: r.listed_only.add("config.json"), "lists a file that the hub does not have"),
+        (lambda r: r.failing.update({"config.json": 500}), r"the hub failed on .* \(HTTP 500\): try again"),
+        (lambda r: r.failing.update({"config.json": 403}), r"the hub refused .* \(HTTP 403\): set HF_TOKEN"),
         (lambda r: setattr(r, "gated", True), "is gated: accept its terms .* set HF_TOKEN"),
         (lambda r: setattr(r, "private", True), "not on the hub, or is private"),
         (
@@ -413,6 +426,7 @@ def start(hub: FakeHub, tmp_path: Path, spec: str, **extra: str) -> subprocess.P
 
 
 def test_two_processes_at_once_download_once_and_agree(hub, tmp_path):
+    hub.rendezvous = threading.Barrier(2)  # both see that nothing is cached before either downloads
     processes = [start(hub, tmp_path, UNPINNED) for _ in range(2)]
     results = [(*process.communicate(timeout=60), process.returncode) for process in processes]
     name = f"cross-encoder--ms-marco-MiniLM-L4-v2@{hub.repositories[UNPINNED].commit}\n"
