@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import onnx
 import onnxruntime
+
 from tests.fake_tensorrt import Behaviour, fake_tensorrt
 
 _TYPES = {1: "FLOAT", 10: "HALF", 6: "INT32", 7: "INT64"}
@@ -73,12 +74,23 @@ class FakeDriver:
         return self.cudaMemcpy(target, source, nbytes, kind)
 
 
-def install(monkeypatch, version: str, driver: FakeDriver, skew: float = 0.0) -> ModuleType:
-    """Make this process look like a machine with TensorRT and a GPU; `skew` is added to every logit."""
+def install(
+    monkeypatch, version: str, driver: FakeDriver, *, skew: float = 0.0, overrides: Behaviour | None = None
+) -> ModuleType:
+    """Make this process look like a machine with TensorRT and a GPU.
+
+    Args:
+        monkeypatch: Undoes it.
+        version: Of TensorRT.
+        driver: The GPU.
+        skew: Added to every logit that a plan gives.
+        overrides: Behaviour in place of what this module supplies, to make a step fail.
+    """
     behaviour: Behaviour = {}
     trt = fake_tensorrt(version, behaviour)
     _add_building(trt, behaviour)
     _add_running(trt, behaviour, skew)
+    behaviour.update(overrides or {})
     # Polygraphy keeps the module it has seen first.
     for name in [name for name in sys.modules if name.split(".")[0] == "polygraphy"]:
         monkeypatch.delitem(sys.modules, name)
@@ -224,6 +236,7 @@ def _add_running(trt: ModuleType, behaviour: Behaviour, skew: float) -> None:
             "ICudaEngine.num_io_tensors": lambda e: len(e._state.types),
             "ICudaEngine.get_tensor_name": lambda e, index: list(e._state.types)[index],
             "ICudaEngine.get_tensor_mode": mode,
+            "ICudaEngine.get_tensor_shape": lambda e, name: (-1, 1) if name in e._state.outputs else (-1, -1),
             "ICudaEngine.get_tensor_dtype": lambda e, name: getattr(trt.DataType, e._state.types[name]),
             "ICudaEngine.get_tensor_format": lambda e, *_: trt.TensorFormat.LINEAR,
             "ICudaEngine.is_shape_inference_io": lambda e, name: False,

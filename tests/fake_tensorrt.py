@@ -137,7 +137,8 @@ def _constructor(owner: str, doc: str, behaviour: Behaviour, classes: dict[str, 
             raise TypeError(f"tensorrt.tensorrt.{owner}: No constructor defined!")
 
         return refuse
-    return _method(owner, "__init__", doc, {f"{owner}.__init__": lambda *_, **__: None, **behaviour}, classes)
+    behaviour.setdefault(f"{owner}.__init__", lambda *_, **__: None)
+    return _method(owner, "__init__", doc, behaviour, classes)
 
 
 def _strict_setattr(self, name: str, value: object) -> None:
@@ -173,7 +174,8 @@ def fake_tensorrt(version: str, behaviour: Behaviour | None = None) -> ModuleTyp
         version: One of VERSIONS.
         behaviour: What methods do and attributes read, by `Class.member`.
     """
-    api, behaviour, classes = recorded_api(version), behaviour or {}, {}
+    api, classes = recorded_api(version), {}
+    behaviour = {} if behaviour is None else behaviour  # filled by the caller, who needs the classes for it
 
     def make(name: str) -> type:
         if name not in classes:

@@ -71,10 +71,16 @@ def graph_dtypes(model: onnx.ModelProto) -> dict[str, set[str]]:
     """Return, for each operator of the graph, the dtypes that its values have, in TensorRT's words.
 
     Operators of another domain than ONNX's own are listed as `domain::name`.
+
+    Raises:
+        SetupError: The graph contradicts itself.
     """
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise SetupError(f"the dtypes of the graph cannot be inferred ({error}): export the model again") from error
     types = {init.name: init.data_type for init in inferred.graph.initializer}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         types[value.name] = value.type.tensor_type.elem_type

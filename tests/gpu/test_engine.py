@@ -1,0 +1,50 @@
+"""The real thing, on a machine with TensorRT and an NVIDIA GPU: build a plan, run it, compare, load it again."""
+
+from __future__ import annotations
+
+import pytest
+from tests.engine_bundle import write_fp16_bundle
+
+from crossrank_export.trt.bindings import load_tensorrt, plan_runner
+from crossrank_export.trt.build import build_engine
+from crossrank_export.trt.check import check_plan
+from crossrank_export.trt.device import find_device
+from crossrank_export.trt.gpus import GPUS
+from crossrank_export.trt.spec import make_spec
+from crossrank_server.bundle import load_bundle
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module")
+def machine():
+    """(tensorrt, the GPU, its entry in the table) of this machine."""
+    trt, device = load_tensorrt(), find_device()
+    if trt is None:
+        pytest.skip("TensorRT is not installed here")
+    if device is None:
+        pytest.skip("no NVIDIA GPU is visible here")
+    gpu = next((gpu for gpu in GPUS.values() if gpu.sm == device.sm), None)
+    if gpu is None:
+        pytest.skip(f"{device.name} (SM {device.sm}) is not in the table of GPUs")
+    return trt, device, gpu
+
+
+@pytest.fixture(scope="module")
+def bundle(builtin, tmp_path_factory):
+    return write_fp16_bundle(builtin, tmp_path_factory.mktemp("engine") / "bundle")
+
+
+@pytest.mark.timeout(1800)  # level 5 tunes every kernel of five profiles
+def test_a_plan_agrees_with_onnx_runtime_and_loads_again(machine, bundle):
+    trt, device, gpu = machine
+    spec = make_spec(bundle.manifest, bundle.path, gpu, str(trt.__version__), max_batch=64)
+    entry = build_engine(trt, device, bundle, spec)
+    again = load_bundle(bundle.path)
+    assert again.manifest.plans == [entry]
+    assert spec.timing_cache.stat().st_size > 0
+    assert entry["parity"]["max_abs_delta"] <= 2e-2
+    assert entry["parity"]["kendall_tau"] >= 0.99
+    check_plan(entry, device.sm, str(trt.__version__))
+    with plan_runner(trt, again.file(entry["file"]).read_bytes(), spec) as runner:
+        assert runner.engine.num_optimization_profiles == len(spec.buckets)
