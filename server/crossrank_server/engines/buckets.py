@@ -98,7 +98,7 @@ def pairs_from_padded(
         shapes = ", ".join(str(list(tensor.shape)) for tensor in (input_ids, types, attention_mask))
         raise ValueError(f"input_ids, token_type_ids and attention_mask must be equal [rows, length], not {shapes}")
     attended = attention_mask.astype(np.bool_)
-    attended[:, 0] = True
+    attended[~attended.any(axis=1), 0] = True
     lengths = attended.sum(axis=1)
     if not np.array_equal(attended, np.arange(attended.shape[1]) < lengths[:, None]):
         raise ValueError("attention_mask must be ones followed by zeros in every row: pad on the right")

@@ -1,0 +1,307 @@
+"""The real tritonserver: its scores are the embedded engine's, and it merges the requests of different clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+import tritonclient.grpc.aio as grpc_aio
+from numpy.typing import NDArray
+from tests.triton_process import CROSSRANK, RunningTriton, environment, free_ports, running_triton
+from tests.unit.test_repository import gpu_bundle  # noqa: F401 - a fixture
+from tritonclient.utils import InferenceServerException
+
+from crossrank_export.triton.spec import make_spec
+from crossrank_export.triton.write import write_repository
+from crossrank_server.bundle import Bundle
+from crossrank_server.engines.buckets import split_by_bucket, take_pairs
+from crossrank_server.engines.embedded import EmbeddedEngine
+from crossrank_server.engines.select import make_engine
+from crossrank_server.pairs import PairEncoder
+
+pytestmark = pytest.mark.triton
+
+ENGINE = "crossrank-mini"
+TEXT = "crossrank-mini_rerank"
+BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
+Requests = list[tuple[str, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningTriton]:
+    with running_triton("--precision", "fp32", "--instances", "2") as running:
+        yield running
+
+
+@pytest.fixture
+async def client(server: RunningTriton) -> AsyncIterator[grpc_aio.InferenceServerClient]:
+    async with grpc_aio.InferenceServerClient(server.grpc_url) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def encoder(builtin: Bundle) -> PairEncoder:
+    return PairEncoder(builtin)
+
+
+@pytest.fixture(scope="module")
+def embedded(builtin: Bundle) -> EmbeddedEngine:
+    return make_engine(builtin, "auto", "fp32", threads=1)
+
+
+@pytest.fixture(scope="module")
+def requests() -> Requests:
+    """Queries with 10 documents each, of all lengths up to beyond the window."""
+    chooser = random.Random(7)
+    words = [
+        "the",
+        "of",
+        "berlin",
+        "people",
+        "river",
+        "bank",
+        "passage",
+        "ranking",
+        "über",
+        "café",
+        "東京",
+        "naïve",
+        "3.5",
+        "million",
+        "2019",
+        "engine",
+    ]
+
+    def text(most: int) -> str:
+        return " ".join(chooser.choices(words, k=chooser.randint(1, most)))
+
+    return [(text(12), [text(chooser.choice([20, 60, 120, 700])) for _ in range(10)]) for _ in range(64)]
+
+
+def tensor(name: str, array: NDArray[Any], datatype: str = "INT32") -> grpc.InferInput:
+    value = grpc.InferInput(name, list(array.shape), datatype)
+    value.set_data_from_numpy(array)
+    return value
+
+
+def strings(name: str, texts: list[str] | list[bytes]) -> grpc.InferInput:
+    encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+    return tensor(name, np.array(encoded, np.object_), "BYTES")
+
+
+def padded_inputs(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) -> list[grpc.InferInput]:
+    return [tensor("input_ids", ids), tensor("token_type_ids", types), tensor("attention_mask", mask)]
+
+
+async def score_ids(client: grpc_aio.InferenceServerClient, encoder: PairEncoder, query: str, documents: list[str]):
+    """What a gateway does: one inference a bucket, all at once."""
+    batch = encoder.encode(query, documents).batch
+    logits = np.empty(len(batch), np.float32)
+    parts = split_by_bucket(batch.lengths, BUCKETS, 64)
+
+    async def infer(rows: NDArray[np.int64], length: int) -> None:
+        answer = await client.infer(ENGINE, padded_inputs(*take_pairs(batch, rows).padded(length, 0)))
+        logits[rows] = answer.as_numpy("logits")[:, 0]
+
+    await asyncio.gather(*(infer(part.rows, part.length) for part in parts))
+    return logits, len(parts)
+
+
+async def score_text(client: grpc_aio.InferenceServerClient, query: str, documents: list[str], **parameters: str):
+    inputs = [strings("QUERY", [query]), strings("DOCUMENTS", documents)]
+    answer = await client.infer(TEXT, inputs, parameters=parameters or None)
+    return answer.as_numpy("SCORES")
+
+
+async def at_concurrency(workers: int, jobs: list[Any]) -> list[Any]:
+    """Await all jobs, at most `workers` at a time; results in order."""
+    gate = asyncio.Semaphore(workers)
+
+    async def run(job: Any) -> Any:
+        async with gate:
+            return await job
+
+    return list(await asyncio.gather(*(run(job) for job in jobs)))
+
+
+async def statistics(client: grpc_aio.InferenceServerClient, model: str = ENGINE) -> dict[str, int]:
+    answer = await client.get_inference_statistics(model, as_json=True)
+    (model_stats,) = answer["model_stats"]
+    return {
+        "executions": int(model_stats.get("execution_count", 0)),
+        "rows": int(model_stats.get("inference_count", 0)),
+        "requests": int(model_stats["inference_stats"]["success"].get("count", 0)),
+    }
+
+
+async def settled_statistics(client: grpc_aio.InferenceServerClient, rows: int) -> dict[str, int]:
+    """Return the statistics once they count that many rows: Triton counts a batch after it has answered."""
+    for _ in range(100):
+        found = await statistics(client)
+        if found["rows"] >= rows:
+            break
+        await asyncio.sleep(0.05)
+    return found
+
+
+async def test_the_engine_model_gives_the_embedded_engines_logits(client, encoder, embedded, requests):
+    answers = await at_concurrency(8, [score_ids(client, encoder, *request) for request in requests])
+    for request, (logits, _) in zip(requests, answers, strict=True):
+        np.testing.assert_allclose(logits, embedded.infer(encoder.encode(*request).batch), atol=1e-5, rtol=0)
+
+
+async def test_the_text_model_gives_the_embedded_engines_logits(client, encoder, embedded, requests):
+    answers = await at_concurrency(8, [score_text(client, *request) for request in requests])
+    for request, scores in zip(requests, answers, strict=True):
+        np.testing.assert_allclose(scores, embedded.infer(encoder.encode(*request).batch), atol=1e-5, rtol=0)
+
+
+async def test_both_models_agree_with_the_embedded_engine_on_dl19(client, encoder, embedded, dl19):
+    topics = [(topic.query, topic.passages) for topic in dl19]
+    texts = await at_concurrency(8, [score_text(client, *topic) for topic in topics])
+    ids = await at_concurrency(8, [score_ids(client, encoder, *topic) for topic in topics])
+    worst = 0.0
+    for topic, scores, (logits, _) in zip(topics, texts, ids, strict=True):
+        expected = embedded.infer(encoder.encode(*topic).batch)
+        worst = max(worst, np.abs(scores - expected).max(), np.abs(logits - expected).max())
+    assert worst <= 1e-5
+
+
+async def test_permuting_documents_permutes_scores(client, requests):
+    query, documents = requests[0]
+    order = random.Random(1).sample(range(len(documents)), len(documents))
+    scores = await score_text(client, query, documents)
+    permuted = await score_text(client, query, [documents[i] for i in order])
+    np.testing.assert_allclose(permuted, scores[order], atol=1e-5, rtol=0)
+
+
+async def test_requests_of_different_clients_are_merged_and_each_row_is_inferred_once(
+    server, encoder, embedded, requests
+):
+    clients = [grpc_aio.InferenceServerClient(server.grpc_url) for _ in range(16)]
+    before = await statistics(clients[0])
+    jobs = [score_ids(clients[i % 16], encoder, *request) for i, request in enumerate(requests)]
+    answers = await at_concurrency(16, jobs)
+    expected_rows = sum(len(documents) for _, documents in requests)
+    after = await settled_statistics(clients[0], before["rows"] + expected_rows)
+    for connected in clients:
+        await connected.close()
+    grown = {name: after[name] - before[name] for name in after}
+    assert grown["rows"] == expected_rows
+    assert grown["requests"] == sum(sent for _, sent in answers)
+    assert grown["executions"] <= grown["requests"] / 2
+    for request, (logits, _) in zip(requests, answers, strict=True):
+        np.testing.assert_allclose(logits, embedded.infer(encoder.encode(*request).batch), atol=1e-5, rtol=0)
+
+
+async def test_scores_are_sigmoids_where_the_request_asks_for_them(client, requests):
+    query, documents = requests[1]
+    logits = await score_text(client, query, documents, activation="identity")
+    scores = await score_text(client, query, documents, activation="sigmoid")
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits.astype(np.float64))), rtol=1e-5)
+
+
+async def test_an_unknown_activation_is_refused_naming_the_known_ones(client):
+    with pytest.raises(InferenceServerException, match="activation is 'tanh': use one of identity, sigmoid") as caught:
+        await score_text(client, "q", ["d"], activation="tanh")
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+async def test_no_documents_give_no_scores(client):
+    assert (await score_text(client, "q", [])).shape == (0,)
+
+
+async def test_text_that_is_not_utf8_is_refused(client):
+    inputs = [strings("QUERY", ["q"]), strings("DOCUMENTS", [b"\xff\xfe"])]
+    with pytest.raises(InferenceServerException, match="must be UTF-8"):
+        await client.infer(TEXT, inputs)
+
+
+async def test_a_request_at_fault_does_not_fail_those_merged_with_it(client, encoder, embedded, requests):
+    ids, types, mask = (np.ones((1, 32), np.int32) for _ in range(3))
+    ids[0, 3] = 30522
+
+    async def send_wrong() -> str:
+        with pytest.raises(InferenceServerException) as caught:
+            await client.infer(ENGINE, padded_inputs(ids, types, mask))
+        return f"{caught.value.status()} {caught.value.message()}"
+
+    good = [score_ids(client, encoder, *request) for request in requests[:8]]
+    results = await asyncio.gather(*good, *(send_wrong() for _ in range(8)))
+    for request, (logits, _) in zip(requests, results[:8], strict=False):
+        np.testing.assert_allclose(logits, embedded.infer(encoder.encode(*request).batch), atol=1e-5, rtol=0)
+    for message in results[8:]:
+        assert "INVALID_ARGUMENT" in message
+        assert "input_ids must be 0 to 30521, not 1 to 30522" in message
+
+
+async def test_metadata_and_configuration_tell_a_client_what_it_must_send(client, builtin):
+    metadata = await client.get_model_metadata(ENGINE, as_json=True)
+    assert {entry["name"]: (entry["datatype"], entry["shape"]) for entry in metadata["inputs"]} == {
+        name: ("INT32", ["-1", "-1"]) for name in ("input_ids", "attention_mask", "token_type_ids")
+    }
+    assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": ["-1", "1"]}]
+    config = (await client.get_model_config(ENGINE, as_json=True))["config"]
+    facts = {name: value["string_value"] for name, value in config["parameters"].items()}
+    assert config["max_batch_size"] == 64
+    assert facts["crossrank_model_id"] == builtin.manifest.model_id
+    assert facts["crossrank_tokenizer_sha256"] == builtin.manifest.files["tokenizer.json"]
+    assert facts["crossrank_buckets"] == ",".join(map(str, BUCKETS))
+    assert facts["crossrank_max_length"] == "512"
+
+
+def test_a_taken_port_is_named_before_anything_is_loaded(server):
+    ports = dict(zip(("--http-port", "--metrics-port"), free_ports(2), strict=True))
+    taken = server.grpc_url.rpartition(":")[2]
+    flags = [str(word) for pair in ports.items() for word in pair]
+    ran = subprocess.run(
+        [CROSSRANK, "triton", "--grpc-port", taken, *flags], capture_output=True, text=True, env=environment()
+    )
+    assert ran.returncode == 1
+    assert ran.stderr == (
+        f"error: --grpc-port {taken} on 127.0.0.1 cannot be used (Address already in use): choose another\n"
+    )
+
+
+def test_the_written_repositories_are_read_by_the_real_server_and_sigterm_ends_it_cleanly(
+    builtin,
+    gpu_bundle,  # noqa: F811 - the fixture imported above
+    tmp_path: Path,
+):
+    """GPU models fail for want of their backends alone: their configuration was accepted."""
+    out = tmp_path / "repository"
+    write_repository(builtin, make_spec(builtin.manifest, "cpu"), out)
+    for target in ("tensorrt", "onnxruntime-gpu"):
+        spec = make_spec(gpu_bundle.manifest, target, name=target, text_instances=0)
+        write_repository(gpu_bundle, spec, out)
+    explicit = ["--", "--model-control-mode=explicit", f"--load-model={ENGINE}", f"--load-model={TEXT}"]
+    with running_triton(*explicit, repository=out) as running:
+        assert os.readlink(f"/proc/{running.pid}/exe").endswith("tritonserver")
+        with urlopen(f"{running.http_url}/v2/models/{TEXT}/ready", timeout=5) as response:
+            assert response.status == 200
+        for target, backend in (("tensorrt", "tensorrt"), ("onnxruntime-gpu", "onnxruntime")):
+            assert f"unable to find backend library for backend '{backend}'" in load_error(running, target)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0
+
+
+def load_error(server: RunningTriton, model: str) -> str:
+    """Ask for a model to be loaded, and return the error."""
+    from urllib.error import HTTPError
+
+    load = Request(f"{server.http_url}/v2/repository/models/{model}/load", data=b"{}", method="POST")
+    with pytest.raises(HTTPError) as caught, urlopen(load, timeout=30):
+        pass
+    with caught.value as answer:
+        return str(json.loads(answer.read())["error"])
