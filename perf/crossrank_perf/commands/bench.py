@@ -1,0 +1,26 @@
+"""`crossrank bench`: how fast a server is, and how fast its peers are on the same work."""
+
+from __future__ import annotations
+
+import click
+
+from crossrank_perf.commands.bench_load import load
+from crossrank_perf.commands.bench_peers import peers
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed, latency, CPU and memory, and compare with peers.
+
+    \b
+    Examples:
+      crossrank bench load                               starts the built-in model, loads it, ends it
+      crossrank bench load --url http://127.0.0.1:8000   a server that runs already
+      crossrank bench peers --checkpoint DIR             against sentence-transformers, same weights
+
+    Quote ratios taken in one run: machines differ, and one machine differs from minute to minute.
+    """  # noqa: D301 - click reads the backspace itself
+
+
+bench.add_command(load)
+bench.add_command(peers)

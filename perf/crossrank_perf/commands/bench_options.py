@@ -1,0 +1,72 @@
+"""What the subcommands of `crossrank bench` have in common."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from crossrank_server.errors import SetupError
+
+if TYPE_CHECKING:
+    from crossrank_perf.workload import Workload
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Settings of the server that a benchmark may choose.
+SERVER_OPTIONS = {"engine", "precision", "threads"}
+_NEEDED = ("aiohttp", "psutil")
+
+
+def check_installed() -> None:
+    """Raise SetupError where the packages that only benchmarks need are missing."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SetupError(f"crossrank bench needs {' and '.join(missing)}: pip install 'crossrank[perf]'")
+
+
+def workload_options(function: Function) -> Function:
+    """Add the options that say what is sent and where the result goes."""
+    options = (
+        click.option(
+            "--candidates",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Queries with their candidates, JSONL or .jsonl.gz. Default: the DL 2019 file under ../shared or "
+            "CROSSRANK_SHARED, else synthetic text with the same lengths.",
+        ),
+        click.option("--synthetic", is_flag=True, help="Take synthetic text even where the DL 2019 file is present."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of text, order and arrival times."),
+        click.option(
+            "--documents", "-d", type=click.IntRange(min=1), default=100, show_default=True, help="In each request."
+        ),
+        click.option(
+            "--json",
+            "json_path",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help="Write every figure, with hardware and versions, to this file.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def server_arguments(model: str | None, options: dict[str, Any]) -> list[str]:
+    """Return the arguments of `crossrank serve` that these options stand for."""
+    arguments = ["--model", model or "builtin", "--log-level", "warning"]
+    for name in sorted(SERVER_OPTIONS):
+        if options[name] is not None:
+            arguments += [f"--{name}", str(options[name])]
+    return arguments
+
+
+def workload_facts(workload: Workload) -> dict[str, Any]:
+    """Return what the report says about the requests."""
+    return {
+        "source": workload.source,
+        "documents_per_request": workload.documents,
+        "distinct_requests": len(workload.requests),
+    }

@@ -1,0 +1,101 @@
+"""One measurement of a running server: load on one side, its CPU and memory on the other, summed up for the report."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from crossrank_perf.load import LoadPlan, LoadResult, OnTick, Tick, run_load
+from crossrank_perf.serving import Usage
+
+_PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
+
+
+def measure_load(url: str, pid: int | None, bodies: Sequence[bytes], plan: LoadPlan, on_tick: OnTick) -> dict[str, Any]:
+    """Put load on a server and return the figures, ready for JSON.
+
+    Args:
+        url: Base URL.
+        pid: The server's process, or None to leave out its CPU and memory.
+        bodies: JSON bodies, sent in order and then again.
+        plan: How to send them.
+        on_tick: Told the progress.
+
+    Raises:
+        SetupError: The server cannot be reached, refuses the first request, or went away under way.
+    """
+    usage = Usage(pid)
+    own_cpu = [0.0, 0.0]
+
+    def tick(progress: Tick) -> None:
+        usage.sample()
+        on_tick(progress)
+
+    def start() -> None:
+        own_cpu[0] = _own_cpu_s()
+        usage.start()
+
+    def end() -> None:
+        usage.end()
+        own_cpu[1] = _own_cpu_s()
+
+    result = run_load(url, bodies, plan, on_tick=tick, on_start=start, on_end=end)
+    return {
+        **_plan_facts(plan),
+        **summarize(result, plan.documents),
+        "server_cpu_s": _rounded(usage.cpu_s, 2),
+        "server_peak_rss_mb": None if usage.peak_rss_bytes is None else round(usage.peak_rss_bytes / 1e6, 1),
+        "generator_cpu_s": round(own_cpu[1] - own_cpu[0], 2),
+    }
+
+
+def summarize(result: LoadResult, documents: int) -> dict[str, Any]:
+    """Return throughput, latency percentiles and errors of a run.
+
+    Args:
+        result: What the load generator measured.
+        documents: Documents in each request.
+    """
+    good = len(result.latencies_s)
+    window_s = result.window_s
+    per_second = good / window_s if window_s else 0.0
+    facts: dict[str, Any] = {
+        "window_s": round(window_s, 3),
+        "requests": good,
+        "requests_per_s": round(per_second, 2),
+        "documents_per_s": round(per_second * documents, 1),
+        "latency_ms": latency_ms(result.latencies_s),
+        "errors": dict(result.errors),
+        "error_examples": result.examples,
+    }
+    if result.lags_s:
+        facts["generator_lag_ms"] = latency_ms(result.lags_s)
+    return facts
+
+
+def latency_ms(latencies_s: Sequence[float]) -> dict[str, float]:
+    """Return mean, p50, p90, p99, p99.9 and max in milliseconds; empty where nothing was answered."""
+    if not latencies_s:
+        return {}
+    in_ms = np.asarray(latencies_s) * 1e3
+    figures = {name: round(float(np.percentile(in_ms, q)), 3) for name, q in _PERCENTILES.items()}
+    return {"mean": round(float(in_ms.mean()), 3), **figures}
+
+
+def _plan_facts(plan: LoadPlan) -> dict[str, Any]:
+    facts: dict[str, Any] = {"documents_per_request": plan.documents, "warm_up_s": plan.warm_up_s}
+    if plan.rate is None:
+        return {"loop": "closed", "concurrency": plan.concurrency, **facts}
+    return {"loop": "open", "rate_per_s": plan.rate, **facts}
+
+
+def _own_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,190 @@
+"""The server under measurement: started here or found by its port, and what it uses of the machine."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from crossrank_server.errors import SetupError
+
+if TYPE_CHECKING:
+    import psutil
+
+_READY_LIMIT_S = 180.0
+_STOP_LIMIT_S = 30.0
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@dataclass(frozen=True)
+class StartedServer:
+    """A server started for the measurement.
+
+    Attributes:
+        url: Its base URL.
+        pid: Its process id.
+        start_to_ready_s: Seconds from the start of the process to the first 200 of /health/ready.
+    """
+
+    url: str
+    pid: int
+    start_to_ready_s: float
+
+
+@contextmanager
+def started_server(arguments: Sequence[str]) -> Iterator[StartedServer]:
+    """Run `crossrank serve` with these arguments on a free port of 127.0.0.1, and end it afterwards.
+
+    Raises:
+        SetupError: The server ended, or was not ready within three minutes; with its last words.
+    """
+    port = _free_port()
+    command = [sys.executable, "-m", "crossrank_server", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "server.log"
+        with log.open("wb") as output:
+            begin = time.perf_counter()
+            process = subprocess.Popen(
+                [*command, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            _wait_ready(process, port, log)
+            yield StartedServer(f"http://127.0.0.1:{port}", process.pid, time.perf_counter() - begin)
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.perf_counter() + _READY_LIMIT_S
+    while time.perf_counter() < deadline:
+        if process.poll() is not None:
+            raise SetupError(f"crossrank serve ended with exit code {process.returncode}: {last_words(log)}")
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        try:
+            connection.request("GET", "/health/ready")
+            if connection.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.01)
+    raise SetupError(f"crossrank serve was not ready after {_READY_LIMIT_S:g} s: {last_words(log)}")
+
+
+def last_words(log: Path) -> str:
+    """Return the last non-empty line of a log, or a phrase where there is none."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+
+
+def find_pid(url: str) -> int | None:
+    """Return the process that listens on a URL's port, or None: another machine, or another user's process."""
+    import psutil
+
+    parts = urlsplit(url)
+    if parts.hostname not in _LOOPBACK:
+        return None
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return None
+    listening = {c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid}
+    # Worker processes share their parent's socket; the parent is the oldest.
+    return min(listening, key=lambda pid: psutil.Process(pid).create_time(), default=None)
+
+
+def served_models(url: str, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+    """Return the entries of GET /v1/models, which name engine and precision.
+
+    Raises:
+        SetupError: The server cannot be reached or answers something else.
+    """
+    import httpx
+
+    try:
+        response = httpx.get(f"{url}/v1/models", timeout=timeout_s)
+        response.raise_for_status()
+        entries: list[dict[str, Any]] = response.json()["data"]
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        raise SetupError(f"{url}/v1/models answered {status}: is this a crossrank server? Check --url") from None
+    except httpx.HTTPError as error:
+        raise SetupError(
+            f"no server at {url} ({error}); check --url, or leave it out to have the server started here"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise SetupError(f"{url}/v1/models is not crossrank's list of models: check --url") from None
+    return entries
+
+
+@dataclass
+class Usage:
+    """CPU time and memory of a process and its children.
+
+    Attributes:
+        pid: The process, or None where it is unknown; then nothing is measured.
+        cpu_s: CPU seconds used in the window, by user and system.
+        peak_rss_bytes: Largest resident memory seen; pages shared by several processes count for each.
+    """
+
+    pid: int | None
+    cpu_s: float | None = None
+    peak_rss_bytes: int | None = None
+    _cpu_at_start: float | None = field(default=None, repr=False)
+
+    def sample(self) -> None:
+        """Look at the memory."""
+        rss = self._sum(lambda process: process.memory_info().rss)
+        if rss:
+            self.peak_rss_bytes = max(int(rss), self.peak_rss_bytes or 0)
+
+    def start(self) -> None:
+        """Begin the window."""
+        self._cpu_at_start = self._sum(_cpu_s)
+        self.sample()
+
+    def end(self) -> None:
+        """End the window."""
+        now = self._sum(_cpu_s)
+        if now is not None and self._cpu_at_start is not None:
+            self.cpu_s = now - self._cpu_at_start
+        self.sample()
+
+    def _sum(self, measure: Callable[[psutil.Process], float]) -> float | None:
+        """Add a figure up over the process and its children, None if it is gone."""
+        import psutil
+
+        if self.pid is None:
+            return None
+        try:
+            parent = psutil.Process(self.pid)
+            return sum(measure(process) for process in (parent, *parent.children(recursive=True)))
+        except psutil.Error:  # it ended just now; the load generator tells about that
+            return None
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
