@@ -141,6 +141,17 @@ def test_a_step_that_tensorrt_refuses_is_told_as_such(monkeypatch, bundle, versi
     assert not list(bundle.path.glob("*.cache"))
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_batch_that_does_not_run_is_told_as_such(monkeypatch, bundle, version):
+    trt = install(
+        monkeypatch, version, FakeDriver(), overrides={"IExecutionContext.execute_async_v3": lambda *_: False}
+    )
+    spec = make_spec(bundle.manifest, bundle.path, GPUS["v100"], "10.4.0")
+    with pytest.raises(SetupError, match=r"profile 0 did not run a batch of \d+x32"):
+        build_engine(trt, find_device(), bundle, spec)
+    assert not list(bundle.path.glob("*.plan*"))
+
+
 def test_a_plan_of_another_tensorrt_is_an_error_not_a_crash(monkeypatch, bundle):
     old = install(monkeypatch, "10.4.0", FakeDriver())
     spec = make_spec(bundle.manifest, bundle.path, GPUS["t4"], "10.4.0", buckets=[128])
@@ -193,6 +204,11 @@ def test_dry_run_builds_nothing_and_needs_nothing(bundle):
     assert "model.sm70.trt10.4.0.fp16.plan" in result.output
     assert "trtexec --onnx=" in result.output
     assert not list(bundle.path.glob("*.plan"))
+
+
+def test_help_shows_one_example_a_line():
+    lines = CliRunner().invoke(engine, ["--help"]).output.splitlines()
+    assert sum(line.startswith("    crossrank engine tiny") for line in lines) == 3
 
 
 def test_buckets_that_are_no_numbers_are_a_usage_error(bundle):

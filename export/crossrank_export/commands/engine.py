@@ -58,7 +58,7 @@ def engine(
     timing_cache: Path | None,
     dry_run: bool,
 ) -> None:
-    r"""Build a TensorRT plan from the fp16 graph of BUNDLE and record it there.
+    """Build a TensorRT plan from the fp16 graph of BUNDLE and record it there.
 
     The plan is named by what can load it: model.sm70.trt10.4.0.fp16.plan runs on a V100 (SM 7.0) with TensorRT
     10.4.0 and nowhere else. Build it on the GPU that will serve, with the TensorRT that will serve. It is compared
@@ -70,7 +70,7 @@ def engine(
       crossrank engine tiny --gpu v100 --dry-run              what would be built; works on any machine
       crossrank engine tiny --gpu v100                        on the V100 itself
       crossrank engine tiny --gpu t4 --max-batch 64 --buckets 64,128,512
-    """
+    """  # noqa: D301 - click reads the backspace itself
     from crossrank_export.trt.bindings import load_tensorrt
     from crossrank_export.trt.build import build_engine, container_command, require_machine
     from crossrank_export.trt.device import find_device

@@ -53,7 +53,9 @@ def build_plan(trt: Any, onnx_path: Path, spec: EngineSpec) -> bytes:
         profile = Profile()
         for name in spec.inputs:
             profile.add(name, *bucket.shapes)
-        if config.add_optimization_profile(profile.to_trt(builder, network)) < 0:
+        with _told(f"TensorRT {spec.tensorrt} refused the profile of the {bucket.length}-token bucket"):
+            index = config.add_optimization_profile(profile.to_trt(builder, network))
+        if index < 0:
             raise SetupError(f"TensorRT {spec.tensorrt} refused the profile of the {bucket.length}-token bucket")
     _load_timings(config, spec.timing_cache)
     plan = builder.build_serialized_network(network, config)
@@ -99,10 +101,26 @@ def run_plan(runner: Any, profile: int, feed: Feed, output: str) -> NDArray[np.f
 
     Returns:
         float32, of the output's own shape.
+
+    Raises:
+        SetupError: The batch did not run.
     """
-    runner.set_profile(profile)
-    # The runner hands out a buffer that the next call writes to.
-    return np.array(runner.infer(dict(feed))[output], dtype=np.float32)
+    shape = "x".join(map(str, next(iter(feed.values())).shape))
+    with _told(f"the plan's profile {profile} did not run a batch of {shape}"):
+        runner.set_profile(profile)
+        # The runner hands out a buffer that the next call writes to.
+        return np.array(runner.infer(dict(feed))[output], dtype=np.float32)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Tell Polygraphy's failures as errors of this command."""
+    from polygraphy.exception import PolygraphyException
+
+    try:
+        yield
+    except PolygraphyException as error:
+        raise SetupError(f"{what}: {error}") from error
 
 
 def _parse(trt: Any, network: Any, logger: Any, onnx_path: Path) -> None:
