@@ -47,14 +47,14 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(version("crossrank"), prog_name="crossrank")
 def cli() -> None:
-    r"""Serve cross-encoder rerankers over HTTP.
+    """Serve cross-encoder rerankers over HTTP.
 
     \b
     Try it now:
       crossrank serve                                   the built-in model on 127.0.0.1:8000
       crossrank rerank --query "who wrote faust" docs.txt  no server, straight from files or stdin
       crossrank models                                  what can be served, and what it costs
-    """
+    """  # noqa: D301
 
 
 def main() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 
 from crossrank_server.errors import BundleError
+from crossrank_server.wordpiece import WordMemory
 
 # A text is first cut to this many characters for each token that can be used. English has about 4.5 characters a token,
 # so nearly every document that must be truncated is read once, and a 1 MB document costs no more than a page.
@@ -32,7 +33,9 @@ class TextTokenizer:
             raise BundleError(f"{path} is not a readable tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._splits_at_spaces = _splits_at_spaces(json.loads(path.read_bytes()))
+        definition = json.loads(path.read_bytes())
+        self._splits_at_spaces = _splits_at_spaces(definition)
+        self._memory = WordMemory(self._tokenizer, definition) if WordMemory.fits(definition) else None
 
     def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
         """Return the token ids of each text: all of them, or at least the first `limit + 1`.
@@ -41,19 +44,30 @@ class TextTokenizer:
         """
         if self._splits_at_spaces:
             return self._tokenize_prefixes(texts, limit)
-        return [encoding.ids for encoding in self._encode(texts)]
+        return self._tokenize_whole(texts)
 
     def _tokenize_prefixes(self, texts: list[str], limit: int) -> list[list[int]]:
         """Read no more of each text than is needed for `limit + 1` ids."""
         characters = limit * _CHARACTERS_PER_TOKEN
-        ids = [encoding.ids for encoding in self._encode([_prefix(text, characters) for text in texts])]
+        ids = self._tokenize_whole([_prefix(text, characters) for text in texts])
         short = [i for i, text in enumerate(texts) if len(ids[i]) <= limit and len(text) > characters]
         while short:
             characters *= 8
-            for i, encoding in zip(short, self._encode([_prefix(texts[i], characters) for i in short]), strict=True):
-                ids[i] = encoding.ids
+            longer = self._tokenize_whole([_prefix(texts[i], characters) for i in short])
+            for i, more in zip(short, longer, strict=True):
+                ids[i] = more
             short = [i for i in short if len(ids[i]) <= limit and len(texts[i]) > characters]
         return ids
+
+    def _tokenize_whole(self, texts: list[str]) -> list[list[int]]:
+        if self._memory is None:
+            return [encoding.ids for encoding in self._encode(texts)]
+        remembered = list(map(self._memory.tokenize, texts))
+        rest = [i for i, ids in enumerate(remembered) if ids is None]
+        if rest:
+            for i, encoding in zip(rest, self._encode([texts[i] for i in rest]), strict=True):
+                remembered[i] = encoding.ids
+        return cast(list[list[int]], remembered)
 
     def _encode(self, texts: list[str]) -> list[Any]:
         if len(texts) == 1:

@@ -45,13 +45,13 @@ def rerank(
     raw_scores: bool,
     **options: Any,
 ) -> None:
-    r"""Rank documents: one a line, from FILES or stdin.
+    """Rank documents: one a line, from FILES or stdin.
 
     \b
     Examples:
       crossrank rerank --query "who wrote faust" passages.txt --top-n 3
       cat passages.jsonl | crossrank rerank --query "who wrote faust" --jsonl --json
-    """
+    """  # noqa: D301
     if not query.strip():
         raise InvalidRequest("--query is empty; give the text to rank the documents for")
     documents = [document for name in files or ("-",) for document in _read(name, jsonl)]

@@ -28,7 +28,7 @@ from crossrank_server.settings import ServeSettings
 )
 @options_from_settings(ServeSettings)
 def serve(models: tuple[str, ...], **options: Any) -> None:
-    r"""Serve models over HTTP.
+    """Serve models over HTTP.
 
     \b
     Examples:
@@ -41,7 +41,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
       curl http://127.0.0.1:8000/v1/rerank -H 'content-type: application/json' \\
         -d '{"query": "how many people live in berlin",
              "documents": ["Berlin has museums.", "Berlin has 3,520,031 inhabitants."]}'
-    """
+    """  # noqa: D301
     settings = settings_from_options(ServeSettings, options)
     logging.basicConfig(
         stream=sys.stderr,
