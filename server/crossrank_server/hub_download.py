@@ -311,9 +311,19 @@ def _unreachable(name: str, endpoint: str | None, error: BaseException) -> HubUn
     from huggingface_hub import constants
 
     return HubUnreachable(
-        f"{name} could not be fetched from {endpoint or constants.ENDPOINT} ({_first_line(error)}): check the "
+        f"{name} could not be fetched from {endpoint or constants.ENDPOINT} ({_reason(error)}): check the "
         "network, or give a local directory or `builtin`, which need none"
     )
+
+
+def _reason(error: BaseException) -> str:
+    """Say what the operating system said, such as "Connection refused", where anything down the chain did."""
+    step: BaseException | None = error
+    while step is not None:
+        if isinstance(step, OSError) and isinstance(step.strerror, str):
+            return step.strerror
+        step = step.__cause__ or step.__context__
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
