@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from crossrank_export.passes.opset import raise_opset
 from crossrank_export.shapes import fixed_dims_of, infer_shapes
 
 PAIR_TOKENS = 96
@@ -68,6 +69,8 @@ def measure_cost(model: ir.Model, sequence: int = PAIR_TOKENS) -> Cost:
 def _with_fixed_shapes(model: ir.Model, sequence: int) -> ir.Model:
     """Return a copy with every shape inferred for a batch of `_BATCH` pairs."""
     copy = model.clone()
+    # Before opset 13 the shapes that Unsqueeze computes are not followed.
+    raise_opset(copy)
     for value in copy.graph.inputs:
         if not value.is_initializer():
             value.shape = ir.Shape([_BATCH, sequence])

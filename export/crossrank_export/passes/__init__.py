@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from crossrank_export.passes.clean import clean, inline_functions
+from crossrank_export.passes.clean import clean_graph, inline_functions
+from crossrank_export.passes.embeddings import fold_embeddings
 from crossrank_export.passes.first_token import prune_to_first_token
 from crossrank_export.passes.interface import unify_interface
 from crossrank_export.passes.layer_norm import fuse_layer_norm
 from crossrank_export.passes.mask import narrow_masks
-from crossrank_export.passes.merge_qkv import merge_qkv
+from crossrank_export.passes.merge_qkv import merge_projections
 from crossrank_export.passes.opset import raise_opset
 from crossrank_export.passes.report import PassReport
 
@@ -36,8 +37,15 @@ def optimize(model: ir.Model) -> tuple[ir.Model, list[PassReport]]:
     """
     optimized = model.clone()
     inline_functions(optimized)
-    reports = [raise_opset(optimized), clean(optimized)]
-    for run in (fuse_layer_norm, narrow_masks, prune_to_first_token, merge_qkv, unify_interface):
+    reports = [raise_opset(optimized), clean_graph(optimized)]
+    for run in (
+        fuse_layer_norm,
+        narrow_masks,
+        prune_to_first_token,
+        merge_projections,
+        unify_interface,
+        fold_embeddings,
+    ):
         reports.append(run(optimized))
-        clean(optimized)
+        clean_graph(optimized)
     return optimized, reports

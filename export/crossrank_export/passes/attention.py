@@ -135,7 +135,12 @@ def _assemble(
     if not (q.source is k.source is v.source and q.heads == k.heads == v.heads):
         return None
     dims = dims_of(output)
-    if q.weight.shape != k.weight.shape or dims is None or len(dims) != 3 or dims[2] != v.weight.shape[1]:
+    if (
+        not (q.weight.shape == k.weight.shape == v.weight.shape)
+        or dims is None
+        or len(dims) != 3
+        or dims[2] != v.weight.shape[1]
+    ):
         return None
     return Attention(q, k, v, scale, masks, output)
 

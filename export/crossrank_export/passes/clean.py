@@ -29,7 +29,7 @@ def inline_functions(model: ir.Model) -> None:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
-def clean(model: ir.Model) -> PassReport:
+def clean_graph(model: ir.Model) -> PassReport:
     """Fold, simplify and remove until nothing changes, in place."""
     before = len(model.graph)
     while True:
@@ -113,7 +113,8 @@ def _evaluate(node: ir.Node, opset: int, feeds: dict[str, NDArray[Any]]) -> NDAr
     output = onnx.ValueInfoProto(name=node.outputs[0].name)
     graph = onnx.helper.make_graph([ir.to_proto(node)], "fold", inputs, [output])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    result = np.asarray(ReferenceEvaluator(model).run(None, feeds)[0])
+    results: Any = ReferenceEvaluator(model).run(None, feeds)
+    result = np.asarray(results[0])
     return result if result.nbytes <= _GROWTH_BYTES + sum(array.nbytes for array in feeds.values()) else None
 
 

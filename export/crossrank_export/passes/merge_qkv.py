@@ -12,7 +12,7 @@ from crossrank_export.passes.report import PassReport
 NAME = "merge_qkv"
 
 
-def merge_qkv(model: ir.Model) -> PassReport:
+def merge_projections(model: ir.Model) -> PassReport:
     """Rewrite every attention block that is recognised, in place."""
     blocks = find_attention(model.graph)
     if not blocks:
@@ -31,15 +31,13 @@ def _merge(block: Attention, emit: Emitter) -> None:
     bias = np.concatenate([(q.bias * scale).astype(np.float32), k.bias, v.bias])
     merged = emit.op("MatMul", block.source, emit.constant(weight, "qkv_weight"))
     merged = emit.op("Add", merged, emit.constant(bias, "qkv_bias"))
-    widths = emit.dims(*(part.weight.shape[1] for part in (q, k, v)))
-    parts = emit.ops("Split", merged, widths, outputs=3, axis=-1)
-    heads = [
-        emit.reshape(part, 0, 0, block.heads, part_of.weight.shape[1] // block.heads)
-        for part, part_of in zip(parts, (q, k, v), strict=True)
-    ]
-    query = emit.op("Transpose", heads[0], perm=[0, 2, 1, 3])
-    key = emit.op("Transpose", heads[1], perm=[0, 2, 3, 1])
-    value = emit.op("Transpose", heads[2], perm=[0, 2, 1, 3])
+    # One transpose for all three; each of them is then a contiguous piece of it.
+    merged = emit.reshape(merged, 0, 0, 3, block.heads, weight.shape[1] // (3 * block.heads))
+    merged = emit.op("Transpose", merged, perm=[2, 0, 3, 1, 4])
+    query, key, value = (
+        emit.op("Gather", merged, emit.constant(np.array(i, np.int64), "which"), axis=0) for i in range(3)
+    )
+    key = emit.op("Transpose", key, perm=[0, 1, 3, 2])
     scores = emit.op("MatMul", query, key)
     for mask in block.masks:
         scores = emit.op("Add", scores, mask)
