@@ -74,6 +74,13 @@ def test_a_number_of_requests_is_measured_exactly_after_the_warm_up() -> None:
         assert watch.windows == ["start", "end"]
 
 
+def test_what_happens_in_the_warm_up_is_not_counted() -> None:
+    with ScriptedServer([answer(1), *[Reply(503)] * 5, answer(1)]) as server:
+        result = run(server, LoadPlan(1, concurrency=2, warm_up_s=1.0, requests=5))
+    assert not result.errors
+    assert len(result.latencies_s) == 5
+
+
 def test_the_bodies_go_round_over_kept_connections() -> None:
     with ScriptedServer([answer(1)]) as server:
         run(server, LoadPlan(1, concurrency=2, warm_up_s=0, requests=30))
