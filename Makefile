@@ -37,6 +37,13 @@ check: $(VENV)/.dev ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.venv-peers/.ready: perf/peers/sentence-transformers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet -r $<
+	touch $@
+
+peers: .venv-peers/.ready ## prepare the environment of `crossrank bench peers`
+
 lock: $(VENV)/.dev ## write the lock files anew (needs uv)
 	$(BIN)/uv pip compile pyproject.toml requirements/torch-needs.in --extra dev --universal --python-version 3.10 --generate-hashes --quiet \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \

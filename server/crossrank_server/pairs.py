@@ -23,6 +23,8 @@ from crossrank_server.tokenization import TextTokenizer
 _MIN_BATCH_TOKENS = 512
 # A pair shorter than this share of the batch's longest is left for another batch: padding costs more than a call.
 _MIN_LENGTH_SHARE = 0.75
+# Batches have a multiple of this many pairs where they can: runtimes prepare and remember every shape they meet.
+_ROW_STEP = 4
 # Shortest remaining work goes first; each second of waiting counts as this many tokens less, so that nothing starves.
 _AGING_TOKENS_PER_S = 100_000
 
@@ -201,7 +203,10 @@ class Batcher:
         now = time.monotonic()
         jobs = sorted(self._jobs, key=lambda job: job.waiting_tokens - _AGING_TOKENS_PER_S * (now - job.arrived_s))
         longest = jobs[0].lengths[-1]
-        room = max(budget_tokens // longest, 1)
+        most = max(self._engine.batch_tokens // longest, 1)
+        if most > _ROW_STEP:
+            most -= most % _ROW_STEP
+        room = min(-(-budget_tokens // (longest * _ROW_STEP)) * _ROW_STEP, most)
         parts: list[tuple[_Job, list[int]]] = []
         for job in jobs:
             stop = bisect_left(job.lengths, longest + 1)

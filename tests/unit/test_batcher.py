@@ -127,12 +127,12 @@ async def test_a_single_document_does_not_wait_for_a_thousand() -> None:
 async def test_waiting_raises_the_urgency_of_a_large_request(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    engine = ArithmeticEngine(concurrency=1, batch_tokens=500)
+    engine = ArithmeticEngine(concurrency=1, batch_tokens=400)
     batcher = Batcher(engine, 10_000)
     engine.gate.clear()
     first = asyncio.ensure_future(batcher.score(pairs(50)))
     await asyncio.sleep(0)
-    large = asyncio.ensure_future(batcher.score(pairs(*[100] * 5)))
+    large = asyncio.ensure_future(batcher.score(pairs(*[100] * 4)))
     await asyncio.sleep(0)
     now = 60.0
     small = asyncio.ensure_future(batcher.score(pairs(10)))
