@@ -40,26 +40,30 @@ def settings_from_options(settings: type[Settings], options: dict[str, Any]) -> 
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise SetupError(f"{_flag(name)} ({_variable(settings, name)}) is {first['input']!r}: {first['msg']}") from None
+        raise SetupError(
+            f"{flag_name(name)} ({variable_name(settings, name)}) is {first['input']!r}: {first['msg']}"
+        ) from None
 
 
 def _option(settings: type[BaseSettings], name: str, field: FieldInfo) -> Callable[[Function], Function]:
     default = field.get_default(call_default_factory=True)
-    text = f"{field.description}  [{_variable(settings, name)}; default {default}]"
+    text = f"{field.description}  [{variable_name(settings, name)}; default {default}]"
     annotation = field.annotation
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
     if annotation is bool:
-        return click.option(f"{_flag(name)}/--no-{_flag(name)[2:]}", name, default=None, help=text)
+        return click.option(f"{flag_name(name)}/--no-{flag_name(name)[2:]}", name, default=None, help=text)
     if get_origin(annotation) is Literal:
-        return click.option(_flag(name), name, type=click.Choice(get_args(annotation)), default=None, help=text)
+        return click.option(flag_name(name), name, type=click.Choice(get_args(annotation)), default=None, help=text)
     kind = annotation if annotation in (int, float) else str
-    return click.option(_flag(name), name, type=kind, default=None, help=text)
+    return click.option(flag_name(name), name, type=kind, default=None, help=text)
 
 
-def _flag(name: str) -> str:
+def flag_name(name: str) -> str:
+    """Return the command line flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
-def _variable(settings: type[BaseSettings], name: str) -> str:
+def variable_name(settings: type[BaseSettings], name: str) -> str:
+    """Return the environment variable of a setting."""
     return f"{settings.model_config.get('env_prefix', '')}{name}".upper()
