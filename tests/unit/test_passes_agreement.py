@@ -1,0 +1,120 @@
+"""All passes together, over every family and exporter: the same logits, less arithmetic, one interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from tests.checkpoints import NINE
+from tests.onnx_exports import BATCHES, Exporter, export_named, logits_of, random_batch
+
+from crossrank_export.cost import measure_cost
+from crossrank_export.passes import optimize
+
+EXPORTERS = [
+    Exporter(False, "eager", 11),
+    Exporter(False, "eager", 14),
+    Exporter(False, "eager", 17),
+    Exporter(False, "sdpa", 14),
+    Exporter(False, "sdpa", 17),
+    Exporter(True, "eager", 18),
+    Exporter(True, "sdpa", 18),
+    Exporter(True, "sdpa", 23),
+]
+FAMILIES = ["bert", "electra", "roberta", "xlm-roberta"]
+# Transformers' ELECTRA has no sdpa; XLM-R's graph is RoBERTa's, so two ways are enough.
+CASES = [
+    (family, exporter)
+    for family in FAMILIES
+    for exporter in EXPORTERS
+    if not (family == "electra" and exporter.attention == "sdpa")
+    and not (family == "xlm-roberta" and exporter not in (EXPORTERS[4], EXPORTERS[6]))
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ir.Model:
+    family, exporter = request.param
+    return export_named(family, exporter, tmp_path_factory.mktemp("onnx") / "model.onnx")
+
+
+def test_optimized_graphs_give_the_same_logits_with_less_arithmetic(source):
+    before = logits_of(source)
+    optimized, reports = optimize(source)
+
+    assert before.std() > 0.05, "logits that do not differ would prove nothing"
+    assert np.abs(logits_of(optimized) - before).max() <= 1e-5
+    assert {report.name for report in reports if report.applied} >= {"first_token", "merge_qkv", "interface"}
+    cost, pruned = measure_cost(source), measure_cost(optimized)
+    assert cost.mflop is not None
+    assert pruned.mflop is not None
+    assert pruned.mflop < 0.6 * cost.mflop
+    assert pruned.nodes < cost.nodes
+
+    onnx.checker.check_model(ir.to_proto(optimized), full_check=True)
+    assert {node.domain for node in optimized.graph} == {""}
+    assert "Attention" not in {node.op_type for node in optimized.graph}
+    assert [value.name for value in optimized.graph.inputs] == [value.name for value in source.graph.inputs]
+    assert {value.dtype for value in source.graph.inputs} == {ir.DataType.INT64}, "the source is left as it is"
+    assert {value.dtype for value in optimized.graph.inputs} == {ir.DataType.INT32}
+    assert {str(value.shape) for value in optimized.graph.inputs} == {"[batch,sequence]"}
+    assert [(value.name, str(value.shape)) for value in optimized.graph.outputs] == [("logits", "[batch,1]")]
+
+
+@pytest.mark.parametrize("family", ["bert", "electra", "roberta"])
+def test_openvino_gives_the_logits_of_the_source(family, tmp_path):
+    import openvino
+
+    source = export_named(family, Exporter(False, "eager", 17), tmp_path / "model.onnx")
+    optimized, _ = optimize(source)
+    compiled = openvino.Core().compile_model(
+        openvino.Core().read_model(ir.to_proto(optimized).SerializeToString()),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1},
+    )
+    names = [value.name for value in source.graph.inputs]
+    batches = [random_batch(names, *shape) for shape in BATCHES]
+    logits = [compiled({name: array.astype(np.int32) for name, array in batch.items()})[0].copy() for batch in batches]
+
+    assert np.abs(np.concatenate(logits) - logits_of(source)).max() <= 1e-5
+
+
+def test_several_labels_stay_in_their_order(tmp_path):
+    source = export_named("bert", Exporter(False, "sdpa", 17), tmp_path / "model.onnx", num_labels=3)
+    optimized, _ = optimize(source)
+
+    assert str(optimized.graph.outputs[0].shape) == "[batch,3]"
+    assert np.abs(logits_of(optimized) - logits_of(source)).max() <= 1e-5
+
+
+def test_optimizing_twice_changes_no_logit(tmp_path):
+    once, _ = optimize(export_named("bert", Exporter(False, "eager", 17), tmp_path / "model.onnx"))
+    twice, _ = optimize(once)
+
+    np.testing.assert_array_equal(logits_of(twice), logits_of(once))
+
+
+def test_tinybert_l2_needs_at_least_45_per_cent_less_arithmetic(tmp_path):
+    check_true_shape("TinyBERT-L2-v2", tmp_path, at_least=0.45, at_most=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(NINE) - {"TinyBERT-L2-v2", "TinyBERT-L2"}))
+def test_every_true_shape_saves_nearly_one_layer(name, tmp_path):
+    layers = NINE[name]["num_hidden_layers"]
+    check_true_shape(name, tmp_path, at_least=0.9 / layers, at_most=1 / layers)
+
+
+def check_true_shape(name: str, tmp_path: Path, at_least: float, at_most: float) -> None:
+    source = export_named(name, Exporter(False, "sdpa" if name != "electra-base" else "eager", 17), tmp_path / "m.onnx")
+    optimized, _ = optimize(source)
+    before, after = measure_cost(source).mflop, measure_cost(optimized).mflop
+    assert before is not None
+    assert after is not None
+    assert at_least <= 1 - after / before <= at_most
+    deviation = np.abs(logits_of(optimized) - logits_of(source)).max()
+    print(f"{name}: {before:.1f} -> {after:.1f} MFLOP, max |delta logit| {deviation:.1e}")
+    assert deviation <= 1e-4
