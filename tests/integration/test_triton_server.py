@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -18,8 +17,6 @@ import pytest
 import tritonclient.grpc as grpc
 import tritonclient.grpc.aio as grpc_aio
 from numpy.typing import NDArray
-from tests.triton_process import CROSSRANK, RunningTriton, environment, free_ports, running_triton
-from tests.unit.test_repository import gpu_bundle  # noqa: F401 - a fixture
 from tritonclient.utils import InferenceServerException
 
 from crossrank_export.triton.spec import make_spec
@@ -29,6 +26,8 @@ from crossrank_server.engines.buckets import split_by_bucket, take_pairs
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.engines.select import make_engine
 from crossrank_server.pairs import PairEncoder
+from tests.triton_process import CROSSRANK, RunningTriton, environment, free_ports, running_triton
+from tests.unit.test_repository import gpu_bundle  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.triton
 
@@ -86,7 +85,9 @@ def requests() -> Requests:
     def text(most: int) -> str:
         return " ".join(chooser.choices(words, k=chooser.randint(1, most)))
 
-    return [(text(12), [text(chooser.choice([20, 60, 120, 700])) for _ in range(10)]) for _ in range(64)]
+    return [
+        (text(12), [text(chooser.choice([10, 20, 20, 40, 40, 80, 120, 700])) for _ in range(10)]) for _ in range(48)
+    ]
 
 
 def tensor(name: str, array: NDArray[Any], datatype: str = "INT32") -> grpc.InferInput:
@@ -105,10 +106,10 @@ def padded_inputs(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) ->
 
 
 async def score_ids(client: grpc_aio.InferenceServerClient, encoder: PairEncoder, query: str, documents: list[str]):
-    """What a gateway does: one inference a bucket, all at once."""
+    """What a client of any target may do: one inference a bucket, all at once."""
     batch = encoder.encode(query, documents).batch
     logits = np.empty(len(batch), np.float32)
-    parts = split_by_bucket(batch.lengths, BUCKETS, 64)
+    parts = split_by_bucket(batch.lengths, BUCKETS, 128)
 
     async def infer(rows: NDArray[np.int64], length: int) -> None:
         answer = await client.infer(ENGINE, padded_inputs(*take_pairs(batch, rows).padded(length, 0)))
@@ -116,6 +117,14 @@ async def score_ids(client: grpc_aio.InferenceServerClient, encoder: PairEncoder
 
     await asyncio.gather(*(infer(part.rows, part.length) for part in parts))
     return logits, len(parts)
+
+
+def embedded_logits(engine: EmbeddedEngine, encoder: PairEncoder, query: str, documents: list[str]):
+    batch = encoder.encode(query, documents).batch
+    logits = np.empty(len(batch), np.float32)
+    for part in split_by_bucket(batch.lengths, BUCKETS, 32):
+        logits[part.rows] = engine.infer(take_pairs(batch, part.rows))
+    return logits
 
 
 async def score_text(client: grpc_aio.InferenceServerClient, query: str, documents: list[str], **parameters: str):
@@ -158,13 +167,13 @@ async def settled_statistics(client: grpc_aio.InferenceServerClient, rows: int) 
 async def test_the_engine_model_gives_the_embedded_engines_logits(client, encoder, embedded, requests):
     answers = await at_concurrency(8, [score_ids(client, encoder, *request) for request in requests])
     for request, (logits, _) in zip(requests, answers, strict=True):
-        np.testing.assert_allclose(logits, embedded.infer(encoder.encode(*request).batch), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(logits, embedded_logits(embedded, encoder, *request), atol=1e-5, rtol=0)
 
 
 async def test_the_text_model_gives_the_embedded_engines_logits(client, encoder, embedded, requests):
     answers = await at_concurrency(8, [score_text(client, *request) for request in requests])
     for request, scores in zip(requests, answers, strict=True):
-        np.testing.assert_allclose(scores, embedded.infer(encoder.encode(*request).batch), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(scores, embedded_logits(embedded, encoder, *request), atol=1e-5, rtol=0)
 
 
 async def test_both_models_agree_with_the_embedded_engine_on_dl19(client, encoder, embedded, dl19):
@@ -173,7 +182,7 @@ async def test_both_models_agree_with_the_embedded_engine_on_dl19(client, encode
     ids = await at_concurrency(8, [score_ids(client, encoder, *topic) for topic in topics])
     worst = 0.0
     for topic, scores, (logits, _) in zip(topics, texts, ids, strict=True):
-        expected = embedded.infer(encoder.encode(*topic).batch)
+        expected = embedded_logits(embedded, encoder, *topic)
         worst = max(worst, np.abs(scores - expected).max(), np.abs(logits - expected).max())
     assert worst <= 1e-5
 
@@ -202,7 +211,7 @@ async def test_requests_of_different_clients_are_merged_and_each_row_is_inferred
     assert grown["requests"] == sum(sent for _, sent in answers)
     assert grown["executions"] <= grown["requests"] / 2
     for request, (logits, _) in zip(requests, answers, strict=True):
-        np.testing.assert_allclose(logits, embedded.infer(encoder.encode(*request).batch), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(logits, embedded_logits(embedded, encoder, *request), atol=1e-5, rtol=0)
 
 
 async def test_scores_are_sigmoids_where_the_request_asks_for_them(client, requests):
@@ -240,7 +249,7 @@ async def test_a_request_at_fault_does_not_fail_those_merged_with_it(client, enc
     good = [score_ids(client, encoder, *request) for request in requests[:8]]
     results = await asyncio.gather(*good, *(send_wrong() for _ in range(8)))
     for request, (logits, _) in zip(requests, results[:8], strict=False):
-        np.testing.assert_allclose(logits, embedded.infer(encoder.encode(*request).batch), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(logits, embedded_logits(embedded, encoder, *request), atol=1e-5, rtol=0)
     for message in results[8:]:
         assert "INVALID_ARGUMENT" in message
         assert "input_ids must be 0 to 30521, not 1 to 30522" in message
@@ -254,11 +263,12 @@ async def test_metadata_and_configuration_tell_a_client_what_it_must_send(client
     assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": ["-1", "1"]}]
     config = (await client.get_model_config(ENGINE, as_json=True))["config"]
     facts = {name: value["string_value"] for name, value in config["parameters"].items()}
-    assert config["max_batch_size"] == 64
+    assert config["max_batch_size"] == 128
     assert facts["crossrank_model_id"] == builtin.manifest.model_id
     assert facts["crossrank_tokenizer_sha256"] == builtin.manifest.files["tokenizer.json"]
     assert facts["crossrank_buckets"] == ",".join(map(str, BUCKETS))
     assert facts["crossrank_max_length"] == "512"
+    assert facts["crossrank_mixed_rows"] == "32"
 
 
 def test_a_taken_port_is_named_before_anything_is_loaded(server):
@@ -274,34 +284,57 @@ def test_a_taken_port_is_named_before_anything_is_loaded(server):
     )
 
 
-def test_the_written_repositories_are_read_by_the_real_server_and_sigterm_ends_it_cleanly(
-    builtin,
-    gpu_bundle,  # noqa: F811 - the fixture imported above
-    tmp_path: Path,
-):
-    """GPU models fail for want of their backends alone: their configuration was accepted."""
-    out = tmp_path / "repository"
-    write_repository(builtin, make_spec(builtin.manifest, "cpu"), out)
-    for target in ("tensorrt", "onnxruntime-gpu"):
-        spec = make_spec(gpu_bundle.manifest, target, name=target, text_instances=0)
-        write_repository(gpu_bundle, spec, out)
+@pytest.fixture(scope="module")
+def controlled(builtin: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    """A server whose models are loaded on request, and that SIGTERM must end cleanly."""
+    out = tmp_path_factory.mktemp("controlled") / "repository"
+    write_repository(builtin, make_spec(builtin.manifest, "cpu", precision="fp32"), out)
     explicit = ["--", "--model-control-mode=explicit", f"--load-model={ENGINE}", f"--load-model={TEXT}"]
     with running_triton(*explicit, repository=out) as running:
-        assert os.readlink(f"/proc/{running.pid}/exe").endswith("tritonserver")
-        with urlopen(f"{running.http_url}/v2/models/{TEXT}/ready", timeout=5) as response:
-            assert response.status == 200
-        for target, backend in (("tensorrt", "tensorrt"), ("onnxruntime-gpu", "onnxruntime")):
-            assert f"unable to find backend library for backend '{backend}'" in load_error(running, target)
+        yield running
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(60) == 0
 
 
-def load_error(server: RunningTriton, model: str) -> str:
-    """Ask for a model to be loaded, and return the error."""
-    from urllib.error import HTTPError
+def test_the_command_becomes_the_tritonserver(controlled):
+    assert os.readlink(f"/proc/{controlled.pid}/exe").endswith("tritonserver")
 
+
+def test_gpu_models_fail_for_want_of_their_backends_alone(controlled, gpu_bundle):  # noqa: F811 - the imported fixture
+    for target, backend in (("tensorrt", "tensorrt"), ("onnxruntime-gpu", "onnxruntime")):
+        spec = make_spec(gpu_bundle.manifest, target, name=target, text_instances=0)
+        write_repository(gpu_bundle, spec, controlled.repository)
+        with pytest.raises(HTTPError) as caught:
+            load_model(controlled, target)
+        with caught.value as answer:
+            assert f"unable to find backend library for backend '{backend}'" in answer.read().decode()
+
+
+async def test_a_new_version_takes_over_under_load_without_losing_a_request(controlled, builtin, requests):
+    async with grpc_aio.InferenceServerClient(controlled.grpc_url) as client:
+        expected = [await score_text(client, *request) for request in requests[:4]]
+        served: list[str] = []
+        done = asyncio.Event()
+
+        async def keep_asking(request: tuple[str, list[str]], scores: NDArray[np.float32]) -> None:
+            while not done.is_set():
+                np.testing.assert_allclose(await score_text(client, *request), scores, atol=1e-5, rtol=0)
+                served.append((await client.get_model_metadata(ENGINE)).versions[0])
+
+        asking = [asyncio.create_task(keep_asking(*pair)) for pair in zip(requests[:4], expected, strict=True)]
+        spec = make_spec(builtin.manifest, "cpu", precision="fp32")
+        await asyncio.to_thread(write_repository, builtin, spec, controlled.repository, 2)
+        for model in (ENGINE, TEXT):
+            await asyncio.to_thread(load_model, controlled, model)
+        done.set()
+        await asyncio.gather(*asking)
+        assert served[0] == "1"
+        assert (await client.get_model_metadata(ENGINE)).versions == ["2"]
+        np.testing.assert_allclose(await score_text(client, *requests[0]), expected[0], atol=1e-5, rtol=0)
+
+
+def load_model(server: RunningTriton, model: str) -> None:
+    """Ask for a model's newest version; an error is raised as HTTPError."""
     load = Request(f"{server.http_url}/v2/repository/models/{model}/load", data=b"{}", method="POST")
-    with pytest.raises(HTTPError) as caught, urlopen(load, timeout=30):
+    with urlopen(load, timeout=60):
         pass
-    with caught.value as answer:
-        return str(json.loads(answer.read())["error"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import join_pairs, pairs_from_padded, split_by_bucket, take_pairs
+from crossrank_server.engines.buckets import join_pairs, pairs_from_padded, split_by_bucket, split_by_rows, take_pairs
 
 BUCKETS = (4, 8, 16)
 VOCAB = 100
@@ -48,9 +48,19 @@ def test_a_bucket_is_split_only_when_it_is_full(lengths):
         assert all(size == 5 for size in sizes[:-1])
 
 
-def test_a_pair_over_the_last_bucket_is_refused():
+@given(lengths_strategy, st.integers(1, 10))
+def test_parts_of_mixed_lengths_are_full_and_padded_to_the_bucket_of_their_longest_pair(lengths, max_rows):
+    parts = split_by_rows(np.array(lengths, np.int64), BUCKETS, max_rows)
+    assert sorted(row for part in parts for row in part.rows) == list(range(len(lengths)))
+    assert all(len(part.rows) == max_rows for part in parts[:-1])
+    for part in parts:
+        assert part.length == min(b for b in BUCKETS if b >= max(lengths[row] for row in part.rows))
+
+
+@pytest.mark.parametrize("split", [split_by_bucket, split_by_rows])
+def test_a_pair_over_the_last_bucket_is_refused(split):
     with pytest.raises(ValueError, match="17 tokens, the longest bucket 16"):
-        split_by_bucket(np.array([3, 17], np.int64), BUCKETS, 8)
+        split(np.array([3, 17], np.int64), BUCKETS, 8)
 
 
 @given(lengths_strategy, st.integers(0, 5))

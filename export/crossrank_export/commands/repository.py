@@ -53,7 +53,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 @click.option(
     "--max-batch",
     type=click.IntRange(min=1),
-    help="Rows of a batch at most. For tensorrt it is the plan's.  [default: cpu 64, onnxruntime-gpu 128]",
+    help="Rows of a batch at most. For tensorrt it is the plan's.  [default: 128]",
 )
 @click.option(
     "--max-queue",

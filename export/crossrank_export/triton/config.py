@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from crossrank_export.triton.spec import RepositorySpec
+from crossrank_export.triton.spec import MIXED_ROWS, RepositorySpec
 from crossrank_server.bundle import TOKENIZER, Manifest
 
 _ACCELERATOR_WORKSPACE_BYTES = 4 << 30
@@ -29,8 +29,7 @@ def engine_config(spec: RepositorySpec, manifest: Manifest) -> Any:
                 name=tensor.name,
                 data_type=pb.TYPE_INT32,
                 dims=[-1],
-                # The Python backend hands over each request's own tensors, so that requests of all shapes merge.
-                allow_ragged_batch=spec.target == "cpu",
+                allow_ragged_batch=spec.merges_lengths,
             )
             for tensor in spec.graph.inputs
         ],
@@ -176,6 +175,8 @@ def _facts(spec: RepositorySpec, manifest: Manifest) -> dict[str, str]:
         "crossrank_tokenizer_sha256": manifest.files[TOKENIZER],
         "crossrank_max_length": str(manifest.max_length),
         "crossrank_buckets": ",".join(map(str, spec.buckets)),
+        # Rows of a request of mixed lengths that serve best, or 0: one bucket a request.
+        "crossrank_mixed_rows": str(min(MIXED_ROWS, spec.max_batch) if spec.merges_lengths else 0),
     }
 
 

@@ -107,10 +107,7 @@ def prepare_backends(home: TritonHome, directory: Path) -> None:
     python.mkdir(parents=True)
     for file in home.python_backend.iterdir():
         (python / file.name).symlink_to(file)
-    # A copy: pip drops the executable bit that the wheel gives it.
-    stub = python / home.stub.name
-    shutil.copyfile(home.stub, stub)
-    stub.chmod(0o755)
+    _copy_executable(home.stub, python)
 
 
 def prepare_server(home: TritonHome, directory: Path) -> Path:
@@ -118,10 +115,15 @@ def prepare_server(home: TritonHome, directory: Path) -> Path:
     if os.access(home.server, os.X_OK):
         return home.server
     directory.mkdir(parents=True, exist_ok=True)
-    server = directory / home.server.name
-    shutil.copyfile(home.server, server)
-    server.chmod(0o755)
-    return server
+    return _copy_executable(home.server, directory)
+
+
+def _copy_executable(file: Path, directory: Path) -> Path:
+    """Copy with the executable bit, which not every installer keeps."""
+    copy = directory / file.name
+    shutil.copyfile(file, copy)
+    copy.chmod(0o755)
+    return copy
 
 
 def prepare_python(home: TritonHome, directory: Path) -> None:

@@ -19,8 +19,11 @@ TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime-gpu", "cpu")
 # More buckets pad less and merge less; passages of MS MARCO have 95 tokens on average.
 DEFAULT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 TEXT_SUFFIX = "_rerank"
-# A batch on a CPU is cut to what its caches like anyway; on a GPU it is the largest one of the plan.
-_MAX_BATCH = {"cpu": 64, "onnxruntime-gpu": 128}
+# A batch on a CPU is cut to what its caches like anyway, after sorting it by length.
+_MAX_BATCH = 128
+# Rows of a request to an engine model that merges requests of all lengths: small enough to keep all instances busy
+# with one client's documents.
+MIXED_ROWS = 32
 # Two instances overlap one batch's copies with another's kernels; on CPUs `crossrank triton` takes one for each core.
 _INSTANCES = 2
 _TEXT_INSTANCES = 4
@@ -79,6 +82,11 @@ class RepositorySpec:
     plan: dict[str, Any] | None = None
 
     @property
+    def merges_lengths(self) -> bool:
+        """Whether requests of different lengths merge: the Python backend hands over each request's own tensors."""
+        return self.target == "cpu"
+
+    @property
     def text_name(self) -> str:
         """Name of the text model."""
         return self.name + TEXT_SUFFIX
@@ -133,7 +141,7 @@ def make_spec(
         graph = _planned_graph(manifest, plan)
     else:
         buckets = check_buckets(buckets, manifest.max_length)
-        max_batch = max_batch or _MAX_BATCH[target]
+        max_batch = max_batch or _MAX_BATCH
         opt_batches = [min(max_batch, max(1, 4096 // bucket)) for bucket in buckets]
         graph = _graph_for(manifest, target)
     if target != "cpu" and manifest.num_labels != 1:

@@ -1,7 +1,8 @@
 """Triton model: a query and documents as text to scores, by inferences of the engine model beside it.
 
 The pairs are made by the same code as the gateway's. Each bucket of sequence lengths is one inference of the engine
-model; all of them are under way at once, and Triton merges them with those of other clients. Copied into the repository
+model, or each few pairs where that merges requests of all lengths; all of them are under way at once, and Triton merges
+them with those of other clients. Copied into the repository
 by `crossrank repository`; edit it there and it is overwritten.
 """
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from crossrank_server.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, sha256_of
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import BucketPart, split_by_bucket, take_pairs
+from crossrank_server.engines.buckets import BucketPart, split_by_bucket, split_by_rows, take_pairs
 from crossrank_server.errors import BundleError
 from crossrank_server.pairs import PairEncoder
 
@@ -48,6 +49,7 @@ class TritonPythonModel:
         self._output = parameters["crossrank_engine_output"]
         self._buckets = [int(bucket) for bucket in parameters["crossrank_buckets"].split(",")]
         self._max_rows = int(parameters["crossrank_max_batch_size"])
+        self._mixed_rows = int(parameters["crossrank_mixed_rows"])
 
     async def execute(self, requests: list[Any]) -> list[Any]:
         """Return one response for each request."""
@@ -71,7 +73,10 @@ class TritonPythonModel:
         if not documents:
             return logits
         batch = self._encoder.encode(query, documents).batch
-        parts = split_by_bucket(batch.lengths, self._buckets, self._max_rows)
+        if self._mixed_rows:
+            parts = split_by_rows(batch.lengths, self._buckets, self._mixed_rows)
+        else:
+            parts = split_by_bucket(batch.lengths, self._buckets, self._max_rows)
         for part, own in zip(
             parts, await asyncio.gather(*(self._infer(batch, part, timeout_us) for part in parts)), strict=True
         ):

@@ -21,6 +21,9 @@ from crossrank_server.engines.buckets import join_pairs, pairs_from_padded, take
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import CrossrankError, InvalidRequest
 
+# A pair shorter than this share of the batch's longest waits for the next one: padding it costs more than a call.
+_MIN_LENGTH_SHARE = 0.75
+
 
 class TritonPythonModel:
     """One instance: a process of its own with a single-threaded engine."""
@@ -85,8 +88,11 @@ class TritonPythonModel:
         order = np.argsort(lengths, kind="stable").astype(np.int64)
         logits = np.empty(len(batch), np.float32)
         stop = len(order)
+        ascending = lengths[order]
         while stop:
-            start = max(stop - max(self._engine.batch_tokens // int(lengths[order[stop - 1]]), 1), 0)
+            longest = int(ascending[stop - 1])
+            similar = int(np.searchsorted(ascending, longest * _MIN_LENGTH_SHARE))
+            start = max(similar, stop - max(self._engine.batch_tokens // longest, 1))
             rows = order[start:stop]
             logits[rows] = self._engine.infer(take_pairs(batch, rows))
             stop = start
