@@ -5,6 +5,7 @@ Random weights say nothing about ranking quality. `pytest -rP` prints a row of t
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import MODELS, CatalogModel
 from crossrank_server.engines.openvino import OpenVinoEngine
 from crossrank_server.pairs import PairEncoder
+from tests.checkpoints import write_checkpoint
 
 SMALL = {
     "cross-encoder/ms-marco-TinyBERT-L2-v2",
@@ -27,34 +29,6 @@ SMALL = {
 }
 # Share of arithmetic that computing the last layer for one token saves, at least, by number of layers.
 SAVED = {2: 0.45, 4: 0.2, 6: 0.13, 12: 0.07}
-
-
-def write_checkpoint(path: Path, entry: CatalogModel, builtin: Bundle) -> Path:
-    """Save random weights large enough that attention is not uniform and logits spread."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, ElectraConfig, ElectraForSequenceClassification
-
-    bert = entry.model_type == "bert"
-    shape: dict[str, Any] = {
-        "hidden_size": entry.hidden,
-        "num_hidden_layers": entry.layers,
-        "num_attention_heads": entry.heads,
-        "intermediate_size": entry.ffn,
-        "num_labels": 1,
-        "initializer_range": 1.2 / entry.hidden**0.5,
-    }
-    if not bert:
-        shape["embedding_size"] = entry.hidden
-    torch.manual_seed(MODELS.index(entry))
-    config = (BertConfig if bert else ElectraConfig)(**shape)
-    model = (BertForSequenceClassification if bert else ElectraForSequenceClassification)(config)
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 1:  # biases and normalizations start as 0 and 1, which would hide mistakes
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        assert parameter.isfinite().all(), name
-    model.save_pretrained(path)
-    (path / "tokenizer.json").write_bytes(builtin.file("tokenizer.json").read_bytes())
-    return path
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -70,12 +44,13 @@ def write_checkpoint(path: Path, entry: CatalogModel, builtin: Bundle) -> Path:
 def test_an_architecture_agrees_with_pytorch_in_every_precision_and_engine(
     entry: CatalogModel, tmp_path: Path, builtin: Bundle
 ):
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", entry, builtin)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", short_name(entry), seed=MODELS.index(entry))
+    shutil.copyfile(builtin.file("tokenizer.json"), checkpoint / "tokenizer.json")  # the nine models' own
     options = ExportOptions(["fp32", "fp16", "int8"], documents=8)
     bundle = export_model(find_source(checkpoint, kind="safetensors"), tmp_path / "bundle", options)
     manifest = bundle.manifest
     parity = {graph.precision: graph.parity["builtin"] for graph in manifest.graphs}
-    assert parity["fp32"]["logit_range"] > 0.5
+    assert parity["fp32"]["logit_range"] > 0.2  # ten times the loosest threshold below
     assert parity["fp32"]["max_abs_delta"] <= 1e-4
     assert parity["fp16"]["max_abs_delta"] <= 2e-2
     before, after = manifest.cost["before"], manifest.cost["after"]
@@ -91,6 +66,10 @@ def test_an_architecture_agrees_with_pytorch_in_every_precision_and_engine(
     print(row(entry, manifest.cost, parity, openvino))
 
 
+def short_name(entry: CatalogModel) -> str:
+    return entry.model_id.removeprefix("cross-encoder/ms-marco-")
+
+
 def openvino_delta(bundle: Bundle, checkpoint: Path) -> float:
     """Return the largest difference between OpenVINO in fp32 and PyTorch."""
     group = builtin_groups(bundle.manifest.max_length, documents=4)[0]
@@ -104,7 +83,7 @@ def row(entry: CatalogModel, cost: dict[str, Any], parity: dict[str, Any], openv
     before, after = cost["before"], cost["after"]
     variants = [f"{parity[name]['max_abs_delta']:.1e} / {parity[name]['kendall_tau']:.3f}" for name in parity]
     cells = [
-        entry.model_id.partition("/")[2],
+        short_name(entry),
         f"{before['parameters'] / 1e6:.1f} M",
         f"{before['nodes']} -> {after['nodes']}",
         f"{before['mflop']:,.0f} -> {after['mflop']:,.0f} (-{1 - after['mflop'] / before['mflop']:.0%})",
