@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
 from google.protobuf import text_format
+from onnx import helper
 
 from crossrank_export.commands.repository import repository, serve_command
 from crossrank_export.triton.config import config_from_text, engine_config, text_config, text_from_config
+from crossrank_export.triton.graph import write_int32_inputs
 from crossrank_export.triton.spec import TARGETS, Queue, make_spec
 from crossrank_export.triton.write import write_repository
 from crossrank_server.bundle import Bundle, load_bundle, sha256_of
@@ -173,7 +176,26 @@ def test_files_of_each_target_are_in_the_version_directory(gpu_bundle, tmp_path)
         assert (engine.name, text.name) == ("reranker", "reranker_rerank")
 
 
-def test_the_onnx_graph_for_triton_takes_int32_and_scores_as_before(builtin, tmp_path):
+def test_a_graph_with_int64_inputs_gets_int32_ones_and_computes_as_before(tmp_path):
+    types = {"input_ids": onnx.TensorProto.INT64, "attention_mask": onnx.TensorProto.INT32}
+    nodes = [
+        helper.make_node("Cast", ["attention_mask"], ["wide_mask"], to=onnx.TensorProto.INT64),
+        helper.make_node("Mul", ["input_ids", "wide_mask"], ["kept"]),
+        helper.make_node("Add", ["kept", "input_ids"], ["logits"]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, dtype, ["batch", "sequence"]) for name, dtype in types.items()]
+    output = helper.make_tensor_value_info("logits", onnx.TensorProto.INT64, ["batch", "sequence"])
+    opset = [helper.make_opsetid("", 17)]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, [output]), opset_imports=opset, ir_version=8)
+    onnx.save(model, tmp_path / "wide.onnx")
+    write_int32_inputs(tmp_path / "wide.onnx", tmp_path / "narrow.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "narrow.onnx"), providers=["CPUExecutionProvider"])
+    assert {tensor.name: tensor.type for tensor in session.get_inputs()} == dict.fromkeys(types, "tensor(int32)")
+    feeds = {"input_ids": np.array([[5, 6, 7]], np.int32), "attention_mask": np.array([[1, 1, 0]], np.int32)}
+    np.testing.assert_array_equal(session.run(["logits"], feeds)[0], [[10, 12, 7]])
+
+
+def test_the_onnx_model_in_the_repository_takes_int32_and_scores_as_the_bundle_does(builtin, tmp_path):
     engine, _ = write_repository(builtin, make_spec(builtin.manifest, "onnxruntime-gpu"), tmp_path / "out")
     batch = PairBatch(np.arange(1000, 1012, dtype=np.int32), np.zeros(12, np.int32), np.array([0, 5, 12], np.int64))
     ids, types, mask = batch.padded(7, 0)
@@ -182,8 +204,8 @@ def test_the_onnx_graph_for_triton_takes_int32_and_scores_as_before(builtin, tmp
     assert {tensor.type for tensor in session.get_inputs()} == {"tensor(int32)"}
     graph = builtin.manifest.graph("fp32")
     source = onnxruntime.InferenceSession(str(builtin.file(graph.file)), providers=["CPUExecutionProvider"])
-    wide = {tensor.name: feeds[tensor.name].astype(tensor.dtype) for tensor in graph.inputs}
-    np.testing.assert_array_equal(session.run(["logits"], feeds)[0], source.run(["logits"], wide)[0])
+    own = {tensor.name: feeds[tensor.name].astype(tensor.dtype) for tensor in graph.inputs}
+    np.testing.assert_array_equal(session.run(["logits"], feeds)[0], source.run(["logits"], own)[0])
 
 
 def test_a_new_version_leaves_the_old_one_and_other_models_alone(builtin, gpu_bundle, tmp_path):
@@ -246,10 +268,9 @@ def test_of_several_plans_the_one_for_the_gpu_is_taken(gpu_bundle):
 
 
 def test_a_plan_with_int64_inputs_is_refused(gpu_bundle):
-    graphs = [graph.model_copy(update={"file": "model.fp16.onnx"}) for graph in gpu_bundle.manifest.graphs[:1]]
-    manifest = gpu_bundle.manifest.model_copy(update={"graphs": graphs})
-    if all(tensor.dtype == "int32" for tensor in graphs[0].inputs):
-        pytest.skip("the built-in bundle's graph takes int32")
+    graph = gpu_bundle.manifest.graph("fp16")
+    inputs = [tensor.model_copy(update={"dtype": "int64"}) for tensor in graph.inputs]
+    manifest = gpu_bundle.manifest.model_copy(update={"graphs": [graph.model_copy(update={"inputs": inputs})]})
     with pytest.raises(SetupError, match="as int64, Triton's clients send int32"):
         make_spec(manifest, "tensorrt")
 

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.triton_process import CROSSRANK, environment
 
 from crossrank_export.triton.home import TritonHome, find_home, home_path, prepare_python, prepare_server
 from crossrank_export.triton.server import Ports, check_ports
 from crossrank_server.errors import SetupError
+from tests.triton_process import CROSSRANK, environment
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 INSTALL = "pip install --no-deps --target"

@@ -121,7 +121,7 @@ def repository(
     queue_delay_us: int,
     **options: Any,
 ) -> None:
-    r"""Write a Triton model repository for BUNDLE: a bundle, a model directory, a hub id or `builtin`.
+    """Write a Triton model repository for BUNDLE: a bundle, a model directory, a hub id or `builtin`.
 
     It holds two models. <model> takes token ids (INT32) and gives logits (FP32), with the same inputs and outputs
     for every target, so that a gateway does not care what computes. <model>_rerank takes a query and documents as
@@ -133,7 +133,7 @@ def repository(
       crossrank repository bundle --target tensorrt --gpu v100     a plan built by crossrank engine
       crossrank repository bundle --target onnxruntime-gpu --max-batch 256
       crossrank repository bundle --target cpu --version 2         a new version beside the running one
-    """
+    """  # noqa: D301
     from typing import cast
 
     from crossrank_export.triton.spec import Queue, Target, make_spec

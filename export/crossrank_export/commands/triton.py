@@ -39,7 +39,13 @@ import click
     type=click.IntRange(min=1),
     help="Processes that compute, one thread each.  [default: one for each core]",
 )
-@click.option("--engine", type=click.Choice(["auto", "openvino", "onnxruntime"]), default="auto", help="What computes.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "openvino", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What computes inside Triton.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16"]),
@@ -61,7 +67,7 @@ def triton(
     precision: str,
     arguments: tuple[str, ...],
 ) -> None:
-    r"""Serve a model with the real tritonserver on this machine's CPU.
+    """Serve a model with the real tritonserver on this machine's CPU.
 
     The server is the one of the nvidia-pytriton wheel, from the directory that CROSSRANK_TRITON_HOME names or .triton;
     without it a message tells how to install it. This process becomes tritonserver: signals and the exit code are its
@@ -75,7 +81,7 @@ def triton(
       crossrank triton --model cross-encoder/ms-marco-MiniLM-L6-v2 --grpc-port 9001
       crossrank triton --repository model_repository
       crossrank triton -- --log-verbose=1 --model-control-mode=poll --repository-poll-secs=1
-    """
+    """  # noqa: D301
     from crossrank_export.triton.home import find_home
     from crossrank_export.triton.server import Ports, check_ports, make_command
 

@@ -10,7 +10,6 @@ OUT/<model>_rerank/1/model.py, bundle/   its bundle holds the manifest and the t
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -68,7 +67,7 @@ def _engine_files(bundle: Bundle, spec: RepositorySpec) -> Callable[[Path], None
             write_int32_inputs(bundle.file(spec.graph.file), directory / "model.onnx")
         else:
             assert spec.plan is not None  # make_spec gives the target one; this tells mypy
-            _link(bundle.file(spec.plan["file"]), directory / spec.plan["file"])
+            shutil.copyfile(bundle.file(spec.plan["file"]), directory / spec.plan["file"])
 
     return write
 
@@ -82,15 +81,7 @@ def _write_python_model(directory: Path, source: str, bundle: Bundle, names: Ite
     (directory / "model.py").write_text(code, encoding="utf-8")
     (directory / "bundle").mkdir()
     for name in names:
-        _link(bundle.file(name), directory / "bundle" / name)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Link where the file system can, as weights may be large; copy elsewhere."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        shutil.copyfile(bundle.file(name), directory / "bundle" / name)
 
 
 def _write_model(out: Path, config: Any, version: int, write_files: Callable[[Path], None]) -> Path:
