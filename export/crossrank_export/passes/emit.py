@@ -63,8 +63,8 @@ class Emitter:
         return self.op("Reshape", value, self.dims(*dims))
 
     def first(self, value: ir.Value, axis: int) -> ir.Value:
-        """Append a Slice that keeps position 0 of an axis, with the axis."""
-        return self.op("Slice", value, self.dims(0), self.dims(1), self.dims(axis), like=value)
+        """Append a Gather that keeps position 0 of an axis, with the axis (whose length inference then knows)."""
+        return self.op("Gather", value, self.dims(0), like=value, axis=axis)
 
     def _append(self, node: ir.Node, dtype: ir.DataType | None) -> Sequence[ir.Value]:
         for value in node.outputs:
