@@ -37,6 +37,22 @@ check: $(VENV)/.dev ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.triton/.ready: requirements/triton.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --upgrade --target .triton -r $<
+	touch $@
+
+triton-setup: $(VENV)/.dev .triton/.ready ## the real tritonserver, from its wheel, into .triton
+
+triton: triton-setup ## serve the built-in model with the real tritonserver on this CPU
+	$(BIN)/crossrank triton
+
+model-repository: $(VENV)/.dev ## put the built-in model's weights into model_repository/
+	$(BIN)/crossrank repository builtin --target cpu --out model_repository
+
+builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/crossrank-mini
+	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \
+		--card server/crossrank_server/builtin/README.md
+
 .venv-peers/.ready: perf/peers/sentence-transformers.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet -r $<
@@ -48,6 +64,8 @@ lock: $(VENV)/.dev ## write the lock files anew (needs uv)
 	$(BIN)/uv pip compile pyproject.toml requirements/torch-needs.in --extra dev --universal --python-version 3.10 --generate-hashes --quiet \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--override requirements/no-torch.override --output-file requirements/dev.txt
+	$(BIN)/uv pip compile requirements/triton.in --no-deps --universal --python-version 3.10 --generate-hashes --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements/triton.txt
 	$(BIN)/uv pip compile pyproject.toml --extra openvino --universal --python-version 3.10 --generate-hashes --quiet \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --constraint requirements/dev.txt --output-file requirements/serve.txt
 
