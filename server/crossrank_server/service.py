@@ -16,6 +16,7 @@ from crossrank_server.catalog import canonical_model_id
 from crossrank_server.engines.base import Engine
 from crossrank_server.errors import BackendTimeout, InvalidRequest, ModelNotFound
 from crossrank_server.pairs import Batcher, EncodedPairs, PairEncoder
+from crossrank_server.passage import Passage
 
 # Below this many characters a request is tokenized at once on the event loop: a thread's hand-over costs more.
 _INLINE_CHARACTERS = 2_000
@@ -56,13 +57,22 @@ def sigmoid(logit: float) -> float:
 
 
 class ServedModel:
-    """A bundle with its encoder, its engine and the queue in front of it."""
+    """A bundle with its encoder, its engine and the queue in front of it.
 
-    def __init__(self, bundle: Bundle, engine: Engine, max_waiting_documents: int) -> None:
+    Args:
+        bundle: The model.
+        engine: What computes its logits.
+        max_waiting_documents: Beyond this many a request is refused.
+        engine_merges: The engine merges concurrent requests itself, as Triton does.
+    """
+
+    def __init__(
+        self, bundle: Bundle, engine: Engine, max_waiting_documents: int, *, engine_merges: bool = False
+    ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.encoder = PairEncoder(bundle)
-        self.batcher = Batcher(engine, max_waiting_documents)
+        self.batcher: Batcher | Passage = (Passage if engine_merges else Batcher)(engine, max_waiting_documents)
 
     @property
     def id(self) -> str:

@@ -18,9 +18,25 @@ class ServeSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback is reachable by others.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it.")
-    engine: Literal["auto", "onnxruntime", "openvino"] = Field(
+    engine: Literal["auto", "onnxruntime", "openvino", "triton"] = Field(
         "auto",
-        description="What computes the scores. auto takes OpenVINO where it is installed, else ONNX Runtime.",
+        description="What computes the scores. auto takes OpenVINO where it is installed, else ONNX Runtime; triton"
+        " sends token ids to the Triton servers of --triton-url.",
+    )
+    triton_url: str = Field(
+        "grpc://127.0.0.1:8001",
+        description="Triton's gRPC addresses for --engine triton, like grpc://host:8001,host2:8001. Work goes to the"
+        " least busy one; one that fails is left out until it is back.",
+    )
+    triton_model: str = Field(
+        "",
+        description="Name of the engine model in Triton. Empty: the model id without its owner, as crossrank"
+        " repository names it.",
+    )
+    triton_wait_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds to wait at start-up for a first Triton that is ready, as both are often started together.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
