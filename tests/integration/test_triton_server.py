@@ -19,7 +19,7 @@ import tritonclient.grpc.aio as grpc_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from crossrank_export.triton.spec import make_spec
+from crossrank_export.triton.spec import Queue, make_spec
 from crossrank_export.triton.write import write_repository
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.buckets import split_by_bucket, take_pairs
@@ -308,6 +308,33 @@ def test_gpu_models_fail_for_want_of_their_backends_alone(controlled, gpu_bundle
             load_model(controlled, target)
         with caught.value as answer:
             assert f"unable to find backend library for backend '{backend}'" in answer.read().decode()
+
+
+async def test_a_full_queue_refuses_at_once_and_the_text_model_passes_that_on(controlled, builtin, requests):
+    spec = make_spec(builtin.manifest, "cpu", name="short-queue", queue=Queue(max_requests=1), instances=1)
+    write_repository(builtin, spec, controlled.repository)
+    for model in (spec.name, spec.text_name):
+        load_model(controlled, model)
+    many = [document for _, documents in requests for document in documents]
+    async with grpc_aio.InferenceServerClient(controlled.grpc_url) as client:
+        inputs = [strings("QUERY", ["q"]), strings("DOCUMENTS", many)]
+        with pytest.raises(InferenceServerException, match="Exceeds maximum queue size") as caught:
+            await client.infer(spec.text_name, inputs)
+        assert caught.value.status() == "StatusCode.UNAVAILABLE"
+        assert await scores_once_there_is_room(client, spec.text_name, many[:10]) == 10
+
+
+async def scores_once_there_is_room(client: grpc_aio.InferenceServerClient, model: str, documents: list[str]) -> int:
+    """Return the number of scores; the rest of a refused request may still be under way."""
+    for _ in range(200):
+        try:
+            answer = await client.infer(model, [strings("QUERY", ["q"]), strings("DOCUMENTS", documents)])
+        except InferenceServerException as error:
+            assert error.status() == "StatusCode.UNAVAILABLE"
+            await asyncio.sleep(0.05)
+        else:
+            return len(answer.as_numpy("SCORES"))
+    return 0
 
 
 async def test_a_new_version_takes_over_under_load_without_losing_a_request(controlled, builtin, requests):

@@ -24,6 +24,8 @@ from crossrank_server.errors import BundleError
 from crossrank_server.pairs import PairEncoder
 
 ACTIVATIONS = ("identity", "sigmoid")
+# How Triton's queue policy words a full queue and a timeout.
+_QUEUE_REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")
 
 
 class _Failed(Exception):
@@ -94,9 +96,17 @@ class TritonPythonModel:
         )
         response = await request.async_exec()
         if response.has_error():
-            raise _Failed(response.error().message(), response.error().code())
+            raise _failed_inference(response.error())
         logits: NDArray[np.float32] = pb_utils.get_output_tensor_by_name(response, self._output).as_numpy()
         return logits[:, 0]
+
+
+def _failed_inference(error: Any) -> _Failed:
+    """Return the engine model's error; the Python backend reports every one as INTERNAL, whatever it was."""
+    message, code = error.message(), error.code()
+    if code == pb_utils.TritonError.INTERNAL and any(words in message for words in _QUEUE_REFUSALS):
+        code = pb_utils.TritonError.UNAVAILABLE
+    return _Failed(message, code)
 
 
 def _load(path: Path) -> Bundle:
