@@ -330,7 +330,8 @@ async def scores_once_there_is_room(client: grpc_aio.InferenceServerClient, mode
         try:
             answer = await client.infer(model, [strings("QUERY", ["q"]), strings("DOCUMENTS", documents)])
         except InferenceServerException as error:
-            assert error.status() == "StatusCode.UNAVAILABLE"
+            if error.status() != "StatusCode.UNAVAILABLE":
+                raise
             await asyncio.sleep(0.05)
         else:
             return len(answer.as_numpy("SCORES"))
