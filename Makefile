@@ -19,8 +19,8 @@ $(VENV)/.serve: requirements/serve.txt pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
-	$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
 	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
 	touch $@
 
 serve: $(VENV)/.serve ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
