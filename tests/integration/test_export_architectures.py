@@ -50,7 +50,7 @@ def test_an_architecture_agrees_with_pytorch_in_every_precision_and_engine(
     bundle = export_model(find_source(checkpoint, kind="safetensors"), tmp_path / "bundle", options)
     manifest = bundle.manifest
     parity = {graph.precision: graph.parity["builtin"] for graph in manifest.graphs}
-    assert parity["fp32"]["logit_range"] > 0.2  # ten times the loosest threshold below
+    assert parity["fp32"]["logit_range"] > 0.1  # five times the loosest threshold below
     assert parity["fp32"]["max_abs_delta"] <= 1e-4
     assert parity["fp16"]["max_abs_delta"] <= 2e-2
     before, after = manifest.cost["before"], manifest.cost["after"]

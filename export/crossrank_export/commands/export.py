@@ -163,7 +163,7 @@ def _agreement(record: dict[str, Any], precision: Precision) -> str:
     ndcg = f", NDCG@10 {record['ndcg10_source']:.4f} -> {record['ndcg10']:.4f}" if "ndcg10" in record else ""
     return (
         f"{record['pairs']} pairs, max |delta logit| {record['max_abs_delta']:.1e} "
-        f"(limit {THRESHOLDS[precision].max_abs_delta:g}) in a range of {record['logit_range']:.1f}, "
+        f"(limit {THRESHOLDS[precision]:g}) in a range of {record['logit_range']:.1f}, "
         f"mean {record['mean_abs_delta']:.1e}, Kendall tau {record['kendall_tau']:.4f}, "
         f"top-10 overlap {record['top10_overlap']:.3f}{ndcg}"
     )
