@@ -336,6 +336,28 @@ def test_a_hub_id_is_fetched_verified_and_exported(onnx_dir: Path, tmp_path: Pat
     assert (source.kind, source.name, source.revision) == ("hub", "owner/mini", "c0ffee" + "0" * 34)
 
 
+@pytest.mark.parametrize(("kind", "graph"), [("safetensors", "model.safetensors"), ("onnx", "onnx/model.onnx")])
+def test_a_hub_repository_gives_only_the_files_of_the_kind_that_is_read(tmp_path: Path, kind: str, graph: str):
+    program = f"""
+from pathlib import Path
+from crossrank_export.hub_source import fetch_source
+files = fetch_source("owner/both", Path({str(tmp_path / "files")!r}), {kind!r})
+print(files.kind, *sorted(files.source.sha256))
+"""
+    names = ("config.json", "tokenizer.json", "README.md", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx")
+    with FakeHub() as hub:
+        hub.repositories["owner/both"] = Repository({name: name.encode() for name in names})
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**_environment(tmp_path), "HF_ENDPOINT": hub.url},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [kind, *sorted(["config.json", "tokenizer.json", "README.md", graph])]
+
+
 def _environment(tmp_path: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     return {**kept, "HF_HOME": str(tmp_path / "hf-home")}
