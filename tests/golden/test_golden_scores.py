@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.conftest import SHARED
 
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.sources import find_source
@@ -22,6 +21,7 @@ from crossrank_server.catalog import canonical_model_id
 from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank_server.hub_download import find_in_hub_cache, parse_hub_ref
 from crossrank_server.pairs import PairEncoder
+from tests.conftest import SHARED
 
 FACTS = SHARED / "facts" / "golden_scores.json"
 # Quantized scores are of graphs that others quantized in their own way.

@@ -71,7 +71,7 @@ def export(
     kind: Kind | None,
     card: Path | None,
 ) -> None:
-    r"""Make MODEL as fast as it can be without changing its answers, prove that, and write a bundle.
+    """Make MODEL as fast as it can be without changing its answers, prove that, and write a bundle.
 
     MODEL is a Hugging Face directory, an ONNX file beside its config.json and tokenizer.json, or a hub id. Each variant
     is compared with the source (PyTorch, or the source's own ONNX graph) on pairs of all lengths; where they disagree
@@ -88,7 +88,7 @@ def export(
     A line of --pairs, judgments optional (they add the change in NDCG@10):
       {"query": "...", "documents": ["...", "..."], "judgments": {"0": 2}}
       {"query": "...", "candidates": [{"docid": "a", "text": "..."}], "judgments": {"a": 1}}
-    """
+    """  # noqa: D301 - click reads the backspace character
     from crossrank_export.pipeline import ExportOptions, export_model
     from crossrank_export.samples import read_groups
 
