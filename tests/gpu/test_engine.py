@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.engine_bundle import write_fp16_bundle
 
 from crossrank_export.trt.bindings import load_tensorrt, plan_runner
 from crossrank_export.trt.build import build_engine
@@ -12,6 +11,7 @@ from crossrank_export.trt.device import find_device
 from crossrank_export.trt.gpus import GPUS
 from crossrank_export.trt.spec import make_spec
 from crossrank_server.bundle import load_bundle
+from tests.engine_bundle import write_fp16_bundle
 
 pytestmark = pytest.mark.gpu
 

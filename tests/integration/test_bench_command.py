@@ -13,12 +13,12 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.conftest import ROOT
-from tests.scripted_server import Reply, ScriptedServer
-from tests.server_process import RunningServer, running_server
 
 from crossrank_perf.serving import Usage, find_pid, started_server
 from crossrank_server.errors import SetupError
+from tests.conftest import ROOT
+from tests.scripted_server import Reply, ScriptedServer
+from tests.server_process import RunningServer, running_server
 
 QUICK = ("--duration", "1", "--warm-up", "0.2", "--documents", "20")
 

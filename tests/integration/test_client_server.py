@@ -8,9 +8,9 @@ import os
 import signal
 
 import pytest
-from tests.server_process import running_server
 
 from crossrank_client import AsyncClient, BadRequest, Client, ConnectionFailed, NotFound, RateLimited, TooLarge
+from tests.server_process import running_server
 
 QUERY = "how many people live in berlin"
 DOCUMENTS = [

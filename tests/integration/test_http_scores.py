@@ -14,10 +14,10 @@ import ir_measures
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.conftest import Topic
-from tests.server_process import RunningServer, running_server
 
 from crossrank_server.engines.embedded import has_bf16
+from tests.conftest import Topic
+from tests.server_process import RunningServer, running_server
 
 QUERIES = [
     f"what is the {word}"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fake_hub import FakeHub, Repository, copy_convert, model_files
 
 from crossrank_server import bundle_cache
 from crossrank_server.bundle import Bundle, Source, load_bundle
@@ -21,6 +20,7 @@ from crossrank_server.bundle_cache import BundleCache
 from crossrank_server.errors import BundleError, ModelSourceError
 from crossrank_server.hub import builtin_path, resolve_model
 from crossrank_server.hub_download import HubRef, download_files, list_repository
+from tests.fake_hub import FakeHub, Repository, copy_convert, model_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PINNED = "cross-encoder/ms-marco-TinyBERT-L2-v2"

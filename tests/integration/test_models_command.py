@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.fake_hub import copy_convert, model_files
 
 from crossrank_server.bundle import Source
 from crossrank_server.bundle_cache import BundleCache, bundle_name
 from crossrank_server.catalog import MODELS
 from crossrank_server.cli import cli
+from tests.fake_hub import copy_convert, model_files
 
 MODEL = "cross-encoder/ms-marco-MiniLM-L4-v2"
 COMMIT = "c0ffee" + "0" * 34

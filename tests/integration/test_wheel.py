@@ -10,6 +10,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ROOT
 
 PACKAGES = {

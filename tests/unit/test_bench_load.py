@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from tests.scripted_server import Reply, Request, ScriptedServer, answer
 
 from crossrank_perf.load import LoadPlan, LoadResult, Tick, check_url, run_load
 from crossrank_perf.measure import latency_ms, summarize
 from crossrank_server.errors import SetupError
+from tests.scripted_server import Reply, Request, ScriptedServer, answer
 
 BODIES = [b'{"query": "a"}', b'{"query": "b"}', b'{"query": "c"}']
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.conftest import Topic
 
 from crossrank_perf import workload
 from crossrank_perf.candidates import Topic as Candidates
@@ -21,6 +20,7 @@ from crossrank_perf.workload import (
 )
 from crossrank_server.errors import SetupError
 from crossrank_server.hub import builtin_path
+from tests.conftest import Topic
 
 TOKENIZER = tokenizer_from(builtin_path())
 

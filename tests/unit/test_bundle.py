@@ -97,7 +97,7 @@ def test_a_manifest_with_a_wrong_field_is_refused_by_field(
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_an_engine_refuses_a_graph_whose_inputs_are_not_those_of_the_manifest(edit: Edit, engine: Any) -> None:
     bundle = load_bundle(edit(lambda m: m["graphs"][0]["inputs"].pop()))
-    with pytest.raises(BundleError, match="the graph has inputs .* the manifest says"):
+    with pytest.raises(BundleError, match=r"the graph has inputs .* the manifest says"):
         make_engine(bundle, engine, "fp32")
 
 

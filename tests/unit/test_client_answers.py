@@ -11,10 +11,10 @@ import subprocess
 import sys
 
 import pytest
-from tests.scripted_server import ANSWER, Reply, ScriptedServer, answer
 
 import crossrank_client as cc
 from crossrank_client import AsyncClient, Client
+from tests.scripted_server import ANSWER, Reply, ScriptedServer, answer
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import time
 from email.utils import formatdate
 
 import pytest
-from tests.scripted_server import ANSWER, Reply, ScriptedServer
 
 from crossrank_client import (
     AsyncClient,
@@ -22,6 +21,7 @@ from crossrank_client import (
     TimedOut,
     Unavailable,
 )
+from tests.scripted_server import ANSWER, Reply, ScriptedServer
 
 BUSY = b'{"error": {"message": "the queue is full", "type": "rate_limit_error", "param": null, "code": "overloaded"}}'
 

@@ -9,9 +9,6 @@ from dataclasses import replace
 import onnx
 import pytest
 from click.testing import CliRunner
-from tests.engine_bundle import write_fp16_bundle
-from tests.fake_builder import FakeDriver, install, plan_header
-from tests.fake_tensorrt import VERSIONS
 
 from crossrank_export.commands.engine import engine
 from crossrank_export.trt.bindings import build_plan, plan_runner
@@ -22,6 +19,9 @@ from crossrank_export.trt.gpus import GPUS
 from crossrank_export.trt.spec import make_spec
 from crossrank_server.bundle import load_bundle, sha256_of
 from crossrank_server.errors import SetupError
+from tests.engine_bundle import write_fp16_bundle
+from tests.fake_builder import FakeDriver, install, plan_header
+from tests.fake_tensorrt import VERSIONS
 
 MACHINES = {"10.4.0": ("v100", "Tesla V100-SXM2-16GB", 70), "11.4.0": ("t4", "Tesla T4", 75)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tests.fake_tensorrt import GOLDEN, VERSIONS, fake_tensorrt, recorded_api, signature_of
 
 

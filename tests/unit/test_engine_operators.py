@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.engine_bundle import write_fp16_bundle
-from tests.fake_tensorrt import GOLDEN, VERSIONS
 
 from crossrank_export.graphs import session_scorer
 from crossrank_export.trt.operators import SUPPORTED, check_operators, newest_opset
 from crossrank_server.errors import SetupError
 from crossrank_server.pairs import PairEncoder
+from tests.engine_bundle import write_fp16_bundle
+from tests.fake_tensorrt import GOLDEN, VERSIONS
 
 # Named in 10.6's table without dtypes, or added by 10.5: not in 10.4's.
 LEFT_OUT = {"STFT", "BlackmanWindow", "HammingWindow", "HannWindow"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 
 import pytest
-from tests.fake_builder import FakeDriver
 
 from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.device import Device, check_device, find_device
@@ -13,6 +12,7 @@ from crossrank_export.trt.gpus import GPUS, check_release
 from crossrank_export.trt.spec import describe, make_buckets, make_spec, trtexec_command
 from crossrank_server.bundle import Graph
 from crossrank_server.errors import BundleError, SetupError
+from tests.fake_builder import FakeDriver
 
 ENTRY = {"file": "model.sm70.trt10.4.0.fp16.plan", "gpu": "v100", "sm": 70, "tensorrt": "10.4.0"}
 

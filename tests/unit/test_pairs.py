@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.conftest import Topic
 from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.pairs import EncodedPairs, PairEncoder
+from tests.conftest import Topic
 
 SPECIAL = [
     "[SEP]",

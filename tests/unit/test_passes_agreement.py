@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tests.checkpoints import NINE
-from tests.onnx_exports import BATCHES, Exporter, export_named, logits_of, random_batch
 
 from crossrank_export.cost import measure_cost
 from crossrank_export.passes import optimize
+from tests.checkpoints import NINE
+from tests.onnx_exports import BATCHES, Exporter, export_named, logits_of, random_batch
 
 EXPORTERS = [
     Exporter(False, "eager", 11),

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tests.conftest import Topic
 from tokenizers import Tokenizer
 
 from crossrank_server import wordpiece
 from crossrank_server.bundle import Bundle
 from crossrank_server.wordpiece import WordMemory
+from tests.conftest import Topic
 
 
 @pytest.fixture(scope="session")
