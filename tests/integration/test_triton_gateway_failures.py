@@ -84,7 +84,7 @@ async def test_servers_killed_under_load_cost_no_wrong_answer_and_come_back_by_t
                 took_s = await eventually(lambda: statistics(returned).rows > before + 100, "it works again")
                 print(f"work on the returned server after {took_s:.1f} s; {dict(answers.statuses)}")
                 assert "is taken out" in gateway.log.read_text()
-                both_alive = dict(answers.statuses)
+                while_one_lived = dict(answers.statuses)
 
                 kill(first)
                 kill(returned)
@@ -95,8 +95,7 @@ async def test_servers_killed_under_load_cost_no_wrong_answer_and_come_back_by_t
                     took_s = await eventually(lambda: answers.statuses[200] >= count + 50, "answers again")
                     print(f"50 answers {took_s:.1f} s after one is back; {dict(answers.statuses)}")
                     assert is_ready(gateway)
-    assert both_alive.keys() <= {200, 503, 504}
-    assert both_alive.get(503, 0) + both_alive.get(504, 0) <= 0.02 * both_alive[200]
+    assert while_one_lived.keys() == {200}
     assert answers.statuses.keys() <= {200, 503, 504}
     assert answers.without_retry_after == 0
     assert "no Triton can take the request now" in answers.bodies[503]

@@ -55,6 +55,7 @@ class Endpoint:
         reason: Why it is not.
         stalled: Whether it has stopped answering altogether.
         tokens_under_way: Padded tokens sent and not yet answered.
+        last_sent_s: When an inference was sent last, on the event loop's clock.
         suspect: Set when an inference found the server gone, so that it is checked at once.
     """
 
@@ -64,6 +65,7 @@ class Endpoint:
         self.reason = "not asked yet"
         self.stalled = False
         self.tokens_under_way = 0
+        self.last_sent_s = 0.0
         self.suspect = asyncio.Event()
         self._model = model
         self._manifest = manifest
@@ -126,6 +128,7 @@ class Endpoint:
         call = loop.create_task(self._call(self.contract, batch, length, remaining_s))
         self._calls.add(call)
         self.tokens_under_way += tokens
+        self.last_sent_s = loop.time()
         try:
             await asyncio.wait({call})
             if call.cancelled():
@@ -148,6 +151,8 @@ class Endpoint:
     ) -> tuple[NDArray[np.float32], str]:
         from tritonclient.grpc import InferInput
 
+        # As bytes in the request, not in shared memory: that saves nothing for passages (measured: 0.1 ms of 13 for 32
+        # rows of 512 tokens), and a region whose request was cancelled may still be read by Triton.
         ids, types, mask = batch.padded(length, self._manifest.pad_token_id)
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
         inputs = [InferInput(name, ids.shape, "INT32").set_data_from_numpy(arrays[name]) for name in contract.inputs]

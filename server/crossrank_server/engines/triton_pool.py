@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from crossrank_server.engines.triton_address import Target, resolve_soon
+from crossrank_server.engines.triton_address import Target, resolve, resolve_soon
 from crossrank_server.engines.triton_contract import Contract
 from crossrank_server.engines.triton_endpoint import Endpoint
 from crossrank_server.errors import BackendUnavailable
@@ -36,9 +36,8 @@ class Pool:
     ) -> None:
         self._names = [target for target in targets if target.is_name]
         self._make_endpoint = make_endpoint
-        self._fixed = {str(target) for target in targets if not target.is_name}
+        self._fixed = {address for target in targets if not target.is_name for address in resolve(target)}
         self._endpoints = {endpoint.address: endpoint for endpoint in endpoints}
-        self._turn = 0
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -56,7 +55,7 @@ class Pool:
             self._tasks["names"] = asyncio.get_running_loop().create_task(self._follow_names())
 
     def pick(self, excluded: frozenset[Endpoint] = frozenset(), contract: Contract | None = None) -> Endpoint | None:
-        """Return the usable server with the least work under way, in turn among equals.
+        """Return the usable server with the least work under way; among equals the one idle for longest.
 
         Args:
             excluded: Servers that are not to be used.
@@ -69,11 +68,7 @@ class Pool:
             and endpoint not in excluded
             and (contract is None or endpoint.contract == contract)
         ]
-        if not usable:
-            return None
-        self._turn += 1
-        first = self._turn % len(usable)
-        return min(usable[first:] + usable[:first], key=lambda endpoint: endpoint.tokens_under_way)
+        return min(usable, key=lambda each: (each.tokens_under_way, each.last_sent_s), default=None)
 
     def unavailable(self) -> BackendUnavailable:
         """Return the error that says why no server is usable."""
@@ -112,17 +107,20 @@ class Pool:
 
     async def _follow_names(self) -> None:
         while True:
-            await asyncio.sleep(_RESOLVE_EVERY_S)
             try:
                 found = {address for target in self._names for address in await resolve_soon(target)}
             except OSError as error:
                 _log.warning("a name of --triton-url cannot be looked up, its last addresses are kept: %s", error)
-                continue
-            for address in found - self._endpoints.keys():
-                self._endpoints[address] = self._make_endpoint(address)
-                self._watch(self._endpoints[address])
-            for address in self._endpoints.keys() - found - self._fixed:
-                await self._forget(address)
+            else:
+                await self._use(found | self._fixed)
+            await asyncio.sleep(_RESOLVE_EVERY_S)
+
+    async def _use(self, addresses: set[str]) -> None:
+        for address in addresses - self._endpoints.keys():
+            self._endpoints[address] = self._make_endpoint(address)
+            self._watch(self._endpoints[address])
+        for address in self._endpoints.keys() - addresses:
+            await self._forget(address)
 
     async def _forget(self, address: str) -> None:
         """Drop a server that no name has any more, unless it still works: a pod on its way out finishes first."""
