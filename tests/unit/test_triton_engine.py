@@ -33,6 +33,7 @@ class ScriptedEndpoint:
     def __init__(self, address: str, script: Callable[[int], Any] = lambda call: None) -> None:
         self.address = address
         self.contract: Contract | None = CONTRACT
+        self.contract_after_loss: Contract | None = None
         self.reason = "scripted"
         self.stalled = False
         self.tokens_under_way = 0
@@ -61,7 +62,7 @@ class ScriptedEndpoint:
             self.tokens_under_way -= len(batch) * length
         if isinstance(outcome, Exception):
             if isinstance(outcome, ConnectionLost):
-                self.contract = None
+                self.contract = self.contract_after_loss
             raise outcome
         return expected(batch), outcome if isinstance(outcome, str) else self.contract.version
 
@@ -76,6 +77,14 @@ class ScriptedEndpoint:
 
 def engine_on(*endpoints: ScriptedEndpoint, timeout_s: float = 30) -> TritonEngine:
     return TritonEngine(Pool([], lambda _: None, endpoints), CONTRACT, timeout_s)  # type: ignore[arg-type,return-value]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not within ten seconds")
 
 
 @settings(max_examples=40, deadline=None)
@@ -116,8 +125,7 @@ async def test_servers_behind_a_name_are_found_and_those_without_one_are_dropped
 
     pool = Pool([Target("localhost", 9), Target("127.0.0.7", 9)], make, [gone, leaving])  # type: ignore[list-item]
     pool.start()
-    while len(pool.endpoints) != 3 or len(made) != 2:
-        await asyncio.sleep(0.01)
+    await until(lambda: len(pool.endpoints) == 3 and len(made) == 2)
     assert {endpoint.address for endpoint in pool.endpoints} == {"127.0.0.9:9", "127.0.0.1:9", "127.0.0.7:9"}
     await pool.close()
 
@@ -132,8 +140,7 @@ async def test_a_server_that_is_out_is_probed_until_it_is_back() -> None:
 
     endpoint.on_check = come_back
     assert not engine.ready()
-    while not engine.ready():
-        await asyncio.sleep(0.01)
+    await until(engine.ready)
     assert endpoint.checks == 3
     await engine.close()
 
@@ -146,6 +153,27 @@ async def test_a_lost_inference_is_sent_once_more_to_another_server() -> None:
     np.testing.assert_array_equal(await engine.score(batch), expected(batch))
     assert dying.shapes
     assert sum(rows for rows, _ in well.shapes) == 40
+    await engine.close()
+
+
+async def test_the_second_try_avoids_the_server_of_the_first_even_if_it_seems_well_again() -> None:
+    flaky = ScriptedEndpoint("a", lambda _: ConnectionLost("reset"))
+    flaky.contract_after_loss = CONTRACT
+    busy = ScriptedEndpoint("b")
+    busy.tokens_under_way = 10_000
+    engine = engine_on(flaky, busy)
+    await engine.score(pairs(20))
+    assert (len(flaky.shapes), len(busy.shapes)) == (1, 1)
+    await engine.close()
+
+
+async def test_a_busy_server_gets_less() -> None:
+    busy, idle = ScriptedEndpoint("a"), ScriptedEndpoint("b")
+    busy.tokens_under_way = 10_000
+    engine = engine_on(busy, idle)
+    for _ in range(4):
+        await engine.score(pairs(20))
+    assert (len(busy.shapes), len(idle.shapes)) == (0, 4)
     await engine.close()
 
 
