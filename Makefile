@@ -60,14 +60,16 @@ builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/cro
 
 peers: .venv-peers/.ready ## prepare the environment of `crossrank bench peers`
 
-lock: $(VENV)/.dev ## write the lock files anew (needs uv)
-	$(BIN)/uv pip compile pyproject.toml requirements/torch-needs.in --extra dev --universal --python-version 3.10 --generate-hashes --quiet \
-		--no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-		--override requirements/no-torch.override --output-file requirements/dev.txt
-	$(BIN)/uv pip compile requirements/triton.in --no-deps --universal --python-version 3.10 --generate-hashes --quiet \
-		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements/triton.txt
-	$(BIN)/uv pip compile pyproject.toml --extra openvino --universal --python-version 3.10 --generate-hashes --quiet \
-		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --constraint requirements/dev.txt --output-file requirements/serve.txt
+LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links
+lock: $(VENV)/.dev ## write the lock files anew
+	$(LOCK) pyproject.toml requirements/torch-needs.in --extra dev --override requirements/no-torch.override \
+		--output-file requirements/dev.txt
+	$(LOCK) pyproject.toml --extra openvino --constraint requirements/dev.txt --output-file requirements/serve.txt
+	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
+	$(LOCK) pyproject.toml --extra openvino --extra triton --constraint requirements/dev.txt \
+		--output-file deploy/docker/gateway.txt
+	$(LOCK) pyproject.toml deploy/docker/nvidia.in --output-file deploy/docker/nvidia.txt
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) .venv-* .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis build
