@@ -21,6 +21,7 @@ COMMANDS = {
     "triton": "crossrank_export.commands.triton:triton",
     "eval": "crossrank_perf.commands.eval:evaluate",
     "bench": "crossrank_perf.commands.bench:bench",
+    "perf-analyzer": "crossrank_perf.commands.perf_analyzer:perf_analyzer",
 }
 
 

@@ -1,0 +1,86 @@
+"""NVIDIA's perf_analyzer: the binary of a tritonclient wheel, found with the shared libraries that it needs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossrank_server.errors import SetupError
+
+HOME_VARIABLE = "CROSSRANK_PERF_ANALYZER_HOME"
+DEFAULT_HOME = ".perf-analyzer"
+SETUP = "make perf-analyzer-setup"
+# lib holds libb64, which no wheel of that name carries; the other is the wheel nvidia-cuda-runtime-cu12.
+_LIBRARIES = ("lib", "nvidia/cuda_runtime/lib")
+_VERSION_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class PerfAnalyzer:
+    """A perf_analyzer that starts.
+
+    Attributes:
+        binary: The program.
+        libraries: Directories for LD_LIBRARY_PATH.
+        version: As it reports it.
+    """
+
+    binary: Path
+    libraries: tuple[Path, ...]
+    version: str
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment to run it in."""
+        return _environment(self.libraries)
+
+
+def home_path() -> Path:
+    """Return CROSSRANK_PERF_ANALYZER_HOME, or `.perf-analyzer` here or in the checkout that this module belongs to."""
+    if configured := os.environ.get(HOME_VARIABLE):
+        return Path(configured).expanduser().resolve()
+    checkout = Path(__file__).resolve().parents[2]
+    if not Path(DEFAULT_HOME).is_dir() and (checkout / DEFAULT_HOME).is_dir():
+        return checkout / DEFAULT_HOME
+    return Path(DEFAULT_HOME).resolve()
+
+
+def find_perf_analyzer() -> PerfAnalyzer:
+    """Return the installed perf_analyzer after asking it for its version, which needs all its libraries.
+
+    Raises:
+        SetupError: It or a library is missing; the message names the make target that installs both.
+    """
+    home = home_path()
+    binary = home / "bin" / "perf_analyzer"
+    if not binary.is_file():
+        raise SetupError(f"no perf_analyzer in {home}: run {SETUP}, or set {HOME_VARIABLE} to where it lies")
+    libraries = tuple(home / name for name in _LIBRARIES)
+    try:
+        answer = subprocess.run(
+            [str(binary), "--version"],
+            env=_environment(libraries),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_LIMIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SetupError(f"{binary} cannot be run ({error}): run {SETUP} again on Linux x86_64") from None
+    if missing := re.search(r"(lib\S+): cannot open shared object file", answer.stderr):
+        raise SetupError(
+            f"perf_analyzer needs {missing[1]}, which is neither on this system nor in {home}: run {SETUP} again"
+        )
+    version = re.search(r"Version (\S+)", answer.stdout + answer.stderr)
+    if version is None:  # its exit code is not 0 even so
+        words = (answer.stderr or answer.stdout).strip() or f"exit code {answer.returncode}"
+        raise SetupError(f"{binary} does not start ({words}): run {SETUP} again")
+    return PerfAnalyzer(binary, libraries, version[1])
+
+
+def _environment(libraries: tuple[Path, ...]) -> dict[str, str]:
+    paths = [*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join(paths)}

@@ -1,0 +1,87 @@
+"""What perf_analyzer sends: `--input-data` files of real token ids, one bucket each, and of text.
+
+Its own random data is drawn once and sent again and again; these files hold every pair of the workload.
+
+Source: https://github.com/triton-inference-server/perf_analyzer/blob/main/docs/input_data.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crossrank_perf.workload import Workload
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.engines.buckets import join_pairs, split_by_bucket, take_pairs
+from crossrank_server.errors import SetupError
+from crossrank_server.pairs import PairEncoder
+
+# A bucket with a smaller share of the pairs tells little about a workload.
+_MIN_SHARE = 0.05
+
+
+def encode_workload(encoder: PairEncoder, workload: Workload) -> PairBatch:
+    """Return all pairs of the workload, tokenized as the server does it."""
+    return join_pairs([encoder.encode(each.query, list(each.documents)).batch for each in workload.requests])
+
+
+def pairs_by_bucket(
+    pairs: PairBatch, buckets: Sequence[int], wanted: Sequence[int] = (), seed: int = 0
+) -> dict[int, PairBatch]:
+    """Return the pairs of each bucket, shuffled, by the bucket's length in tokens.
+
+    Args:
+        pairs: Of the workload.
+        buckets: Lengths that the model is sent, ascending, in tokens.
+        wanted: Buckets to return; those with at least a twentieth of the pairs if empty.
+        seed: Of the order.
+
+    Raises:
+        SetupError: A wanted bucket is none of the model's, or no pair falls into it.
+    """
+    parts = {part.length: part.rows for part in split_by_bucket(pairs.lengths, buckets, len(pairs))}
+    for length in wanted:
+        if length not in parts:
+            filled = ", ".join(map(str, parts))
+            raise SetupError(
+                f"no pair of the workload falls into --bucket {length}, only into {filled}: give one of those"
+            )
+    chosen = sorted(set(wanted)) or [length for length, rows in parts.items() if len(rows) >= _MIN_SHARE * len(pairs)]
+    rng = np.random.default_rng(seed)
+    return {length: take_pairs(pairs, rng.permutation(parts[length])) for length in chosen}
+
+
+def cut_batches(pairs: PairBatch, rows: int) -> list[PairBatch]:
+    """Return the inferences that perf_analyzer sends first: `rows` pairs each, over again where they do not suffice."""
+    count = max(len(pairs) // rows, 1)
+    order = np.arange(count * rows, dtype=np.int64).reshape(count, rows) % len(pairs)
+    return [take_pairs(pairs, own) for own in order]
+
+
+def write_token_rows(path: Path, pairs: PairBatch, length: int, pad_token_id: int, inputs: Sequence[str]) -> None:
+    """Write one entry a pair, padded to `length`; perf_analyzer puts as many into an inference as -b says."""
+    ids, types, mask = pairs.padded(length, pad_token_id)
+    arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+    columns = [arrays[name].tolist() for name in inputs]
+    _write(path, [dict(zip(inputs, row, strict=True)) for row in zip(*columns, strict=True)])
+
+
+def write_texts(path: Path, workload: Workload) -> None:
+    """Write one entry a request: its query and its documents."""
+    _write(
+        path,
+        [
+            {
+                "QUERY": {"content": [request.query], "shape": [1]},
+                "DOCUMENTS": {"content": list(request.documents), "shape": [len(request.documents)]},
+            }
+            for request in workload.requests
+        ],
+    )
+
+
+def _write(path: Path, entries: list[dict[str, object]]) -> None:
+    path.write_text(json.dumps({"data": entries}), encoding="utf-8")

@@ -1,0 +1,96 @@
+"""The two models of a repository under a sweep: token ids bucket by bucket beside the bare engine, and text."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from crossrank_perf.perf_analyzer import Sweep
+from crossrank_perf.perf_analyzer_bare import BareEngine, bare_engine
+from crossrank_perf.perf_analyzer_input import encode_workload, pairs_by_bucket, write_texts, write_token_rows
+from crossrank_perf.perf_analyzer_run import Inference
+from crossrank_perf.workload import Workload
+from crossrank_server.bundle import Bundle
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.errors import SetupError
+from crossrank_server.pairs import PairEncoder
+
+
+def measure_models(
+    sweep: Sweep,
+    bundle: Bundle,
+    workload: Workload,
+    *,
+    only: str | None,
+    buckets: Sequence[int],
+    rows: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return a series for each bucket of the engine model, and one for the text model.
+
+    Args:
+        sweep: Of the Triton that serves them.
+        bundle: That both models were written from.
+        workload: Text; its requests go to the text model as they are.
+        only: `engine` or `text` leaves the other out.
+        buckets: To measure, in tokens; those that matter for the workload if empty.
+        rows: Pairs in each request to the engine model.
+        seed: Of the order of pairs.
+
+    Raises:
+        SetupError: An option does not fit the models, or a run failed.
+    """
+    triton = sweep.triton
+    if only != "text" and rows > triton.max_rows:
+        raise SetupError(f"--rows {rows} is over the {triton.max_rows} rows of Triton's model {triton.model}")
+    if only != "engine" and not triton.has_text_model:
+        raise SetupError(
+            f"Triton at {triton.address} has no model {triton.text_model} that is ready: add --only engine, "
+            "or write the repository with it"
+        )
+    series: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="crossrank-perf-analyzer-") as folder:
+        if only != "text":
+            pairs = encode_workload(PairEncoder(bundle), workload)
+            chosen = pairs_by_bucket(pairs, triton.contract.buckets, buckets, seed)
+            series += _engine_series(sweep, bundle, chosen, rows, Path(folder))
+        if only != "engine":
+            series.append(_text_series(sweep, workload, Path(folder)))
+    return series
+
+
+def _engine_series(
+    sweep: Sweep, bundle: Bundle, chosen: dict[int, PairBatch], rows: int, folder: Path
+) -> Iterator[dict[str, Any]]:
+    triton = sweep.triton
+    names = triton.contract.inputs
+    with ExitStack() as stack:
+        bare: BareEngine | None = None
+        # Only there does the same engine compute on both sides, on the same cores.
+        if sweep.plan.rounds and triton.on_cpu and triton.pid is not None:
+            bare = stack.enter_context(bare_engine(bundle, triton))
+        for length, pairs in chosen.items():
+            label, path = f"{triton.model}, bucket {length}", folder / f"bucket-{length}.json"
+            write_token_rows(path, pairs, length, bundle.manifest.pad_token_id, names)
+            inference = Inference(triton.model, path, dict.fromkeys(names, length), rows, rows)
+            measured = sweep.measure(label, inference)
+            if bare is not None:
+                compared = sweep.compare(label, inference, measured["best_concurrency"], bare, pairs)
+                measured["bare_engine"] = {
+                    "engine": bare.engine.name,
+                    "precision": bare.engine.precision,
+                    "threads": bare.engine.concurrency,
+                    **compared,
+                }
+            yield {"model": triton.model, "bucket": length, "distinct_pairs": len(pairs), **measured}
+
+
+def _text_series(sweep: Sweep, workload: Workload, folder: Path) -> dict[str, Any]:
+    triton = sweep.triton
+    path = folder / "text.json"
+    write_texts(path, workload)
+    inference = Inference(triton.text_model, path, {"DOCUMENTS": workload.documents}, 1, workload.documents)
+    return {"model": triton.text_model, "bucket": None, **sweep.measure(triton.text_model, inference)}
