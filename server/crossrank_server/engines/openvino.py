@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.bundle import Bundle
+from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.errors import BundleError
 
@@ -17,6 +18,7 @@ class OpenVinoEngine(EmbeddedEngine):
 
     Raises:
         BundleError: The graph cannot be loaded, or its inputs are not those of the manifest.
+        EngineFailure: It can be loaded but not run.
     """
 
     name = "openvino"
@@ -41,6 +43,17 @@ class OpenVinoEngine(EmbeddedEngine):
         expected = {tensor.name for tensor in graph.inputs}
         if present != expected:
             raise BundleError(f"{path}: the graph has inputs {present}, the manifest says {expected}; export it again")
+        self._infer_alone()
+
+    def _infer_alone(self) -> None:
+        """Run one pair before any other thread can.
+
+        The binding initializes itself on first use; of two threads that get there together, one waits for the GIL
+        and the other, holding it, for the first: for ever (openvino 2026.4).
+        """
+        pad = np.array([self._pad_token_id], np.int32)
+        self.infer(PairBatch(pad, np.zeros(1, np.int32), np.array([0, 1])))
+        del self._local.request
 
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         request = getattr(self._local, "request", None)
