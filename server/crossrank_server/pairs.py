@@ -60,9 +60,12 @@ class PairEncoder:
         unless the query alone takes more than half of the window.
         Source: https://huggingface.co/docs/transformers/pad_truncation
         """
-        query_ids = self._tokenizer.tokenize([query], self._window)[0]
-        document_ids = self._tokenizer.tokenize(documents, self._window)
         template, window = self._template, self._window
+        query_ids = self._tokenizer.tokenize([query], window)[0]
+        if len(query_ids) > window:
+            # It may have more; a document over the window too must be compared with all of it: the longer keeps more.
+            query_ids = self._tokenizer.tokenize([query], len(query))[0]
+        document_ids = self._tokenizer.tokenize(documents, max(window, len(query_ids)))
         head_type, tail_type = template.segments
         ids: list[int] = []
         types: list[int] = []
@@ -223,6 +226,9 @@ class Batcher:
     async def _run(self, parts: list[tuple[_Job, list[int]]]) -> None:
         try:
             logits = await self._engine.score(_gather(parts))
+            pairs = sum(len(indices) for _, indices in parts)
+            if logits.shape != (pairs,):
+                raise EngineFailure(f"the engine returned {list(logits.shape)} scores for {pairs} pairs")
         except Exception as error:
             for job, _ in parts:
                 self._fail(job, error)

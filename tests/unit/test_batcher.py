@@ -195,3 +195,13 @@ async def test_a_score_that_is_not_finite_is_an_engine_failure(value: float) -> 
     answers = await asyncio.gather(batcher.score(good), batcher.score(pairs(13)), return_exceptions=True)
     np.testing.assert_array_equal(answers[0], expected(good))
     assert isinstance(answers[1], EngineFailure)
+
+
+async def test_a_wrong_number_of_scores_is_an_engine_failure_and_never_a_score() -> None:
+    class Miscounting(ArithmeticEngine):
+        async def score(self, batch: PairBatch) -> NDArray[np.float32]:
+            return (await super().score(batch))[:1]
+
+    batcher = Batcher(Miscounting(), 100)
+    with pytest.raises(EngineFailure, match="scores for"):
+        await asyncio.wait_for(batcher.score(pairs(3, 4, 5)), 5)

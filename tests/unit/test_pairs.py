@@ -90,6 +90,7 @@ def test_any_unicode_pair_has_the_ids_and_segments_of_the_reference(
 @example(query_words=254, documents=[(600, "word "), (255, "word "), (256, "word ")])
 @example(query_words=255, documents=[(600, "word "), (10, "word "), (254, "word ")])
 @example(query_words=600, documents=[(600, "word "), (10, "word "), (0, "word ")])
+@example(query_words=2000, documents=[(1900, "a "), (2000, "a "), (2100, "a "), (600, "unaffable,")])
 def test_pairs_over_the_window_are_truncated_longest_first(
     encoder: PairEncoder, truncating: BertTokenizerFast, query_words: int, documents: list[tuple[int, str]]
 ) -> None:
