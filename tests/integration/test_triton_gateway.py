@@ -94,9 +94,10 @@ async def test_triton_merges_the_inferences_of_16_clients_and_gets_every_pair_on
     assert answers.statuses == {200: len(questions) * 3}
     assert answers.worst <= TOLERANCE
     assert counted.rows == sum(len(question.documents) for question in questions * 3)
+    # Ten documents of any length are one inference, as the CPU's engine model drops padding.
+    assert counted.requests == len(questions) * 3
     assert counted.failed == 0
     assert counted.executions <= counted.requests / 2
-    assert counted.executions <= len(questions) * 3 / 2
 
 
 async def test_two_servers_answer_as_one_and_share_the_work(

@@ -36,6 +36,7 @@ class ScriptedEndpoint:
         self.contract_after_loss: Contract | None = None
         self.reason = "scripted"
         self.stalled = False
+        self.late_checks = 0
         self.tokens_under_way = 0
         self.last_sent_s = 0.0
         self.suspect = asyncio.Event()

@@ -53,7 +53,7 @@ class Endpoint:
     Attributes:
         contract: How inferences must look; None while the server is not fit for use.
         reason: Why it is not.
-        stalled: Whether it has stopped answering altogether.
+        late_checks: Checks in a row that were not answered in time.
         tokens_under_way: Padded tokens sent and not yet answered.
         last_sent_s: When an inference was sent last, on the event loop's clock.
         suspect: Set when an inference found the server gone, so that it is checked at once.
@@ -63,15 +63,19 @@ class Endpoint:
         self.address = address
         self.contract = contract
         self.reason = "not asked yet"
-        self.stalled = False
+        self.late_checks = 0
         self.tokens_under_way = 0
         self.last_sent_s = 0.0
         self.suspect = asyncio.Event()
         self._model = model
         self._manifest = manifest
-        self._late = 0
         self._client: Any = None
         self._calls: set[asyncio.Future[Any]] = set()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it has stopped answering altogether."""
+        return self.late_checks >= _LATE_CHECKS
 
     async def check(self) -> None:
         """Ask the server for the model and set `contract`, or `reason` where it is not fit for use."""
@@ -88,7 +92,7 @@ class Endpoint:
             return self._take_out(error.message)
         except InferenceServerException as error:
             return await self._after_failed_check(error)
-        self._late, self.stalled = 0, False
+        self.late_checks = 0
         if contract != self.contract:
             _log.info("Triton at %s serves %s: %s", self.address, self._model, contract)
         self.contract = contract
@@ -96,9 +100,8 @@ class Endpoint:
     async def _after_failed_check(self, error: Any) -> None:
         if error.status() != "StatusCode.DEADLINE_EXCEEDED":
             return self._take_out(error.message())
-        self._late += 1
-        if self._late >= _LATE_CHECKS:
-            self.stalled = True
+        self.late_checks += 1
+        if self.stalled:
             self._take_out(f"no answer within {CHECK_TIMEOUT_S:g} s")
             if not self._calls:
                 # The connection itself may be dead without either side having been told.

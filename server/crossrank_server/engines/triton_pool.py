@@ -101,7 +101,10 @@ class Pool:
             except Exception:
                 _log.exception("checking Triton at %s failed; it is checked again", endpoint.address)
             failures = 0 if endpoint.contract else failures + 1
-            pause_s = min(_PROBE_AFTER_S * 2 ** min(failures, 10), _PROBE_LIMIT_S) if failures else _CHECK_EVERY_S
+            if failures:
+                pause_s = min(_PROBE_AFTER_S * 2 ** min(failures, 10), _PROBE_LIMIT_S)
+            else:
+                pause_s = _PROBE_AFTER_S if endpoint.late_checks else _CHECK_EVERY_S
             if endpoint.stalled and self.pick() is not None:
                 endpoint.abandon()
 
