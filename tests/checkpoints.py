@@ -50,6 +50,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "electra": _small("electra", embedding_size=16),
     "roberta": _small("roberta", **_ROBERTA, max_position_embeddings=514),
     "xlm-roberta": _small("xlm-roberta", **_ROBERTA, max_position_embeddings=514),
+    "mpnet": _small("mpnet", max_position_embeddings=514),
+    "deberta-v2": _small("deberta-v2", relative_attention=True, position_buckets=32, pos_att_type=["p2c", "c2p"]),
 }
 """One small model of each family; ELECTRA's embeddings are narrower than its layers, as in electra-small."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import warnings
 from pathlib import Path
@@ -83,7 +84,8 @@ def checkpoint_scorer(model: Any) -> Scorer:
     """Return a function that scores with PyTorch in fp32."""
     import torch
 
-    has_segments = "token_type_ids" in model.forward.__code__.co_varnames
+    # Not forward.__code__: transformers wraps forward in decorators, through which signature() sees.
+    has_segments = "token_type_ids" in inspect.signature(model.forward).parameters
 
     def run(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
         feeds = {"input_ids": ids, "attention_mask": mask}

@@ -29,7 +29,6 @@ from crossrank_server.bundle import (
     Manifest,
     Precision,
     Source,
-    is_bundle,
     load_bundle,
     sha256_of,
     write_manifest,
@@ -44,6 +43,9 @@ logger = logging.getLogger(__name__)
 FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 _TOOLS = ("crossrank", "onnx", "onnx-ir", "onnxruntime", "tokenizers")
 _TORCH_TOOLS = ("torch", "transformers", "optimum", "optimum-onnx")
+# What `crossrank engine` leaves in a bundle beside its files, and what an interrupted write does.
+_TIMINGS = ".cache"
+_PARTIAL = ".partial"
 # For a server that starts: a quarter of the pairs that an export compares on.
 _QUICK_DOCUMENTS = 4
 
@@ -116,6 +118,7 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
         ModelSourceError: The source cannot be exported.
         SetupError: `out` is something else than a bundle, or a variant is beyond its parity threshold.
     """
+    out = out.resolve()  # `.` has no name, and what a link leads to is replaced, not the link
     _refuse_occupied(out)
     precisions = [name for name in FILES if name == "fp32" or name in options.precisions]
     model = _read(files, options, on_step)
@@ -256,8 +259,23 @@ def _read_card(files: SourceFiles, options: ExportOptions) -> bytes | None:
 
 
 def _refuse_occupied(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not is_bundle(out)):
-        raise SetupError(f"{out} exists and is not a bundle: it would be overwritten, so give another --out")
+    """Refuse to replace what is not a bundle, and a bundle that something else was put into."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        own = {MANIFEST, *Manifest.model_validate_json((out / MANIFEST).read_bytes()).files}
+    except (OSError, ValueError):
+        raise SetupError(f"{out} exists and is not a bundle: it would be overwritten, so give another --out") from None
+    strange = sorted(
+        path.name
+        for path in out.iterdir()
+        if (path.name not in own and not path.name.endswith((_TIMINGS, _PARTIAL))) or not path.is_file()
+    )
+    if strange:
+        raise SetupError(
+            f"{out} holds {strange[0]}, which is no part of the bundle there and would be lost: move it, or give "
+            "another --out"
+        )
 
 
 @contextmanager
@@ -265,14 +283,32 @@ def _replacing(out: Path) -> Iterator[Path]:
     """Give a directory beside `out` that takes its place when the block succeeds, and is removed when it does not."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_PARTIAL, dir=out.parent))
     except OSError as error:
-        raise SetupError(f"{out} cannot be written ({os.strerror(error.errno or 0)}): give another --out") from error
+        raise _unwritable(out, error) from error
     try:
-        partial.chmod(0o755)
+        partial, old = scratch / "new", scratch / "old"
+        partial.mkdir()
         yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        partial.replace(out)
+        _swap(partial, out, old)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(partial: Path, out: Path, old: Path) -> None:
+    """Move `out` aside and `partial` to its place, or leave `out` as it was."""
+    try:
+        if out.exists():
+            out.rename(old)  # fails where `out` is a mount point, before anything is lost
+        try:
+            partial.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> SetupError:
+    return SetupError(f"{out} cannot be written ({os.strerror(error.errno or 0)}): give another --out")

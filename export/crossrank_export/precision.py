@@ -53,7 +53,7 @@ def fp16_from_fp32(model: onnx_ir.Model) -> onnx_ir.Model:
             proto,
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FP32_OPS],
-            node_block_list=sorted(_head_nodes(copy)),
+            node_block_list=sorted(_head_nodes(copy) | _index_nodes(copy)),
         )
     del converted.graph.value_info[:]
     fp16 = cast("onnx_ir.Model", onnx_ir.from_proto(converted))
@@ -150,6 +150,24 @@ def _head_nodes(model: onnx_ir.Model) -> set[str]:
     return after_norm - before_norm - norms
 
 
+def _index_nodes(model: onnx_ir.Model) -> set[str]:
+    """Return the float nodes that places in a table are computed by (MPNet's distances): 11 bits would miss some."""
+    queue = [node for node in model.graph if node.op_type == "Cast" and node.outputs[0].dtype in _integers()]
+    found: set[str] = set()
+    while queue:
+        for parent in _parents(queue.pop()):
+            if parent.outputs[0].dtype not in _integers() and str(parent.name) not in found:
+                found.add(str(parent.name))
+                queue.append(parent)
+    return found
+
+
+def _integers() -> tuple[onnx_ir.DataType, ...]:
+    import onnx_ir
+
+    return onnx_ir.DataType.INT32, onnx_ir.DataType.INT64, onnx_ir.DataType.BOOL
+
+
 def _parents(node: onnx_ir.Node) -> list[onnx_ir.Node]:
     producers = [value.producer() for value in node.inputs if value is not None]
     return [producer for producer in producers if producer is not None]
@@ -165,7 +183,8 @@ def _drop_needless_casts(model: onnx_ir.Model) -> None:
     The converter puts a pair of Casts between any two neighbours in an island, which rounds where nothing must be.
     """
     import onnx_ir
-    from onnx_ir.passes import common
+
+    from crossrank_export.passes.clean import remove_dead
 
     for node in model.graph:
         if node.op_type != "Cast":
@@ -181,5 +200,4 @@ def _drop_needless_casts(model: onnx_ir.Model) -> None:
         if source is not None and source.dtype == target:
             del node.attributes["to"]
             node.op_type = "Identity"
-    common.IdentityEliminationPass()(model)
-    common.RemoveUnusedNodesPass()(model)
+    remove_dead(model)

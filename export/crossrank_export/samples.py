@@ -102,15 +102,17 @@ def _group(line: str, where: str) -> SampleGroup:
     try:
         row: dict[str, Any] = json.loads(line)
         if "candidates" in row:
-            documents = [str(candidate["text"]) for candidate in row["candidates"]]
+            documents = [candidate["text"] for candidate in row["candidates"]]
             docids = [str(candidate["docid"]) for candidate in row["candidates"]]
         else:
-            documents = list(map(str, row["documents"]))
+            documents = row["documents"]
             docids = [str(i) for i in range(len(documents))]
         grades = {str(docid): int(grade) for docid, grade in (row.get("judgments") or {}).items()}
-        if not documents:
-            raise ValueError("no documents")
-        return SampleGroup(str(row["query"]), documents, docids, grades)
+        if not documents or not isinstance(documents, list):
+            raise ValueError("no list of documents")
+        if not all(isinstance(text, str) for text in (row["query"], *documents)):
+            raise ValueError("a text that is no string")
+        return SampleGroup(row["query"], documents, docids, grades)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SetupError(
             f'{where} is not {{"query": ..., "documents": [...]}} or {{"query": ..., "candidates": [{{"docid": ..., '

@@ -231,6 +231,59 @@ def test_a_directory_that_is_no_bundle_is_never_overwritten(onnx_dir: Path, tmp_
     assert leftovers(out) == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("stranger", ["notes.txt", ".git/config", "old/model.onnx"])
+def test_a_bundle_that_holds_something_else_is_not_replaced(onnx_dir: Path, tmp_path: Path, stranger: str):
+    out = tmp_path / "bundle"
+    bundle_from_onnx(onnx_dir, out)
+    (out / stranger).parent.mkdir(exist_ok=True)
+    (out / stranger).write_text("years of work")
+    with pytest.raises(SetupError, match=f"holds {stranger.partition('/')[0]}, which is no part of the bundle"):
+        bundle_from_onnx(onnx_dir, out)
+    assert (out / stranger).read_text() == "years of work"
+
+
+def test_a_manifest_of_something_else_does_not_make_a_bundle(onnx_dir: Path, tmp_path: Path):
+    out = tmp_path / "web-extension"
+    out.mkdir()
+    (out / "manifest.json").write_text('{"manifest_version": 3}')
+    with pytest.raises(SetupError, match="is not a bundle"):
+        bundle_from_onnx(onnx_dir, out)
+    assert leftovers(out) == ["manifest.json"]
+
+
+def test_a_bundle_is_replaced_through_a_link_and_where_one_stands(
+    onnx_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, link = tmp_path / "bundle", tmp_path / "link"
+    out.mkdir()
+    link.symlink_to(out)
+    for place in (Path(), link, Path()):
+        monkeypatch.chdir(out)
+        bundle_from_onnx(onnx_dir, place)
+        assert load_bundle(out).manifest.model_id == "mini"
+        (out / "timing.sm70.trt10.4.0.cache").write_bytes(b"what crossrank engine leaves is no stranger")
+    assert link.is_symlink()
+    assert leftovers(tmp_path) == ["bundle", "link", "mini"]
+
+
+def test_what_cannot_be_moved_aside_is_left_as_it_was(onnx_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "bundle"
+    bundle_from_onnx(onnx_dir, out)
+    before, rename = leftovers(tmp_path), Path.rename
+
+    def fail_at_the_new(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(16, "busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_at_the_new)
+    with pytest.raises(SetupError, match="cannot be written"):
+        bundle_from_onnx(onnx_dir, out)
+    monkeypatch.undo()
+    assert load_bundle(out).manifest.model_id == "mini"
+    assert leftovers(tmp_path) == before
+
+
 def test_logits_that_are_not_numbers_are_beyond_every_threshold():
     samples = parity.SampleSet("builtin", [SampleGroup("q", ["a", "b"], ["0", "1"])], None, np.zeros(2, np.float32))
     agreement = parity.compare(samples, np.array([np.nan, 0], np.float32))

@@ -11,8 +11,10 @@ import onnx_ir
 import onnxruntime
 import pytest
 
+from crossrank_export.passes import optimize
 from crossrank_export.precision import fp16_from_fp32, write_int8
 from crossrank_server.errors import SetupError
+from tests.onnx_exports import Exporter, export_named, logits_of
 
 FLOAT, HALF = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16
 
@@ -123,6 +125,16 @@ def test_fp16_logits_are_near_fp32s(fp32: onnx_ir.Model):
     ids = rng.integers(0, 50, (8, 12))
     mask = (np.arange(12) < rng.integers(1, 13, (8, 1))).astype(np.int64)
     assert np.abs(run(fp16_from_fp32(fp32), ids, mask) - run(fp32, ids, mask)).max() < 2e-2
+
+
+def test_places_in_a_table_are_computed_in_fp32(tmp_path: Path):
+    source = export_named("mpnet", Exporter(False, "eager", 17), tmp_path / "model.onnx")  # buckets of log(distance)
+    optimized, _ = optimize(source)
+    fp16 = fp16_from_fp32(optimized)
+    assert {node.outputs[0].dtype for node in fp16.graph if node.op_type == "Log"} == {FLOAT}
+    reference = logits_of(optimized)
+    assert reference.std() > 0.05
+    assert np.abs(logits_of(fp16) - reference).max() < 2e-3
 
 
 def test_int8_quantizes_products_with_weights_per_channel_and_nothing_else(tmp_path: Path):

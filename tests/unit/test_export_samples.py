@@ -57,7 +57,17 @@ def test_both_forms_of_a_users_file_are_read_with_their_judgments(tmp_path: Path
 
 @pytest.mark.parametrize(
     "line",
-    ["no json", "[]", '{"query": "q"}', '{"query": "q", "documents": []}', '{"query": "q", "candidates": ["a"]}'],
+    [
+        "no json",
+        "[]",
+        '{"query": "q"}',
+        '{"query": "q", "documents": []}',
+        '{"query": "q", "documents": "one text is a list of letters to Python"}',
+        '{"query": "q", "documents": ["a", null]}',
+        '{"query": null, "documents": ["a"]}',
+        '{"query": "q", "candidates": ["a"]}',
+        '{"query": "q", "candidates": [{"docid": 1, "text": null}]}',
+    ],
 )
 def test_a_malformed_line_is_refused_by_its_number(tmp_path: Path, line: str):
     file = tmp_path / "pairs.jsonl"

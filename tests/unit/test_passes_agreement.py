@@ -90,6 +90,25 @@ def test_several_labels_stay_in_their_order(tmp_path):
     assert np.abs(logits_of(optimized) - logits_of(source)).max() <= 1e-5
 
 
+def test_a_position_bias_of_each_head_is_kept(tmp_path):
+    source = export_named("mpnet", Exporter(False, "eager", 17), tmp_path / "model.onnx")
+    optimized, reports = optimize(source)
+
+    assert {report.name for report in reports if report.applied} >= {"first_token", "merge_qkv"}
+    assert np.abs(logits_of(optimized) - logits_of(source)).max() <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # by transformers
+def test_a_graph_with_branches_keeps_its_logits(tmp_path):
+    source = export_named("deberta-v2", Exporter(False, "eager", 17), tmp_path / "model.onnx")
+    assert "If" in {node.op_type for node in source.graph}
+    optimized, reports = optimize(source)
+
+    assert not next(report for report in reports if report.name == "first_token").applied
+    assert len(optimized.graph) < len(source.graph)
+    assert np.abs(logits_of(optimized) - logits_of(source)).max() <= 1e-5
+
+
 def test_optimizing_twice_changes_no_logit(tmp_path):
     once, _ = optimize(export_named("bert", Exporter(False, "eager", 17), tmp_path / "model.onnx"))
     twice, _ = optimize(once)

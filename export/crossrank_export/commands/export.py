@@ -92,7 +92,8 @@ def export(
     from crossrank_export.pipeline import ExportOptions, export_model
     from crossrank_export.samples import read_groups
 
-    groups = {pairs.name: read_groups(pairs)} if pairs else {}
+    # The dot keeps a file called `reference` apart from the record's own entries.
+    groups = {pairs.name if pairs.suffix else f"./{pairs.name}": read_groups(pairs)} if pairs else {}
     options = ExportOptions(precisions, max_length, opset, label, card, groups)
     with _progress() as on_step, _source(model, kind, on_step) as files:
         bundle = export_model(files, out, options, on_step)
@@ -145,7 +146,7 @@ def _report(bundle: Bundle) -> None:
     before, after = manifest.cost["before"], manifest.cost["after"]
     click.echo(
         f"{_number(before['mflop'])} -> {_number(after['mflop'])} MFLOP per {after['sequence']}-token pair, "
-        f"{before['nodes']} -> {after['nodes']} nodes, {after['parameters']:,} parameters",
+        f"{before['nodes']} -> {after['nodes']} nodes, {before['parameters']:,} -> {after['parameters']:,} parameters",
         err=True,
     )
     for graph in manifest.graphs:

@@ -45,9 +45,16 @@ def clean_graph(model: ir.Model) -> PassReport:
 
 
 def remove_dead(model: ir.Model) -> None:
-    """Remove nodes and initializers that no output depends on, in place."""
-    common.IdentityEliminationPass()(model)
+    """Remove Identity nodes, and nodes and initializers that no output depends on, in place."""
+    # Where a branch of an If hands on a value from outside (DeBERTa), its Identity has to stay; the pass takes it out
+    # and fails. Those of the main graph are then removed by _simplify, but for one at a graph output.
+    if not any(_has_subgraph(node) for node in model.graph):
+        common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
+
+
+def _has_subgraph(node: ir.Node) -> bool:
+    return any(value.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for value in node.attributes.values())
 
 
 def _simplify(graph: ir.Graph, node: ir.Node) -> bool:
