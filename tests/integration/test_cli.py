@@ -73,6 +73,8 @@ def test_rerank_reads_stdin_and_prints_json(tmp_path: Path) -> None:
         (["rerank", "-q", "q"], "\n \n", "no documents"),
         (["rerank", "-q", "q", "--jsonl"], '"a"\n{"t": 1}', "-:2 is neither a string nor an object with a text"),
         (["rerank", "-q", "q", "--jsonl"], "nope", "-:1 is not JSON"),
+        (["rerank", "-q", "q", "--jsonl"], '"a"\n"\\ud800"', "-:2 holds the lone surrogate \\ud800"),
+        (["rerank", "-q", "a\udcff"], "a", "--query holds the lone surrogate \\udcff at character 1"),
         (["rerank", "-q", "q", "--model", "./no/such/dir"], "a", "no/such/dir"),
         (["serve", "--model", "./no/such/dir"], "", "no/such/dir"),
         (["serve", "--max-documents", "0"], "", "--max-documents (CROSSRANK_MAX_DOCUMENTS) is 0"),
@@ -91,6 +93,25 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_1(arguments: list[str], s
     (last,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert message in last
     assert "Traceback" not in result.stderr
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_document(tmp_path: Path) -> None:
+    file = tmp_path / "windows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf"first"\r\n{"text": "second"}')
+    result = crossrank("rerank", "-q", "q", "--json", str(file))
+    assert {row["document"]["text"] for row in json.loads(result.stdout)["results"]} == {"first", "second"}
+
+
+def test_a_sigterm_before_uvicorn_listens_to_signals_is_not_lost() -> None:
+    program = """if True:
+        import os, signal, sys, uvicorn
+        run = uvicorn.Server.run
+        uvicorn.Server.run = lambda self, **options: (os.kill(os.getpid(), signal.SIGTERM), run(self, **options))
+        sys.argv = ["crossrank", "serve", "--port", "0"]
+        from crossrank_server.cli import main
+        main()
+    """
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60).returncode == 0
 
 
 def test_a_taken_port_is_said_with_the_remedy() -> None:

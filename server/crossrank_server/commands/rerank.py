@@ -54,6 +54,7 @@ def rerank(
     """  # noqa: D301
     if not query.strip():
         raise InvalidRequest("--query is empty; give the text to rank the documents for")
+    _require_unicode(query, "--query")
     documents = [document for name in files or ("-",) for document in _read(name, jsonl)]
     if not documents:
         raise SetupError("no documents: name files with one document a line, or pipe them in")
@@ -86,7 +87,7 @@ async def _rank(
 def _read(name: str, jsonl: bool) -> list[_Document]:
     try:
         content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        lines = content.decode().split("\n")
+        lines = content.decode().removeprefix("\ufeff").split("\n")
     except UnicodeDecodeError as error:
         raise SetupError(f"{name}: byte 0x{content[error.start]:02x} at offset {error.start} is not UTF-8") from None
     is_jsonl = jsonl if name == "-" else jsonl or name.endswith((".jsonl", ".ndjson"))
@@ -106,7 +107,19 @@ def _json_text(name: str, number: int, line: str) -> str:
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise SetupError(f"{name}:{number} is neither a string nor an object with a text: {line[:80]}")
+    _require_unicode(text, f"{name}:{number}")
     return text
+
+
+def _require_unicode(text: str, where: str) -> None:
+    """Refuse lone surrogates: JSON can escape them, and the shell's bytes that are not UTF-8 become such."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        surrogate = f"\\u{ord(text[error.start]):04x}"
+        raise SetupError(
+            f"{where} holds the lone surrogate {surrogate} at character {error.start}; give it as valid UTF-8"
+        ) from None
 
 
 def _print_json(facts: dict[str, Any], ranked: list[tuple[float, int, _Document]]) -> None:

@@ -75,10 +75,11 @@ def _run(models: tuple[str, ...], settings: ServeSettings, listener: socket.sock
     )
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"listening on http://{shown}:{port}  (documentation at /docs)", err=True)
     # uvicorn raises the signal that stopped it once more when it has drained: that is a clean end, not a failure.
+    # So is one that comes before uvicorn listens to signals.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: sys.exit(0))
+    click.echo(f"listening on http://{shown}:{port}  (documentation at /docs)", err=True)
     uvicorn.Server(config).run(sockets=[listener])
 
 
