@@ -18,6 +18,9 @@ from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import SetupError
 from crossrank_server.pairs import PairEncoder
 
+# What `crossrank repository` warms each bucket up with.
+_REQUEST_TOKENS = 4096
+
 
 def measure_models(
     sweep: Sweep,
@@ -26,7 +29,7 @@ def measure_models(
     *,
     only: str | None,
     buckets: Sequence[int],
-    rows: int,
+    rows: int | None,
     seed: int,
 ) -> list[dict[str, Any]]:
     """Return a series for each bucket of the engine model, and one for the text model.
@@ -37,14 +40,14 @@ def measure_models(
         workload: Text; its requests go to the text model as they are.
         only: `engine` or `text` leaves the other out.
         buckets: To measure, in tokens; those that matter for the workload if empty.
-        rows: Pairs in each request to the engine model.
+        rows: Pairs in each request to the engine model; as many as make 4,096 tokens if None.
         seed: Of the order of pairs.
 
     Raises:
         SetupError: An option does not fit the models, or a run failed.
     """
     triton = sweep.triton
-    if only != "text" and rows > triton.max_rows:
+    if only != "text" and (rows or 0) > triton.max_rows:
         raise SetupError(f"--rows {rows} is over the {triton.max_rows} rows of Triton's model {triton.model}")
     if only != "engine" and not triton.has_text_model:
         raise SetupError(
@@ -63,7 +66,7 @@ def measure_models(
 
 
 def _engine_series(
-    sweep: Sweep, bundle: Bundle, chosen: dict[int, PairBatch], rows: int, folder: Path
+    sweep: Sweep, bundle: Bundle, chosen: dict[int, PairBatch], rows: int | None, folder: Path
 ) -> Iterator[dict[str, Any]]:
     triton = sweep.triton
     names = triton.contract.inputs
@@ -75,7 +78,8 @@ def _engine_series(
         for length, pairs in chosen.items():
             label, path = f"{triton.model}, bucket {length}", folder / f"bucket-{length}.json"
             write_token_rows(path, pairs, length, bundle.manifest.pad_token_id, names)
-            inference = Inference(triton.model, path, dict.fromkeys(names, length), rows, rows)
+            size = rows or min(max(_REQUEST_TOKENS // length, 1), triton.max_rows)
+            inference = Inference(triton.model, path, dict.fromkeys(names, length), size, size)
             measured = sweep.measure(label, inference)
             if bare is not None:
                 compared = sweep.compare(label, inference, measured["best_concurrency"], bare, pairs)

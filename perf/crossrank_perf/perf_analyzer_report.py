@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,13 +88,12 @@ def plot_report(report: Mapping[str, Any], path: Path) -> None:
         chosen = [series for series in report["series"] if series["model"] == model]
         for series, color in zip(chosen, _COLORS, strict=False):
             _draw(series, color, axis)
-        size = chosen[0]["documents_per_request"]
-        axis.set_title(f"{model}, {size} documents a request", loc="left", fontsize=10)
+        axis.set_title(model, loc="left", fontsize=10)
         axis.set_yscale("log")
         axis.set_xlim(left=0)
         axis.set_xlabel("documents/s (numbers at the points: requests under way)")
         axis.set_ylabel("latency of a request, ms")
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     save_figure(figure, path)
 
 
@@ -101,7 +101,7 @@ def _draw(series: Mapping[str, Any], color: str, axis: Axes) -> None:
     speed = [point["documents_per_s"] for point in series["points"]]
     for name, style, marker in (("p50", "-", "o"), ("p99", "--", "^")):
         latency = [point["latency_ms"][name] for point in series["points"]]
-        axis.plot(speed, latency, style, color=color, marker=marker, markersize=3.5, label=f"{_label(series)}, {name}")
+        axis.plot(speed, latency, style, color=color, marker=marker, markersize=3.5, label=f"{_size(series)}, {name}")
     for point in series["points"]:
         place = (point["documents_per_s"], point["latency_ms"]["p50"])
         label = str(point["concurrency"])
@@ -114,7 +114,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     table = Table()
-    for title in ("model", "documents/s", "at", "p50, ms", "p99, ms", "bare engine's rate", "its CPU time"):
+    for title in ("model", "documents/s", "at", "p50, ms", "p99, ms", "of bare engine", "by CPU time"):
         table.add_column(title, justify="left" if title == "model" else "right")
     for series in report["series"]:
         best = max(series["points"], key=lambda point: float(point["documents_per_s"]))
@@ -130,14 +130,31 @@ def print_report(report: Mapping[str, Any]) -> None:
         )
     # Piped output has no width of its own; a table must not be cut to 80 columns then.
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+    ratios = report["bare_engine"]
+    if ratios["rate_ratio"] is not None:
+        click.echo(
+            f"median of the buckets: {_percent(ratios['rate_ratio'])} of the bare engine's documents/s, "
+            f"{_percent(ratios['cpu_ratio'])} of its documents per second of CPU time"
+        )
 
 
 def _label(series: Mapping[str, Any]) -> str:
     return "text" if series["bucket"] is None else f"bucket {series['bucket']}"
 
 
+def _size(series: Mapping[str, Any]) -> str:
+    return f"{_label(series)}, {series['documents_per_request']} documents a request"
+
+
 def _percent(ratio: float | None) -> str:
     return "-" if ratio is None else f"{100 * ratio:.0f}%"
+
+
+def summarize(series: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the medians over all buckets of what Triton leaves of the bare engine, None where it was not measured."""
+    compared = [each["bare_engine"] for each in series if "bare_engine" in each]
+    ratios = {name: [each[name] for each in compared if each[name] is not None] for name in ("rate_ratio", "cpu_ratio")}
+    return {name: round(median(values), 3) if values else None for name, values in ratios.items()}
 
 
 def say(text: str) -> None:

@@ -18,7 +18,7 @@ from crossrank_perf.perf_analyzer_input import (
     write_texts,
     write_token_rows,
 )
-from crossrank_perf.perf_analyzer_report import csv_from_report, plot_report, write_results
+from crossrank_perf.perf_analyzer_report import csv_from_report, plot_report, summarize, write_results
 from crossrank_perf.perf_analyzer_run import Inference, measure_point, point_from_output
 from crossrank_perf.workload import Request, Workload, load_workload
 from crossrank_server.bundle import Bundle
@@ -247,10 +247,24 @@ def test_the_plot_names_models_buckets_and_percentiles(tmp_path: Path) -> None:
     path = tmp_path / "plot.svg"
     plot_report(report_of(("m", 64), ("m", 128), ("m_rerank", None)), path)
     drawn = path.read_text()
-    for text in ("m, 32 documents a request", "m_rerank, 32", "bucket 64, p50", "bucket 128, p99", "text, p99"):
+    for text in (
+        ">m<",
+        ">m_rerank<",
+        "bucket 64, 32 documents a request, p50",
+        "bucket 128, 32",
+        "text, 32 documents a request, p99",
+    ):
         assert text in drawn
 
 
 def test_results_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="cannot write"):
         write_results(tmp_path / "absent", report_of(("m", 64)))
+
+
+def test_the_summary_is_the_median_of_the_buckets_that_were_compared() -> None:
+    series = [
+        {"bare_engine": {"rate_ratio": rate, "cpu_ratio": cpu}} for rate, cpu in ((0.5, 0.8), (0.9, None), (0.8, 0.7))
+    ]
+    assert summarize([*series, {"bucket": None}]) == {"rate_ratio": 0.8, "cpu_ratio": 0.75}
+    assert summarize([{"bucket": None}]) == {"rate_ratio": None, "cpu_ratio": None}

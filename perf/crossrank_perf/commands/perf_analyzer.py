@@ -65,9 +65,8 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
 @click.option(
     "--rows",
     type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Pairs in each request to the engine model.",
+    help="Pairs in each request to the engine model.  [default: as many as make 4,096 tokens, which is what the model "
+    "is warmed up with]",
 )
 @click.option(
     "--documents",
@@ -127,7 +126,7 @@ def perf_analyzer(url: str | None, model: str, triton_model: str, out: Path, **o
     from crossrank_perf.perf_analyzer import Sweep, SweepPlan
     from crossrank_perf.perf_analyzer_home import find_perf_analyzer
     from crossrank_perf.perf_analyzer_models import measure_models
-    from crossrank_perf.perf_analyzer_report import check_directory, print_report, say, write_results
+    from crossrank_perf.perf_analyzer_report import check_directory, print_report, say, summarize, write_results
     from crossrank_perf.perf_analyzer_triton import ask_triton, started_triton
     from crossrank_perf.workload import load_workload
     from crossrank_server.hub import resolve_model
@@ -160,6 +159,7 @@ def perf_analyzer(url: str | None, model: str, triton_model: str, out: Path, **o
             rows=options["rows"],
             seed=options["seed"],
         )
+    report["bare_engine"] = summarize(report["series"])
     print_report(report)
     for path in write_results(out, report):
         click.echo(str(path))
