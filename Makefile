@@ -7,7 +7,7 @@ SERVE_ARGS ?=
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check perf lock builtin model-repository triton triton-setup peers clean
+.PHONY: help serve test test-all check lock builtin model-repository triton triton-setup perf-analyzer-setup peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -26,10 +26,10 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 serve: $(VENV)/.serve ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
 	$(BIN)/crossrank serve $(SERVE_ARGS)
 
-test: $(VENV)/.dev triton-setup ## set up what the tests need and run them, the slow ones left out
+test: $(VENV)/.dev triton-setup perf-analyzer-setup ## set up what the tests need and run them, the slow ones left out
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev triton-setup ## run every test, the large architectures included
+test-all: $(VENV)/.dev triton-setup perf-analyzer-setup ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types
@@ -42,6 +42,14 @@ check: $(VENV)/.dev ## lint, formatting, types
 	touch $@
 
 triton-setup: $(VENV)/.dev .triton/.ready ## the real tritonserver, from its wheel, into .triton
+
+.perf-analyzer/.ready: requirements/perf-analyzer.txt .triton/.ready
+	$(BIN)/pip install --quiet --no-deps --require-hashes --upgrade --target .perf-analyzer -r $<
+	mkdir -p .perf-analyzer/lib
+	cp .triton/nvidia_pytriton.libs/libb64-*.so.0d .perf-analyzer/lib/libb64.so.0d
+	touch $@
+
+perf-analyzer-setup: $(VENV)/.dev .perf-analyzer/.ready ## the real perf_analyzer, from its wheel, into .perf-analyzer
 
 triton: triton-setup ## serve the built-in model with the real tritonserver on this CPU
 	$(BIN)/crossrank triton
@@ -67,9 +75,10 @@ lock: $(VENV)/.dev ## write the lock files anew
 		--output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra openvino --constraint requirements/dev.txt --output-file requirements/serve.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
+	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
 	$(LOCK) pyproject.toml --extra openvino --extra triton --constraint requirements/dev.txt \
 		--output-file deploy/docker/gateway.txt
 	$(LOCK) pyproject.toml deploy/docker/nvidia.in --output-file deploy/docker/nvidia.txt
 
 clean: ## remove environments and caches
-	rm -rf $(VENV) .venv-* .triton .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	rm -rf $(VENV) .venv-* .triton .perf-analyzer .pytest_cache .mypy_cache .ruff_cache .hypothesis build
