@@ -62,7 +62,7 @@ builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/cro
 		--card server/crossrank_server/builtin/README.md
 
 .venv-peers/.ready: perf/peers/sentence-transformers.txt
-	$(PYTHON) -m venv .venv-peers
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet -r $<
 	touch $@
 
