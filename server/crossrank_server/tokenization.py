@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import string
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,8 @@ from crossrank_server.wordpiece import WordMemory
 # A text is first cut to this many characters for each token that can be used. English has about 4.5 characters a token,
 # so nearly every document that must be truncated is read once, and a 1 MB document costs no more than a page.
 _CHARACTERS_PER_TOKEN = 16
+# White space, and punctuation, as not all text has spaces.
+_SEPARATORS = " \t\n" + string.punctuation + "、。，"
 
 
 class TextTokenizer:
@@ -34,7 +38,8 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         definition = json.loads(path.read_bytes())
-        self._splits_at_spaces = _splits_at_spaces(definition)
+        boundaries = _boundaries(definition)
+        self._boundary = re.compile(f"[{re.escape(boundaries)}]") if boundaries else None
         self._memory = WordMemory(self._tokenizer, definition) if WordMemory.fits(definition) else None
 
     def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
@@ -42,18 +47,18 @@ class TextTokenizer:
 
         One id more than the limit tells the caller that the text is longer.
         """
-        if self._splits_at_spaces:
-            return self._tokenize_prefixes(texts, limit)
-        return self._tokenize_whole(texts)
+        if self._boundary is None:
+            return self._tokenize_whole(texts)
+        return self._tokenize_prefixes(texts, limit, self._boundary)
 
-    def _tokenize_prefixes(self, texts: list[str], limit: int) -> list[list[int]]:
+    def _tokenize_prefixes(self, texts: list[str], limit: int, boundary: re.Pattern[str]) -> list[list[int]]:
         """Read no more of each text than is needed for `limit + 1` ids."""
         characters = limit * _CHARACTERS_PER_TOKEN
-        ids = self._tokenize_whole([_prefix(text, characters) for text in texts])
+        ids = self._tokenize_whole([_prefix(text, characters, boundary) for text in texts])
         short = [i for i, text in enumerate(texts) if len(ids[i]) <= limit and len(text) > characters]
         while short:
             characters *= 8
-            longer = self._tokenize_whole([_prefix(texts[i], characters) for i in short])
+            longer = self._tokenize_whole([_prefix(texts[i], characters, boundary) for i in short])
             for i, more in zip(short, longer, strict=True):
                 ids[i] = more
             short = [i for i in short if len(ids[i]) <= limit and len(texts[i]) > characters]
@@ -76,22 +81,24 @@ class TextTokenizer:
         return encodings
 
 
-def _prefix(text: str, characters: int) -> str:
-    """Cut after the first space at or beyond `characters`, or not at all."""
+def _prefix(text: str, characters: int, boundary: re.Pattern[str]) -> str:
+    """Cut before the first boundary at or beyond `characters`, or not at all."""
     if len(text) <= characters:
         return text
-    end = text.find(" ", characters)
-    return text if end < 0 else text[:end]
+    end = boundary.search(text, characters)
+    return text[: end.start()] if end else text
 
 
-def _splits_at_spaces(definition: dict[str, Any]) -> bool:
-    """Tell whether the tokens of a prefix that ends before a space are a prefix of the text's tokens.
+def _boundaries(definition: dict[str, Any]) -> str:
+    """Return characters such that the tokens of a prefix that ends before one are a prefix of the text's tokens.
 
-    True for BERT's tokenizers: their normalizer works character by character (a space is a starter, so that canonical
-    ordering never crosses it), words never span spaces, and no added token holds a space.
+    For BERT's tokenizers these are white space and punctuation: their normalizer works character by character
+    (canonical ordering never crosses these, which are starters), words never span them, and those that are part of an
+    added token are left out. For other tokenizers: none.
     """
     normalizer = (definition.get("normalizer") or {}).get("type")
     splitter = (definition.get("pre_tokenizer") or {}).get("type")
-    added = [token["content"] for token in definition.get("added_tokens", [])]
-    is_bert = normalizer == "BertNormalizer" and splitter == "BertPreTokenizer"
-    return is_bert and not any(" " in content for content in added)
+    if (normalizer, splitter) != ("BertNormalizer", "BertPreTokenizer"):
+        return ""
+    added = "".join(token["content"] for token in definition.get("added_tokens", []))
+    return "".join(character for character in _SEPARATORS if character not in added)

@@ -129,8 +129,12 @@ def test_a_query_over_half_of_the_window_is_truncated_and_reported(encoder: Pair
         "\x00" * 1_000_000,
         (" " * 9_000 + "word") * 100,
         "é, " * 300_000,
+        "a,b" * 300_000,
+        "line\n\u0301" * 200_000,
+        "日本。" * 300_000,
+        "[SEP]" * 200_000,
     ],
-    ids=["words", "one word", "blank", "control", "sparse", "non-ascii"],
+    ids=["words", "one word", "blank", "control", "sparse", "non-ascii", "commas", "lines", "chinese", "brackets"],
 )
 def test_a_document_of_a_megabyte_has_the_ids_of_the_whole_text(
     encoder: PairEncoder, reference: Tokenizer, document: str
