@@ -118,6 +118,8 @@ class Manifest(_Frozen):
                 raise ValueError(f"files has no sha256 for {name}")
         if self.max_length <= self.pair_template.special_tokens:
             raise ValueError(f"max_length {self.max_length} leaves no room for text")
+        if not 0 <= self.label < self.num_labels:
+            raise ValueError(f"label {self.label} is none of the {self.num_labels} labels, counted from 0")
         return self
 
     def graph(self, precision: Precision) -> Graph:

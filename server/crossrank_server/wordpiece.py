@@ -66,7 +66,7 @@ class WordMemory:
     def __init__(self, tokenizer: Tokenizer, definition: dict[str, Any]) -> None:
         self._model = tokenizer.model
         self._characters = _Characters(tokenizer)
-        contents = [re.escape(token["content"]) for token in definition["added_tokens"]]
+        contents = [re.escape(token["content"]) for token in definition.get("added_tokens", [])]
         self._added = re.compile("|".join(contents) or r"(?!)").search
         # A word that is in the vocabulary is its own longest match.
         prefix = definition["model"]["continuing_subword_prefix"]

@@ -77,6 +77,8 @@ def test_a_missing_file_is_refused_by_name(copy: Path) -> None:
         (lambda m: m.update(format=99), "format 99 is not the format 1"),
         (lambda m: m.pop("max_length"), "max_length: Field required"),
         (lambda m: m.update(max_length=3), "max_length 3 leaves no room for text"),
+        (lambda m: m.update(label=1), "label 1 is none of the 1 labels"),
+        (lambda m: m.update(label=-1), "label -1 is none of the 1 labels"),
         (lambda m: m.update(graphs=[]), "graphs: List should have at least 1 item"),
         (lambda m: m.update(surprise=1), "surprise: Extra inputs are not permitted"),
         (lambda m: m["files"].pop("tokenizer.json"), "files has no sha256 for tokenizer.json"),
