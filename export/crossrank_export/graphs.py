@@ -95,8 +95,8 @@ def describe_graph(model: onnx_ir.Model, file: str, precision: Precision, num_la
     return Graph(file=file, precision=precision, inputs=inputs, output=output)
 
 
-def session_scorer(path: Path, graph: Graph, pad_token_id: int) -> Scorer:
-    """Return a function that runs an ONNX file in ONNX Runtime on the CPU.
+def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0) -> Scorer:
+    """Return a function that runs an ONNX file in ONNX Runtime on the CPU, by default with a thread for each core.
 
     Raises:
         ModelSourceError: ONNX Runtime does not accept the graph.
@@ -105,6 +105,7 @@ def session_scorer(path: Path, graph: Graph, pad_token_id: int) -> Scorer:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types

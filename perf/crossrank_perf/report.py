@@ -122,11 +122,37 @@ def print_peer_report(report: Mapping[str, Any]) -> None:
     _print(table)
 
 
+def print_graph_report(report: Mapping[str, Any]) -> None:
+    """Print the result of `bench graphs`: both graphs, and how many times faster the optimized one was."""
+    from rich.table import Table
+
+    _print_header(report)
+    table = Table()
+    for title in ("graph", "nodes", "MFLOP a 96-token pair", "pairs/s"):
+        table.add_column(title, justify="left" if title == "graph" else "right")
+    for graph in report["graphs"]:
+        mflop = graph["mflop_per_96_token_pair"]
+        table.add_row(
+            graph["name"],
+            str(graph["nodes"]),
+            "?" if mflop is None else f"{mflop:,.1f}",
+            f"{graph['pairs_per_s']:,.0f}",
+        )
+    _print(table)
+    ratios = report["ratios"]
+    click.echo(
+        f"{report['pairs']} pairs of {report['mean_tokens']} tokens on average, onnxruntime "
+        f"{report['versions'].get('onnxruntime', '')} fp32: the passes make it {report['ratio']:.2f} times as fast "
+        f"({min(ratios):.2f} - {max(ratios):.2f} in {len(ratios)} rounds), max |delta logit| "
+        f"{report['max_delta_logit']:.1e}"
+    )
+
+
 def _print_header(report: Mapping[str, Any]) -> None:
     hardware = report["hardware"]
     flags = [name for name in ("amx_bf16", "avx512_bf16") if hardware["flags"][name]]
     click.echo(f"{hardware['cpu']}, {hardware['cores']} cores, {' '.join(flags) or 'no bf16 instructions'}")
-    for model in report["server"]["models"]:
+    for model in report.get("server", {}).get("models", ()):
         release = report["versions"].get("crossrank", "")
         click.echo(f"crossrank {release}: {model['id']}, {model['engine']} {model['precision']}")
     click.echo(f"{report['workload']['source']}, {report['date']}")

@@ -37,6 +37,23 @@ def server() -> Iterator[RunningServer]:
         yield running
 
 
+def test_graphs_before_and_after_the_passes_are_timed_on_the_same_pairs(tmp_path: Path, mini_dir: Path) -> None:
+    path = tmp_path / "graphs.json"
+    options = ("--rounds", "3", "--requests", "2", "--documents", "20", "--json", str(path))
+    result = bench("graphs", str(mini_dir), *options)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(path.read_text())
+    before, after = report["graphs"]
+
+    assert report["pairs"] == 40
+    assert after["mflop_per_96_token_pair"] < 0.55 * before["mflop_per_96_token_pair"]
+    assert after["nodes"] < before["nodes"]
+    assert before["pairs_per_s"] > 0
+    assert len(report["ratios"]) == 3
+    assert 0 < report["max_delta_logit"] <= 1e-4  # two graphs, not one twice
+    assert f"the passes make it {report['ratio']:.2f} times as fast" in result.stdout
+
+
 def test_load_starts_measures_and_ends_a_server(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     result = bench("load", *QUICK, "--engine", "onnxruntime", "--precision", "fp32", "--json", str(path))

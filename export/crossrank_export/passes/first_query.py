@@ -52,7 +52,7 @@ def _emit_context(emit: Emitter, block: Attention, mixed: ir.Value) -> ir.Value:
 
 
 def _first_row(emit: Emitter, mask: ir.Value) -> ir.Value:
-    """Return the mask of the first query, [batch, heads or 1, sequence], of one with an axis of queries (or 1) before it."""
+    """Return the mask of the first query, [batch, heads or 1, sequence]; before, axis 2 counts the queries or is 1."""
     dims = dims_of(mask)
     row = mask if dims is not None and dims[2] == 1 else emit.first(mask, axis=2)
     return emit.reshape(row, 0, 0, -1)

@@ -1,9 +1,10 @@
-"""`crossrank bench`: how fast a server is, and how fast its peers are on the same work."""
+"""`crossrank bench`: how fast a server is, its peers on the same work, and graphs before and after the passes."""
 
 from __future__ import annotations
 
 import click
 
+from crossrank_perf.commands.bench_graphs import graphs
 from crossrank_perf.commands.bench_load import load
 from crossrank_perf.commands.bench_peers import peers
 
@@ -17,6 +18,7 @@ def bench() -> None:
       crossrank bench load                               starts the built-in model, loads it, ends it
       crossrank bench load --url http://127.0.0.1:8000   a server that runs already
       crossrank bench peers --checkpoint DIR             against sentence-transformers, same weights
+      crossrank bench graphs DIR                         what the graph passes bring in ONNX Runtime
 
     Quote ratios taken in one run: machines differ, and one machine differs from minute to minute.
     """  # noqa: D301 - click reads the backspace itself
@@ -24,3 +26,4 @@ def bench() -> None:
 
 bench.add_command(load)
 bench.add_command(peers)
+bench.add_command(graphs)
