@@ -52,9 +52,9 @@ def cli() -> None:
 
     \b
     Try it now:
-      crossrank serve                                   the built-in model on 127.0.0.1:8000
+      crossrank serve                                      the built-in model on 127.0.0.1:8000
       crossrank rerank --query "who wrote faust" docs.txt  no server, straight from files or stdin
-      crossrank models                                  what can be served, and what it costs
+      crossrank models                                     what can be served, and what it costs
     """  # noqa: D301
 
 

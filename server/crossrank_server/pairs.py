@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crossrank_server.bundle import TOKENIZER, Bundle
 from crossrank_server.engines.base import Engine, PairBatch
-from crossrank_server.errors import EngineFailure, Overloaded
+from crossrank_server.errors import BundleError, EngineFailure, Overloaded
 from crossrank_server.tokenization import TextTokenizer
 
 # A batch is not made smaller than this to occupy an idle core: per-call overhead would eat the gain.
@@ -45,13 +45,26 @@ class EncodedPairs:
 
 
 class PairEncoder:
-    """Assembles `start + query + middle + document + end` as the bundle's pair template says."""
+    """Assembles `start + query + middle + document + end` as the bundle's pair template says.
+
+    Raises:
+        BundleError: The tokenizer cannot be read, or gives ids that the model has no embedding for.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
         self._tokenizer = TextTokenizer(bundle.file(TOKENIZER))
         self._template = manifest.pair_template
         self._window = manifest.max_length - manifest.pair_template.special_tokens
+        # An id without an embedding would be scored all the same by some runtimes.
+        template = manifest.pair_template
+        ids = [*template.start, *template.middle, *template.end, manifest.pad_token_id, self._tokenizer.vocab_size - 1]
+        rows = manifest.architecture.vocab_size
+        if not 0 <= min(ids) <= max(ids) < rows:
+            raise BundleError(
+                f"{bundle.path}: token ids reach from {min(ids)} to {max(ids)}, the model has embeddings for 0 to "
+                f"{rows - 1}; the tokenizer or the template belongs to another model: export it again"
+            )
 
     def encode(self, query: str, documents: list[str]) -> EncodedPairs:
         """Tokenize and assemble all pairs of a request.

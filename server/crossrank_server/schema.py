@@ -214,6 +214,16 @@ def _second_look(body: bytes, error: orjson.JSONDecodeError) -> Any:
             return json.loads(text)
         except (ValueError, RecursionError):
             pass
+    if "depth limit" in str(error):
+        raise InvalidRequest(
+            "the body is nested deeper than the limit of 1024 levels; a request needs no more than 3",
+            code="invalid_json",
+        )
+    if "depth limit" in str(error):
+        raise InvalidRequest(
+            "the body is nested deeper than the limit of 1024 levels; a request needs no more than 3",
+            code="invalid_json",
+        )
     raise InvalidRequest(
         f"the body is not JSON: {error}; send a JSON object with query and documents", code="invalid_json"
     )

@@ -42,6 +42,12 @@ class TextTokenizer:
         self._boundary = re.compile(f"[{re.escape(boundaries)}]") if boundaries else None
         self._memory = WordMemory(self._tokenizer, definition) if WordMemory.fits(definition) else None
 
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id there can be, added tokens included."""
+        ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return max(ids.values(), default=-1) + 1
+
     def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
         """Return the token ids of each text: all of them, or at least the first `limit + 1`.
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-# About 20 MB of English words; a text of only new words fills it and starts it anew, so memory stays bounded.
-_MAX_WORDS = 100_000
+# Words remembered beside those of the vocabulary, about 20 MB of English; a stream of only new words fills memory and
+# starts it anew, so it stays bounded.
+_MAX_WORDS = 80_000
 # Longer words are one [UNK] or rarities: not worth remembering.
 _MAX_WORD_CHARACTERS = 64
 # Of lower-cased ASCII text without control characters this finds exactly the words.
@@ -108,7 +109,7 @@ class WordMemory:
         if ids is None:
             ids = tuple(token.id for token in self._model.tokenize(word))
             if len(word) <= _MAX_WORD_CHARACTERS:
-                if len(self._words) >= _MAX_WORDS:
+                if len(self._words) >= len(self._known) + _MAX_WORDS:
                     self._words = dict(self._known)
                 self._words[word] = ids
         return ids

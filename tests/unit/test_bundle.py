@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from crossrank_server.bundle import Bundle, load_bundle, sha256_of
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import BundleError, SetupError
+from crossrank_server.pairs import PairEncoder
 
 Edit = Callable[[Callable[[dict[str, Any]], None]], Path]
 
@@ -104,6 +105,40 @@ def test_an_engine_refuses_a_graph_whose_inputs_are_not_those_of_the_manifest(ed
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["graphs"][0]["inputs"][0].update(dtype="int64"), "the graph has inputs .* the manifest says"),
+        (lambda m: m["graphs"][0]["output"].update(name="other"), "the graph has outputs .* the manifest says other"),
+        (lambda m: m.update(num_labels=3), "the graph has outputs .* the manifest says logits with 3"),
+        (lambda m: m.update(max_length=2048), "cannot score a pair of max_length 2048 tokens"),
+    ],
+)
+def test_an_engine_refuses_a_graph_that_does_not_fit_the_manifest(
+    edit: Edit, engine: Any, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    bundle = load_bundle(edit(change))
+    with pytest.raises(BundleError, match=message):
+        make_engine(bundle, engine, "fp32")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["pair_template"].update(start=[99_999]),
+        lambda m: m.update(pad_token_id=-1),
+        lambda m: m["architecture"].update(vocab_size=30_521),
+    ],
+)
+def test_token_ids_without_an_embedding_are_refused_at_start(
+    edit: Edit, change: Callable[[dict[str, Any]], None]
+) -> None:
+    bundle = load_bundle(edit(change))
+    with pytest.raises(BundleError, match=r"token ids reach from .* the model has embeddings for 0 to"):
+        PairEncoder(bundle)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_an_engine_refuses_a_graph_that_it_cannot_read(copy: Path, edit: Edit, engine: Any) -> None:
     (copy / "model.onnx").write_bytes(b"not onnx")
     bundle = load_bundle(edit(lambda m: m["files"].update({"model.onnx": sha256_of(copy / "model.onnx")})))
@@ -122,8 +157,6 @@ def test_onnxruntime_has_no_bf16_and_says_what_has(builtin: Bundle) -> None:
 
 
 def test_an_unreadable_tokenizer_is_refused(copy: Path, edit: Edit) -> None:
-    from crossrank_server.pairs import PairEncoder
-
     (copy / "tokenizer.json").write_text("{}")
     bundle = load_bundle(edit(lambda m: m["files"].update({"tokenizer.json": sha256_of(copy / "tokenizer.json")})))
     with pytest.raises(BundleError, match="is not a readable tokenizer"):

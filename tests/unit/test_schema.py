@@ -12,11 +12,11 @@ BAD = {
     "not json": (b"not json", None, r"the body is not JSON: .*; send a JSON object"),
     "empty": (b"", None, r"the body is not JSON"),
     "a list": (b"[1]", None, r"the body is a list; send a JSON object"),
-    "nested 100,000 deep": (b"[" * 100_000, None, r"the body is not JSON: .*"),
+    "nested 100,000 deep": (b"[" * 100_000, None, r"nested deeper than the limit of 1024 levels"),
     "nested 100,000 deep and closed": (
         b'{"query":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         None,
-        "the body is not JSON",
+        r"nested deeper than the limit of 1024 levels",
     ),
     "invalid UTF-8": (b'{"query":"\xff","documents":["a"]}', None, r"not UTF-8: byte 0xff at offset 10; encode"),
     "missing query": (b'{"documents":["a"]}', "query", r"query is missing; it is required"),

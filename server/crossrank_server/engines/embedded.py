@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from crossrank_server.bundle import Bundle, Graph
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.errors import EngineFailure
+from crossrank_server.errors import BundleError, EngineFailure
 
 # Each new shape costs 2 ms and, for good, 0.3 - 0.5 MB (measured with OpenVINO): lengths are padded to a multiple of
 # 16, rows to 1, 2 or a multiple of 4.
@@ -68,12 +68,53 @@ class EmbeddedEngine(ABC):
         self.precision = precision
         self.concurrency = threads or available_cores()
         self._graph = graph
+        self._path = bundle.file(graph.file)
+        self._num_labels = bundle.manifest.num_labels
         self._max_length = bundle.manifest.max_length
         self._pad_token_id = bundle.manifest.pad_token_id
         self._label = bundle.manifest.label
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"crossrank-{self.name}")
         self._closed = False
+
+    def _check_interface(self, inputs: dict[str, str], outputs: dict[str, int | None]) -> None:
+        """Compare the loaded graph with the manifest, then run the longest pair there can be.
+
+        That first inference is made while no other thread can: OpenVINO's binding initializes itself on first use, and
+        of two threads that get there together, one waits for the GIL and the other, holding it, for the first
+        (openvino 2026.4).
+
+        Args:
+            inputs: dtype of each input of the graph.
+            outputs: Columns of each output, None where the graph leaves them open.
+
+        Raises:
+            BundleError: They differ, or the graph cannot run.
+        """
+        expected = {tensor.name: tensor.dtype for tensor in self._graph.inputs}
+        if inputs != expected:
+            raise BundleError(
+                f"{self._path}: the graph has inputs {inputs}, the manifest says {expected}; export it again"
+            )
+        output = self._graph.output.name
+        if outputs.get(output, 0) not in (None, self._num_labels):
+            raise BundleError(
+                f"{self._path}: the graph has outputs {outputs} (name and columns), the manifest says {output} with "
+                f"{self._num_labels}; export it again"
+            )
+        try:
+            self.infer(self._padding(1, self._max_length))
+        except (EngineFailure, IndexError) as error:
+            raise BundleError(
+                f"{self._path} cannot score a pair of max_length {self._max_length} tokens: {error}; export it again"
+            ) from error
+
+    def _padding(self, pairs: int, length: int) -> PairBatch:
+        return PairBatch(
+            np.full(pairs * length, self._pad_token_id, np.int32),
+            np.zeros(pairs * length, np.int32),
+            np.arange(pairs + 1, dtype=np.int64) * length,
+        )
 
     @abstractmethod
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
@@ -109,14 +150,7 @@ class EmbeddedEngine(ABC):
         def work(_: int) -> None:
             barrier.wait(timeout=60)
             for pairs, length in ((1, 32), (32, 96)):
-                size = min(length, self._max_length)
-                self.infer(
-                    PairBatch(
-                        np.full(pairs * size, self._pad_token_id, np.int32),
-                        np.zeros(pairs * size, np.int32),
-                        np.arange(pairs + 1, dtype=np.int64) * size,
-                    )
-                )
+                self.infer(self._padding(pairs, min(length, self._max_length)))
 
         list(self._pool.map(work, range(self.concurrency)))
 

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.bundle import Bundle
-from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.errors import BundleError
 
@@ -17,8 +16,7 @@ class OpenVinoEngine(EmbeddedEngine):
     """Runs the fp32 graph with OpenVINO's CPU plugin, one stream a thread.
 
     Raises:
-        BundleError: The graph cannot be loaded, or its inputs are not those of the manifest.
-        EngineFailure: It can be loaded but not run.
+        BundleError: The graph cannot be loaded, or does not fit the manifest.
     """
 
     name = "openvino"
@@ -28,7 +26,6 @@ class OpenVinoEngine(EmbeddedEngine):
 
         graph = bundle.manifest.graph("fp32")
         super().__init__(bundle, graph, precision, threads)
-        path = bundle.file(graph.file)
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": self.concurrency,
@@ -36,29 +33,28 @@ class OpenVinoEngine(EmbeddedEngine):
             "PERFORMANCE_HINT": "THROUGHPUT",
         }
         try:
-            self._model: Any = openvino.Core().compile_model(str(path), "CPU", settings)
+            self._model: Any = openvino.Core().compile_model(str(self._path), "CPU", settings)
         except Exception as error:  # OpenVINO raises plain RuntimeError
-            raise BundleError(f"OpenVINO cannot load {path}: {error}") from error
-        present = {port.get_any_name() for port in self._model.inputs}
-        expected = {tensor.name for tensor in graph.inputs}
-        if present != expected:
-            raise BundleError(f"{path}: the graph has inputs {present}, the manifest says {expected}; export it again")
-        self._infer_alone()
-
-    def _infer_alone(self) -> None:
-        """Run one pair before any other thread can.
-
-        The binding initializes itself on first use; of two threads that get there together, one waits for the GIL
-        and the other, holding it, for the first: for ever (openvino 2026.4).
-        """
-        pad = np.array([self._pad_token_id], np.int32)
-        self.infer(PairBatch(pad, np.zeros(1, np.int32), np.array([0, 1])))
-        del self._local.request
+            raise BundleError(f"OpenVINO cannot load {self._path}: {error}") from error
+        dtypes = {"i32": "int32", "i64": "int64"}
+        inputs = {port.get_any_name(): port.get_element_type().get_type_name() for port in self._model.inputs}
+        self._check_interface(
+            {name: dtypes.get(dtype, dtype) for name, dtype in inputs.items()},
+            {port.get_any_name(): _columns(port.get_partial_shape()) for port in self._model.outputs},
+        )
 
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._model.create_infer_request()
         request.infer(inputs, share_inputs=True)
-        output: NDArray[np.float32] = request.get_output_tensor(0).data
+        output: NDArray[np.float32] = request.get_tensor(self._graph.output.name).data
         return output
+
+
+def _columns(shape: Any) -> int | None:
+    """Return the last dimension of an OpenVINO shape, None where it is open."""
+    if shape.rank.is_dynamic or len(shape) == 0 or shape[len(shape) - 1].is_dynamic:
+        return None
+    columns: int = shape[len(shape) - 1].get_length()
+    return columns
