@@ -3,66 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import uuid
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crossrank_server.errors import CrossrankError, InvalidRequest, RequestTooLarge
+from crossrank_server.body import BodyReader, JsonResponse, LingeringResponse
+from crossrank_server.errors import CrossrankError, InvalidRequest
 from crossrank_server.schema import ErrorResponse, RerankRequest, RerankResponse, parse_request
 from crossrank_server.service import Ranking, RerankService
 
 _log = logging.getLogger("crossrank.http")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
-# How long, and how much of, a refused body is still read (and thrown away) so that the client sees the refusal.
-_LINGER_S = 2.0
-_LINGER_BYTES = 64_000_000
 _CLIENT_CLOSED_REQUEST = 499
 
 T = TypeVar("T")
-
-
-class JsonResponse(Response):
-    """A JSON answer written by orjson."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """Serialize the content; non-string keys and NaN do not occur."""
-        return orjson.dumps(content)
-
-
-class _LingeringRefusal(JsonResponse):
-    """Answers before the body is read, then drains it for a moment.
-
-    Closing a socket with unread data resets the connection, and the client would lose the answer.
-    """
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.headers["connection"] = "close"
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(_drain(receive), _LINGER_S)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _drain(receive: Receive) -> None:
-    drained = 0
-    while drained < _LINGER_BYTES:
-        message = await receive()
-        drained += len(message.get("body", b""))
-        if not message.get("more_body"):
-            return
 
 
 class RequestIdMiddleware:
@@ -96,6 +58,7 @@ def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
         description="Scores are sigmoid probabilities in [0, 1]; `raw_scores` gives the model's logits.",
     )
     app.add_middleware(RequestIdMiddleware)
+    bodies = BodyReader(max_body_bytes)
     _add_error_handlers(app)
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorResponse} for status in (400, 404, 413, 429, 500, 502, 503, 504)
@@ -114,12 +77,13 @@ def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
     )
     async def rerank(request: Request) -> Response:
         """Order documents by how well they answer a query."""
-        fields = parse_request(await _read_body(request, max_body_bytes))
-        ranking = await _unless_disconnected(
-            request,
-            service.rerank(fields.query, fields.documents, model=fields.model, top_n=fields.top_n),
-        )
-        return JsonResponse(_response_body(request.state.request_id, fields, ranking))
+        async with bodies.read(request) as body:
+            fields = parse_request(body)
+            ranking = await _unless_disconnected(
+                request,
+                service.rerank(fields.query, fields.documents, model=fields.model, top_n=fields.top_n),
+            )
+            return JsonResponse(_response_body(request.state.request_id, fields, ranking))
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -137,11 +101,13 @@ def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
         ]
         return JsonResponse({"object": "list", "data": entries})
 
+    @app.head("/health/live", include_in_schema=False)
     @app.get("/health/live")
     async def live() -> Response:
         """Tell that the process answers."""
         return JsonResponse({"status": "live"})
 
+    @app.head("/health/ready", include_in_schema=False)
     @app.get("/health/ready", responses={503: {"description": "not able to score now"}})
     async def ready() -> Response:
         """Tell whether requests can be scored now."""
@@ -168,26 +134,6 @@ def _response_body(request_id: str, fields: RerankRequest, ranking: Ranking) -> 
     }
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """Return the body, or raise RequestTooLarge as soon as it is known to be over the limit."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise _too_large(f"{declared} bytes", limit)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _too_large(f"over {len(body) - 1} bytes", limit)
-    return bytes(body)
-
-
-def _too_large(size: str, limit: int) -> RequestTooLarge:
-    return RequestTooLarge(
-        f"the body has {size}, the limit is {limit}; split the request, or raise --max-body-bytes",
-        param="body",
-    )
-
-
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     """Await the work, but cancel it when the client goes away: nobody would read the answer."""
     task = asyncio.ensure_future(work)
@@ -207,9 +153,15 @@ def _add_error_handlers(app: FastAPI) -> None:
     def on_error(request: Request, error: Exception) -> Response:
         if isinstance(error, CrossrankError) and error.http_status != 500:
             headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
-            kind = _LingeringRefusal if isinstance(error, RequestTooLarge) else JsonResponse
+            kind = LingeringResponse if getattr(request.state, "body_unread", False) else JsonResponse
             return kind(error.as_body(), status_code=error.http_status, headers=headers)
         return _internal_error(request, error)
+
+    def on_unexpected(request: Request, error: Exception) -> Response:
+        response = _internal_error(request, error)
+        # Starlette answers these outside of the middleware that adds the id to all others.
+        response.headers["x-request-id"] = request.state.request_id
+        return response
 
     def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -223,7 +175,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
     app.add_exception_handler(CrossrankError, on_error)
-    app.add_exception_handler(Exception, on_error)
+    app.add_exception_handler(Exception, on_unexpected)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
 
@@ -234,6 +186,5 @@ def _internal_error(request: Request, error: Exception) -> Response:
     _log.error("error %s in request %s", error_id, request.state.request_id, exc_info=error)
     code = error.code if isinstance(error, CrossrankError) else "internal_error"
     message = f"the server failed on this request; its log has the cause under error id {error_id}"
-    return JsonResponse(
-        {"error": {"message": message, "type": "server_error", "param": None, "code": code}}, status_code=500
-    )
+    body = {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
+    return JsonResponse(body, status_code=500)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -137,6 +138,8 @@ def test_a_request_id_is_taken_over_and_one_that_cannot_be_a_header_is_replaced(
 def test_health_models_openapi_and_docs_answer(server: RunningServer) -> None:
     assert httpx.get(f"{server.base_url}/health/live").json() == {"status": "live"}
     assert httpx.get(f"{server.base_url}/health/ready").json() == {"status": "ready"}
+    assert httpx.head(f"{server.base_url}/health/live").status_code == 200
+    assert httpx.head(f"{server.base_url}/health/ready").status_code == 200
     models = httpx.get(f"{server.base_url}/v1/models").json()
     assert models["object"] == "list"
     assert models["data"][0]["id"] == "crossrank-mini"
@@ -185,6 +188,23 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
         assert {response.status_code for response in responses} == {200, 429}
         assert error_of(refused[0])["code"] == "overloaded"
         assert refused[0].headers["retry-after"] == "1"
+        assert_answers(server)
+
+
+def test_bodies_held_at_a_time_are_limited_and_the_ones_over_it_may_come_again() -> None:
+    head = b"POST /v1/rerank HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"
+    with running_server("--max-body-bytes", "100000") as server, contextlib.ExitStack() as connections:
+        for _ in range(8):
+            connection = connections.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+            connection.sendall(head + b" " * 99_999)
+        deadline = time.monotonic() + 20
+        while (response := post(server, b" " * 50_000)).status_code != 429:
+            assert time.monotonic() < deadline, "nothing limits what is held"
+        assert "requests under way hold" in error_of(response)["message"]
+        assert response.headers["retry-after"] == "1"
+        connections.close()
+        while httpx.post(f"{server.base_url}/v1/rerank", json={"query": "q", "documents": ["a"]}).status_code == 429:
+            assert time.monotonic() < deadline, "what was held is not released"
         assert_answers(server)
 
 

@@ -59,6 +59,7 @@ async def test_a_broken_engine_is_a_500_with_an_error_id_that_the_log_explains(
     assert response.status_code == 500
     message = response.json()["error"]["message"]
     assert "secret" not in response.text
+    assert len(response.headers.get_list("x-request-id")) == 1
     error_id = message.rsplit(" ", 1)[1]
     assert error_id in caplog.text
 

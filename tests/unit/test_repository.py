@@ -152,6 +152,7 @@ def test_a_tensorrt_model_has_one_profile_warm_up_and_graph_set_for_each_bucket_
     assert config.max_batch_size == 128
     assert list(config.instance_group[0].profile) == ["0", "1"]
     assert dict(config.cc_model_filenames) == {"7.0": PLAN}
+    assert config.default_model_filename == f"no-plan-for-this-gpu.the-one-here-is-{PLAN}"
     assert config.parameters["execution_context_allocation_strategy"].string_value == "ON_PROFILE_CHANGE"
     graphs = {(graph.batch_size, graph.input["input_ids"].dim[0]) for graph in config.optimization.cuda.graph_spec}
     assert graphs == {(rows, bucket) for rows in (1, 2, 4, 8, 16, 32) for bucket in (64, 512)}

@@ -130,7 +130,8 @@ def _on_tensorrt(config: Any, spec: RepositorySpec) -> None:
     assert spec.plan is not None  # make_spec gives the target one; this tells mypy
     config.platform = "tensorrt_plan"
     config.backend = "tensorrt"
-    config.default_model_filename = spec.plan["file"]
+    # Triton takes the default where it has no plan for the GPU: this name is what its error message then shows.
+    config.default_model_filename = f"no-plan-for-this-gpu.the-one-here-is-{spec.plan['file']}"
     config.cc_model_filenames[f"{spec.plan['sm'] // 10}.{spec.plan['sm'] % 10}"] = spec.plan["file"]
     config.instance_group.add(
         count=spec.instances,

@@ -1,0 +1,105 @@
+"""Reads request bodies within limits, and refuses the others so that the client sees why."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from crossrank_server.errors import Overloaded, RequestTooLarge
+
+# Bodies of the largest size that may be held at a time; small ones are counted by their bytes.
+_LARGEST_BODIES_HELD = 8
+# How long, and how much of, a refused body is still read (and thrown away) so that the client sees the refusal.
+_LINGER_S = 2.0
+_LINGER_BYTES = 64_000_000
+
+
+class BodyReader:
+    """Holds request bodies in memory, within a limit for each and one for all.
+
+    Args:
+        max_bytes: Of one body.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_held_bytes = _LARGEST_BODIES_HELD * max_bytes
+        self._held_bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Give the body of a request; it counts as held until the block ends.
+
+        Raises:
+            RequestTooLarge: It is over the limit, known from its declared length or as soon as that much has come.
+            Overloaded: The bodies of all requests under way are over theirs.
+        """
+        body = bytearray()
+        # An answer to a body that was not read whole must be sent as LingeringResponse.
+        request.state.body_unread = True
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            raise self._too_large(f"{declared} bytes")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                self._held_bytes += len(chunk)
+                if len(body) > self._max_bytes:
+                    raise self._too_large(f"over {len(body) - 1} bytes")
+                if self._held_bytes > self._max_held_bytes:
+                    raise Overloaded(
+                        f"requests under way hold {self._held_bytes} bytes, the limit is {self._max_held_bytes}; "
+                        "try again in a second, or send smaller requests",
+                        retry_after_s=1.0,
+                    )
+            request.state.body_unread = False
+            yield bytes(body)
+        finally:
+            self._held_bytes -= len(body)
+
+    def _too_large(self, size: str) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"the body has {size}, the limit is {self._max_bytes}; split the request, or raise --max-body-bytes",
+            param="body",
+        )
+
+
+class JsonResponse(Response):
+    """A JSON answer written by orjson."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Serialize the content; non-string keys and NaN do not occur."""
+        return orjson.dumps(content)
+
+
+class LingeringResponse(JsonResponse):
+    """Answers before the body is read, then drains it for a moment.
+
+    Closing a socket with unread data resets the connection, and the client would lose the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer whole, and end the response when the client has had time to read it."""
+        self.headers["connection"] = "close"
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_drain(receive), _LINGER_S)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drain(receive: Receive) -> None:
+    drained = 0
+    while drained < _LINGER_BYTES:
+        message = await receive()
+        drained += len(message.get("body", b""))
+        if not message.get("more_body"):
+            return
