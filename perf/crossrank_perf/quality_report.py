@@ -60,7 +60,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         console.print(_precisions_table(evaluation))
     for published in evaluation.published:
         console.print(
-            f"- {published.model} has a published NDCG@10 of {published.ndcg:.4f}, {published.protocol}; "
+            f"- {published.model} has a published NDCG@10 of {100 * published.ndcg:.2f} (in %), {published.protocol}; "
             "compare only where candidates and judgments are the same",
             highlight=False,
         )
