@@ -31,6 +31,8 @@ class OpenVinoEngine(EmbeddedEngine):
             "INFERENCE_NUM_THREADS": self.concurrency,
             "NUM_STREAMS": self.concurrency,
             "PERFORMANCE_HINT": "THROUGHPUT",
+            # Pinned, every process would take the first cores: two Triton instances would share one.
+            "ENABLE_CPU_PINNING": False,
         }
         try:
             self._model: Any = openvino.Core().compile_model(str(self._path), "CPU", settings)
