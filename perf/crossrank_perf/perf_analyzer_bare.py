@@ -13,7 +13,7 @@ from typing import cast, get_args
 from crossrank_perf.perf_analyzer_triton import TritonFacts
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.embedded import EmbeddedEngine
+from crossrank_server.engines.embedded import EmbeddedEngine, available_cores
 from crossrank_server.engines.select import EngineName, PrecisionName, make_engine
 from crossrank_server.errors import SetupError
 
@@ -68,7 +68,7 @@ class BareEngine:
 
 @contextmanager
 def bare_engine(bundle: Bundle, triton: TritonFacts) -> Iterator[BareEngine]:
-    """Load the engine that computes in Triton, with one thread for each of its instances.
+    """Load the engine that computes in Triton, with one thread for each of its instances that a core is there for.
 
     Raises:
         SetupError: The model in Triton names no engine and precision of this version.
@@ -80,7 +80,8 @@ def bare_engine(bundle: Bundle, triton: TritonFacts) -> Iterator[BareEngine]:
             f"Triton's model {triton.model} computes with {name} in {precision}, which this version of crossrank does "
             "not know: write the repository again"
         )
-    engine = make_engine(bundle, cast(EngineName, name), cast(PrecisionName, precision), threads=triton.instances)
+    threads = min(triton.instances, available_cores())
+    engine = make_engine(bundle, cast(EngineName, name), cast(PrecisionName, precision), threads=threads)
     bare = BareEngine(engine)
     try:
         yield bare

@@ -81,7 +81,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     type=click.IntRange(min=1),
     default=2,
     show_default=True,
-    help="Engine instances: on each GPU, or single-threaded processes for cpu (one for each core is best).",
+    help="Engine instances: on each GPU, or single-threaded processes for cpu (one more than cores is best).",
 )
 @click.option(
     "--text-instances",

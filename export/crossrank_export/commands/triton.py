@@ -37,7 +37,7 @@ import click
 @click.option(
     "--instances",
     type=click.IntRange(min=1),
-    help="Processes that compute, one thread each.  [default: one for each core]",
+    help="Processes that compute, one thread each.  [default: one more than cores]",
 )
 @click.option(
     "--engine",
@@ -115,7 +115,8 @@ def _write(model: str, out: Path, instances: int | None, engine: str, precision:
     spec = make_spec(
         bundle.manifest,
         "cpu",
-        instances=instances or cores,
+        # One more than cores: it computes while another hands its answers over (measured on 2 cores: 6% more).
+        instances=instances or cores + 1,
         text_instances=2 * cores,
         engine=engine,
         precision=precision,

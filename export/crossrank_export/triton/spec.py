@@ -24,7 +24,7 @@ _MAX_BATCH = 128
 # Rows of a request to an engine model that merges requests of all lengths: small enough to keep all instances busy
 # with one client's documents.
 MIXED_ROWS = 32
-# Two instances overlap one batch's copies with another's kernels; on CPUs `crossrank triton` takes one for each core.
+# Two instances overlap one batch's copies with another's kernels; on CPUs `crossrank triton` takes one more than cores.
 _INSTANCES = 2
 _TEXT_INSTANCES = 4
 # Launch overhead, which CUDA graphs remove, matters in small batches; every graph costs GPU memory.
