@@ -148,7 +148,16 @@ def test_tables_name_every_ranking_and_the_files_written(small: list[str | Path]
     done = crossrank("eval", *small, "--engine", "onnxruntime", "--plot", "svg")
     assert done.exit_code == 0, done.exception
     shown = " ".join(done.stdout.split())
-    for part in ("first stage", "crossrank-mini fp32", "best possible", "NDCG@10", "MRR@10", "MAP", "R@5", "60.93 (in %)"):
+    for part in (
+        "first stage",
+        "crossrank-mini fp32",
+        "best possible",
+        "NDCG@10",
+        "MRR@10",
+        "MAP",
+        "R@5",
+        "60.93 (in %)",
+    ):
         assert part in shown
     assert "compare only where candidates and judgments are the same" in shown
     written = {path.name for path in (tmp_path / "out").iterdir()}
