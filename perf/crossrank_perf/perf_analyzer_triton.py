@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossrank_perf.serving import find_pid, last_words
+from crossrank_perf.serving import find_pid, free_ports, running_command
 from crossrank_server.bundle import Manifest
 from crossrank_server.engines.triton_address import targets_from_url
 from crossrank_server.engines.triton_contract import Contract, contract_from_replies
@@ -22,8 +17,6 @@ from crossrank_server.errors import SetupError
 
 TEXT_SUFFIX = "_rerank"
 _ANSWER_LIMIT_S = 10.0
-_READY_LIMIT_S = 180.0
-_STOP_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -136,48 +129,9 @@ def started_triton(model: str) -> Iterator[str]:
     Raises:
         SetupError: It ended, or was not ready within three minutes; with its last words.
     """
-    ports = _free_ports(3)
+    http_port, grpc_port, metrics_port = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="crossrank-triton-") as folder:
-        log = Path(folder) / "triton.log"
-        command = [sys.executable, "-m", "crossrank_server", "triton", "--model", model]
-        command += ["--run-dir", str(Path(folder) / "run")]
-        for flag, port in zip(("--http-port", "--grpc-port", "--metrics-port"), ports, strict=True):
-            command += [flag, str(port)]
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            _wait_ready(process, ports[0], log)
-            yield f"127.0.0.1:{ports[1]}"
-        finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + _READY_LIMIT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise SetupError(f"crossrank triton ended with exit code {process.returncode}: {last_words(log)}")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-        try:
-            connection.request("GET", "/v2/health/ready")
-            if connection.getresponse().status == 200:
-                return
-        except (OSError, http.client.HTTPException):
-            pass
-        finally:
-            connection.close()
-        time.sleep(0.1)
-    raise SetupError(f"crossrank triton was not ready after {_READY_LIMIT_S:g} s: {last_words(log)}")
+        arguments = ["triton", "--model", model, "--run-dir", str(Path(folder) / "run")]
+        arguments += ["--http-port", str(http_port), "--grpc-port", str(grpc_port), "--metrics-port", str(metrics_port)]
+        with running_command(arguments, http_port, "/v2/health/ready"):
+            yield f"127.0.0.1:{grpc_port}"

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,18 +47,34 @@ def started_server(arguments: Sequence[str]) -> Iterator[StartedServer]:
     Raises:
         SetupError: The server ended, or was not ready within three minutes; with its last words.
     """
-    port = _free_port()
-    command = [sys.executable, "-m", "crossrank_server", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    (port,) = free_ports(1)
+    begin = time.perf_counter()
+    with running_command(
+        ["serve", "--host", "127.0.0.1", "--port", str(port), *arguments], port, "/health/ready"
+    ) as pid:
+        yield StartedServer(f"http://127.0.0.1:{port}", pid, time.perf_counter() - begin)
+
+
+@contextmanager
+def running_command(arguments: Sequence[str], port: int, health: str) -> Iterator[int]:
+    """Run `crossrank` with these arguments, yield its process id once it is ready, and end it afterwards.
+
+    Args:
+        arguments: The subcommand and what it is given.
+        port: Where it answers over HTTP on 127.0.0.1.
+        health: The path that answers 200 once it is ready.
+
+    Raises:
+        SetupError: It ended, or was not ready within three minutes; with its last words.
+    """
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "server.log"
+        command = [sys.executable, "-m", "crossrank_server", *arguments]
         with log.open("wb") as output:
-            begin = time.perf_counter()
-            process = subprocess.Popen(
-                [*command, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
-            _wait_ready(process, port, log)
-            yield StartedServer(f"http://127.0.0.1:{port}", process.pid, time.perf_counter() - begin)
+            _wait_ready(process, f"crossrank {arguments[0]}", port, health, log)
+            yield process.pid
         finally:
             process.terminate()
             try:
@@ -68,20 +84,23 @@ def started_server(arguments: Sequence[str]) -> Iterator[StartedServer]:
                 process.wait()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Return that many different ports of 127.0.0.1 on which nothing listens."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
-def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_ready(process: subprocess.Popen[bytes], name: str, port: int, health: str, log: Path) -> None:
     deadline = time.perf_counter() + _READY_LIMIT_S
     while time.perf_counter() < deadline:
         if process.poll() is not None:
-            raise SetupError(f"crossrank serve ended with exit code {process.returncode}: {last_words(log)}")
+            raise SetupError(f"{name} ended with exit code {process.returncode}: {last_words(log)}")
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
         try:
-            connection.request("GET", "/health/ready")
+            connection.request("GET", health)
             if connection.getresponse().status == 200:
                 return
         except (OSError, http.client.HTTPException):
@@ -89,7 +108,7 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         finally:
             connection.close()
         time.sleep(0.01)
-    raise SetupError(f"crossrank serve was not ready after {_READY_LIMIT_S:g} s: {last_words(log)}")
+    raise SetupError(f"{name} was not ready after {_READY_LIMIT_S:g} s: {last_words(log)}")
 
 
 def last_words(log: Path) -> str:
