@@ -100,6 +100,6 @@ def locked_versions(path: Path) -> dict[str, set[str]]:
 
 def routes() -> set[str]:
     """Return the paths that a gateway answers."""
-    from crossrank_server.http import create_app
+    from crossrank_server.http.app import create_app
 
-    return {route.path for route in create_app(None, max_body_bytes=1024).routes}  # type: ignore[arg-type,attr-defined]
+    return set(create_app(None, max_body_bytes=1024).openapi()["paths"])  # type: ignore[arg-type]

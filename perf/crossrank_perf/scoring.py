@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from crossrank_perf.candidates import Topic
 from crossrank_perf.trec import strictly_falling
+from crossrank_server.calls import Call
 from crossrank_server.errors import EngineFailure, SetupError
+from crossrank_server.request import RerankRequest
 from crossrank_server.settings import ServeSettings
 
 # Enough topics at a time that tokenizing one overlaps with scoring another.
@@ -83,7 +85,8 @@ class InProcessScorer:
     def __init__(self, model: str, precision: str, settings: ServeSettings) -> None:
         from crossrank_server.engines.select import make_engine
         from crossrank_server.hub import resolve_model
-        from crossrank_server.service import RerankService, ServedModel
+        from crossrank_server.models import ModelPool, ServedModel
+        from crossrank_server.service import RerankService
 
         bundle = resolve_model(model, cache_dir=settings.cache_dir, offline=settings.offline)
         engine = make_engine(bundle, settings.engine, precision, settings.threads or None)  # type: ignore[arg-type]
@@ -91,11 +94,11 @@ class InProcessScorer:
         self.engine = engine.name
         self.precision = engine.precision
         served = ServedModel(bundle, engine, _UNLIMITED)
-        self._service = RerankService([served], max_documents=_UNLIMITED, timeout_s=1e9)
+        self._service = RerankService(ModelPool([served]), max_documents=_UNLIMITED, timeout_s=1e9)
 
     async def score(self, query: str, documents: Sequence[str]) -> Scores:
         """See Scorer.score."""
-        ranking = await self._service.rerank(query, list(documents))
+        ranking = await self._service.rerank(RerankRequest(query, list(documents)), Call())
         return Scores(ranking.logits.astype(np.float64), len(ranking.truncated))
 
     async def close(self) -> None:

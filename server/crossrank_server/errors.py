@@ -3,11 +3,16 @@
 CrossrankError
 |- InvalidRequest        400  the request cannot be scored as it stands
 |  `- RequestTooLarge    413  the body is over the limit
+|- Unauthorized          401  the API key is missing, unknown, expired or revoked
+|- PaymentRequired       402  the prepaid credit is spent
+|- Forbidden             403  the API key may not do this
 |- ModelNotFound         404  no such model is served here
 |- Overloaded            429  the queue is full: retry after `retry_after_s`
+|- RateLimited           429  the API key's own limit is reached: retry after `retry_after_s`
 |- EngineFailure         500  the engine broke or answered nonsense; only an error id is shown
 |- BackendError          502  an upstream engine answered with an error
 |- BackendUnavailable    503  no engine can take requests now: retry after `retry_after_s`
+|  `- ModelWarming        503  the model was asleep and is being loaded: retry after `retry_after_s`
 |- BackendTimeout        504  the deadline passed
 `- SetupError            --   start-up or command line: shown on stderr, exit code 1
    |- BundleError             a bundle does not fit its manifest
@@ -51,11 +56,14 @@ class CrossrankError(Exception):
         self.retry_after_s = retry_after_s
 
     def as_body(self) -> dict[str, Any]:
-        """Return the JSON body `{"error": {...}}` in the form of OpenAI's API."""
+        """Return the one JSON body that every client parses.
+
+        `error` is OpenAI's object; Cohere's clients read `message`, Jina's and Voyage's `detail`.
+        """
         error = {"message": self.message, "type": self.error_type, "param": self.param, "code": self.code}
         if self.retry_after_s is not None:
             error["retry_after_s"] = self.retry_after_s  # type: ignore[assignment]
-        return {"error": error}
+        return {"error": error, "message": self.message, "detail": self.message}
 
 
 class InvalidRequest(CrossrankError):
@@ -75,6 +83,33 @@ class RequestTooLarge(InvalidRequest):
     default_code = "request_too_large"
 
 
+class Unauthorized(CrossrankError):
+    """The API key is missing, unknown, expired or revoked."""
+
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+    error_type = "authentication_error"
+    default_code = "invalid_api_key"
+
+
+class PaymentRequired(CrossrankError):
+    """The prepaid credit of the API key does not cover the request."""
+
+    http_status = 402
+    grpc_status = "RESOURCE_EXHAUSTED"
+    error_type = "insufficient_quota"
+    default_code = "out_of_credit"
+
+
+class Forbidden(CrossrankError):
+    """The API key is good, but its scopes do not cover what was asked."""
+
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+    error_type = "permission_error"
+    default_code = "insufficient_scope"
+
+
 class ModelNotFound(CrossrankError):
     """The named model is not served here."""
 
@@ -91,6 +126,15 @@ class Overloaded(CrossrankError):
     grpc_status = "RESOURCE_EXHAUSTED"
     error_type = "rate_limit_error"
     default_code = "overloaded"
+
+
+class RateLimited(CrossrankError):
+    """The API key's requests or documents a minute are used up."""
+
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    error_type = "rate_limit_error"
+    default_code = "rate_limit_exceeded"
 
 
 class EngineFailure(CrossrankError):
@@ -114,6 +158,12 @@ class BackendUnavailable(CrossrankError):
     grpc_status = "UNAVAILABLE"
     error_type = "service_unavailable_error"
     default_code = "backend_unavailable"
+
+
+class ModelWarming(BackendUnavailable):
+    """The model was asleep and is being loaded; `Prefer: wait=N` holds a request up to N seconds instead."""
+
+    default_code = "model_warming"
 
 
 class BackendTimeout(CrossrankError):

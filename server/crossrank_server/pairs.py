@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,9 +135,12 @@ class _Job:
     waiting_tokens: int
     unscored: int
     arrived_s: float
+    yields: bool
+    started_s: float = 0.0
 
     def take(self, start: int, stop: int) -> list[int]:
         """Remove and return pairs `start:stop` of those that wait."""
+        self.started_s = self.started_s or time.monotonic()
         taken = self.indices[start:stop]
         self.waiting_tokens -= sum(self.lengths[start:stop])
         del self.indices[start:stop], self.lengths[start:stop]
@@ -160,10 +164,17 @@ class Batcher:
         self._jobs: list[_Job] = []
         self._running: set[asyncio.Task[None]] = set()
 
-    async def score(self, batch: PairBatch) -> NDArray[np.float32]:
+    async def score(
+        self, batch: PairBatch, *, tier: str = "realtime", stages_s: MutableMapping[str, float] | None = None
+    ) -> NDArray[np.float32]:
         """Return the logits of a request's pairs, float32 [pairs].
 
         A cancelled caller's waiting pairs are dropped.
+
+        Args:
+            batch: The pairs.
+            tier: Pairs of the tier `batch` are taken when no others wait, or as fillers of their batches.
+            stages_s: Where the seconds of the stages `queue` and `inference` go.
 
         Raises:
             Overloaded: Too many pairs wait already.
@@ -188,6 +199,7 @@ class Batcher:
             waiting_tokens=len(batch.input_ids),
             unscored=len(batch),
             arrived_s=time.monotonic(),
+            yields=tier == "batch",
         )
         self._jobs.append(job)
         try:
@@ -196,6 +208,9 @@ class Batcher:
         finally:
             if job in self._jobs:
                 self._jobs.remove(job)
+        if stages_s is not None:
+            stages_s["queue"] = job.started_s - job.arrived_s
+            stages_s["inference"] = time.monotonic() - job.started_s
         return job.logits
 
     async def close(self) -> None:
@@ -220,7 +235,10 @@ class Batcher:
     def _next_batch(self, budget_tokens: int) -> list[tuple[_Job, list[int]]]:
         """Take similar pairs: those of the most urgent request first, then fitting ones of others."""
         now = time.monotonic()
-        jobs = sorted(self._jobs, key=lambda job: job.waiting_tokens - _AGING_TOKENS_PER_S * (now - job.arrived_s))
+        jobs = sorted(
+            self._jobs,
+            key=lambda job: (job.yields, job.waiting_tokens - _AGING_TOKENS_PER_S * (now - job.arrived_s)),
+        )
         longest = jobs[0].lengths[-1]
         most = max(self._engine.batch_tokens // longest, 1)
         if most > _ROW_STEP:

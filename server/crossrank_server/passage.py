@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import MutableMapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,8 +28,15 @@ class Passage:
         self._max_pairs = max_pairs
         self._pairs = 0
 
-    async def score(self, batch: PairBatch) -> NDArray[np.float32]:
+    async def score(
+        self, batch: PairBatch, *, tier: str = "realtime", stages_s: MutableMapping[str, float] | None = None
+    ) -> NDArray[np.float32]:
         """Return the logits of a request's pairs, float32 [pairs]; a cancelled caller cancels the engine's work.
+
+        Args:
+            batch: The pairs.
+            tier: `realtime` or `batch`.
+            stages_s: Where the seconds of the stage `inference` go, the engine's own queue included.
 
         Raises:
             Overloaded: Too many pairs are under way.
@@ -40,10 +50,13 @@ class Passage:
                 retry_after_s=1.0,
             )
         self._pairs += len(batch)
+        started_s = time.monotonic()
         try:
             logits = await self._engine.score(batch)
         finally:
             self._pairs -= len(batch)
+        if stages_s is not None:
+            stages_s["inference"] = time.monotonic() - started_s
         if not np.isfinite(logits).all():
             raise EngineFailure("the engine returned a score that is not a finite number")
         return logits

@@ -10,7 +10,8 @@ from crossrank_server.engines.base import Engine
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import SetupError
 from crossrank_server.hub import resolve_model
-from crossrank_server.service import RerankService, ServedModel
+from crossrank_server.models import ModelPool, ServedModel
+from crossrank_server.service import RerankService
 from crossrank_server.settings import ServeSettings
 
 _log = logging.getLogger("crossrank")
@@ -40,7 +41,8 @@ def load_service(models: Sequence[str], settings: ServeSettings) -> RerankServic
         served[bundle.manifest.model_id] = ServedModel(
             bundle, engine, settings.max_waiting_documents, engine_merges=settings.engine == "triton"
         )
-    return RerankService(served.values(), max_documents=settings.max_documents, timeout_s=settings.request_timeout_s)
+    pool = ModelPool(served.values())
+    return RerankService(pool, max_documents=settings.max_documents, timeout_s=settings.request_timeout_s)
 
 
 def _load_engine(bundle: Bundle, settings: ServeSettings) -> Engine:

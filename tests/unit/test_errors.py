@@ -9,7 +9,8 @@ import pytest
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.errors import CrossrankError, SetupError
-from crossrank_server.http import create_app
+from crossrank_server.http.app import create_app
+from crossrank_server.models import ModelPool
 from crossrank_server.service import RerankService
 
 
@@ -27,12 +28,13 @@ def answered() -> Iterator[type[CrossrankError]]:
 def test_every_error_has_a_documented_http_status_and_a_grpc_status(
     error: type[CrossrankError], builtin: Bundle
 ) -> None:
-    app = create_app(RerankService([], max_documents=1, timeout_s=1), max_body_bytes=1)
+    app = create_app(RerankService(ModelPool([]), max_documents=1, timeout_s=1), max_body_bytes=1)
     documented = app.openapi()["paths"]["/v1/rerank"]["post"]["responses"]
     assert str(error.http_status) in documented
     assert error.grpc_status in grpc.StatusCode.__members__
-    body = error("what happened", param="query", retry_after_s=3.0).as_body()["error"]
-    assert body == {
+    body = error("what happened", param="query", retry_after_s=3.0).as_body()
+    assert body["message"] == body["detail"] == "what happened"
+    assert body["error"] == {
         "message": "what happened",
         "type": error.error_type,
         "param": "query",

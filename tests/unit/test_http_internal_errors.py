@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import BackendUnavailable
-from crossrank_server.http import create_app
-from crossrank_server.service import RerankService, ServedModel
+from crossrank_server.http.app import create_app
+from crossrank_server.models import ModelPool, ServedModel
+from crossrank_server.service import RerankService
 
 
 class FailingEngine:
@@ -41,7 +42,9 @@ class FailingEngine:
 
 
 async def call(builtin: Bundle, outcome: float | Exception, path: str = "/v1/rerank") -> httpx.Response:
-    service = RerankService([ServedModel(builtin, FailingEngine(outcome), 100)], max_documents=10, timeout_s=5)
+    service = RerankService(
+        ModelPool([ServedModel(builtin, FailingEngine(outcome), 100)]), max_documents=10, timeout_s=5
+    )
     app = create_app(service, max_body_bytes=10_000)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

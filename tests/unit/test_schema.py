@@ -6,7 +6,13 @@ import orjson
 import pytest
 
 from crossrank_server.errors import InvalidRequest
-from crossrank_server.schema import parse_request
+from crossrank_server.http.json_body import parse_object
+from crossrank_server.http.schema import RerankBody, parse_rerank
+
+
+def parse_request(body: bytes) -> RerankBody:
+    return parse_rerank(parse_object(body))
+
 
 BAD = {
     "not json": (b"not json", None, r"the body is not JSON: .*; send a JSON object"),

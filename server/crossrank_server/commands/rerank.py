@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
+from crossrank_server.calls import Call
 from crossrank_server.errors import InvalidRequest, SetupError
 from crossrank_server.options import options_from_settings, settings_from_options
+from crossrank_server.request import RerankRequest
 from crossrank_server.settings import ServeSettings
 
 _FORWARDED = {"engine", "precision", "threads", "offline", "cache_dir"}
@@ -76,7 +78,9 @@ async def _rank(
     }
     service = load_service([model], settings.model_copy(update=unlimited))
     try:
-        ranking = await service.rerank(query, [document.text for document in documents], top_n=top_n)
+        ranking = await service.rerank(
+            RerankRequest(query, [document.text for document in documents], top_n=top_n), Call()
+        )
     finally:
         await service.close()
     ranked = [(ranking.score(i, raw=raw), i, documents[i]) for i in ranking.order.tolist()]

@@ -59,7 +59,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
 def _run(models: tuple[str, ...], settings: ServeSettings, listener: socket.socket) -> None:
     import uvicorn
 
-    from crossrank_server.http import create_app
+    from crossrank_server.http.app import create_app
     from crossrank_server.startup import load_service
 
     service = load_service(models, settings)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-import orjson
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -22,6 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from crossrank_server.errors import InvalidRequest
+from crossrank_server.request import RerankRequest
 
 
 class Problem(PydanticCustomError):
@@ -34,7 +34,7 @@ class Problem(PydanticCustomError):
 
 def _text(value: Any, where: str, place: str = "") -> str:
     if not isinstance(value, str):
-        raise Problem(f"{where} is {_shown(value)}; send a string", place)
+        raise Problem(f"{where} is {shown(value)}; send a string", place)
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -55,17 +55,17 @@ def _query(value: Any) -> str:
 
 def _documents(value: Any) -> list[str]:
     if not isinstance(value, list):
-        raise Problem(f"documents is {_shown(value)}; send a list of strings or of objects with a text")
+        raise Problem(f"documents is {shown(value)}; send a list of strings or of objects with a text")
     if not value:
         raise Problem("documents is an empty list; send at least 1 document")
     texts = []
     for i, document in enumerate(value):
         text = document.get("text") if isinstance(document, dict) else document
         if isinstance(document, dict) and not isinstance(text, str):
-            found = f"has the text {_shown(text)}" if "text" in document else "has no text"
+            found = f"has the text {shown(text)}" if "text" in document else "has no text"
             raise Problem(f'documents[{i}] {found}; send a string or {{"text": "..."}}', f"[{i}]")
         if not isinstance(text, str):
-            raise Problem(f'documents[{i}] is {_shown(text)}; send a string or {{"text": "..."}}', f"[{i}]")
+            raise Problem(f'documents[{i}] is {shown(text)}; send a string or {{"text": "..."}}', f"[{i}]")
         texts.append(_text(text, f"documents[{i}]", f"[{i}]"))
     return texts
 
@@ -74,7 +74,7 @@ def _top_n(value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise Problem(f"top_n is {_shown(value)}; send a whole number, or leave it out for all documents")
+        raise Problem(f"top_n is {shown(value)}; send a whole number, or leave it out for all documents")
     if value < 0:
         raise Problem(f"top_n is {value}; send 0 or more (0, null and more than there are documents mean all)")
     return value
@@ -100,7 +100,7 @@ _DOCUMENT_SCHEMA = {
 }
 
 
-class RerankRequest(BaseModel):
+class RerankBody(BaseModel):
     """Documents to order by how well they answer a query. Unknown fields are ignored, as clients send many."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
@@ -124,6 +124,10 @@ class RerankRequest(BaseModel):
     raw_scores: Annotated[StrictBool, BeforeValidator(_flag)] = Field(
         False, description="give logits as relevance_score, not their sigmoid"
     )
+
+    def request(self) -> RerankRequest:
+        """Return what is asked for, without what concerns only the answer's form."""
+        return RerankRequest(self.query, self.documents, model=self.model, top_n=self.top_n)
 
 
 class DocumentText(BaseModel):
@@ -178,55 +182,20 @@ class ErrorResponse(BaseModel):
     """Every error has this body."""
 
     error: ErrorDetail
+    message: str = Field(description="the same message, where Cohere's clients look for it")
+    detail: str = Field(description="the same message, where Jina's and Voyage's clients look for it")
 
 
-def parse_request(body: bytes) -> RerankRequest:
-    """Read a request body.
+def parse_rerank(data: dict[str, Any]) -> RerankBody:
+    """Read the fields of a request.
 
     Raises:
-        InvalidRequest: The body is not JSON, or a field cannot be used; `param` names the field.
+        InvalidRequest: A field is missing or cannot be used; `param` names it.
     """
     try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        data = _second_look(body, error)
-    if not isinstance(data, dict):
-        raise InvalidRequest(
-            f"the body is {_shown(data)}; send a JSON object with query and documents", code="invalid_json"
-        )
-    try:
-        return RerankRequest.model_validate(data)
+        return RerankBody.model_validate(data)
     except ValidationError as error:
         raise _invalid(error) from None
-
-
-def _second_look(body: bytes, error: orjson.JSONDecodeError) -> Any:
-    """Return what the standard parser makes of it if the only fault is a lone surrogate, which has a field to name."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as fault:
-        raise InvalidRequest(
-            f"the body is not UTF-8: byte 0x{body[fault.start]:02x} at offset {fault.start}; encode the JSON as UTF-8",
-            code="invalid_json",
-        ) from None
-    if "surrogate" in str(error):
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            pass
-    if "depth limit" in str(error):
-        raise InvalidRequest(
-            "the body is nested deeper than the limit of 1024 levels; a request needs no more than 3",
-            code="invalid_json",
-        )
-    if "depth limit" in str(error):
-        raise InvalidRequest(
-            "the body is nested deeper than the limit of 1024 levels; a request needs no more than 3",
-            code="invalid_json",
-        )
-    raise InvalidRequest(
-        f"the body is not JSON: {error}; send a JSON object with query and documents", code="invalid_json"
-    )
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:
@@ -236,10 +205,10 @@ def _invalid(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"{field} is missing; it is required", param=field, code="missing_field")
     if first["type"] == "problem":
         return InvalidRequest(first["ctx"]["text"], param=field + first["ctx"]["param"])
-    return InvalidRequest(f"{field} is {_shown(first['input'])}; send true or false", param=field)
+    return InvalidRequest(f"{field} is {shown(first['input'])}; send true or false", param=field)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Describe a JSON value in an error message, short."""
     if value is None:
         return "null"

@@ -1,0 +1,7 @@
+"""HTTP: reads requests, hands them to the service, writes answers. Nothing here knows how scores are made.
+
+app.py         puts the routes, the middleware and the error handlers together
+gateway.py     what all routes share: who calls, the body, the disconnect, the answer
+routes/        one dialect each
+schema.py      fields of requests and answers; json_body.py, body.py read them within limits
+"""

@@ -1,0 +1,29 @@
+"""The ASGI application: routes, middleware and error handlers around a service."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from crossrank_server.http.error_handlers import add_error_handlers
+from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.middleware import RequestIdMiddleware
+from crossrank_server.http.routes.health import health_routes
+from crossrank_server.http.routes.models import models_routes
+from crossrank_server.http.routes.rerank import rerank_routes
+from crossrank_server.service import RerankService
+
+
+def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
+    """Return the ASGI application in front of a service."""
+    app = FastAPIOffline(
+        title="crossrank",
+        summary="Reranks documents with cross-encoders.",
+        description="Scores are sigmoid probabilities in [0, 1]; `raw_scores` gives the model's logits.",
+    )
+    app.add_middleware(RequestIdMiddleware)
+    add_error_handlers(app)
+    gateway = Gateway(service, max_body_bytes)
+    for routes in (rerank_routes, models_routes, health_routes):
+        app.include_router(routes(gateway))
+    return app

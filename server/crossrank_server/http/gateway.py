@@ -1,0 +1,69 @@
+"""What all routes share: who calls, the body within its limits, the client that goes away, the answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
+
+from crossrank_server.calls import Call, open_call
+from crossrank_server.http.body import BodyReader, JsonResponse
+from crossrank_server.http.json_body import parse_object
+from crossrank_server.service import RerankService
+
+T = TypeVar("T")
+
+
+class Gateway:
+    """Between the routes and the service.
+
+    Args:
+        service: Scores.
+        max_body_bytes: Of one request.
+    """
+
+    def __init__(self, service: RerankService, max_body_bytes: int) -> None:
+        self.service = service
+        self._bodies = BodyReader(max_body_bytes)
+
+    async def open(self, request: Request) -> Call:
+        """Return who calls and how; refused callers are told before their body is read."""
+        call = await open_call(self.service.accounts, request.headers, request.state.request_id)
+        request.state.call = call
+        return call
+
+    async def answer(
+        self, request: Request, respond: Callable[[dict[str, Any], Call], Awaitable[dict[str, Any] | list[Any]]]
+    ) -> Response:
+        """Answer a POST: `respond` gets the JSON object of the body and returns that of the answer.
+
+        It is cancelled when the client goes away: nobody would read the answer.
+
+        Raises:
+            CrossrankError: What `open_call`, `BodyReader.read`, `parse_object` and `respond` raise.
+        """
+        request.state.body_unread = True
+        call = await self.open(request)
+        async with self._bodies.read(request) as body:
+            with call.stage("parse"):
+                data = parse_object(body)
+            content = await _unless_disconnected(request, respond(data, call))
+            with call.stage("respond"):
+                return JsonResponse(content, headers=call.response_headers)
+
+
+async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    task = asyncio.ensure_future(work)
+    # The body has been read, so the only message left is the disconnect.
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
