@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.accounts.base import Accounts, OpenAccounts
-from crossrank_server.calls import Call
+from crossrank_server.calls import Call, Tier
 from crossrank_server.errors import BackendTimeout, InvalidRequest
 from crossrank_server.models import ModelPool, ServedModel
 from crossrank_server.pairs import EncodedPairs
@@ -63,18 +63,29 @@ class RerankService:
     Args:
         models: The models served.
         max_documents: Documents in one request.
-        timeout_s: Seconds after which a request is given up.
+        timeout_s: Seconds after which a request is given up; the wait for a model to be loaded comes before them.
+        batch_timeout_s: The same for the tier `batch`, which waits for idle cores; as many if None.
         accounts: Who may ask, and what it costs.
     """
 
     def __init__(
-        self, models: ModelPool, *, max_documents: int, timeout_s: float, accounts: Accounts | None = None
+        self,
+        models: ModelPool,
+        *,
+        max_documents: int,
+        timeout_s: float,
+        batch_timeout_s: float | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self.models = models
         self.accounts = accounts or OpenAccounts()
         self._max_documents = max_documents
-        self._timeout_s = timeout_s
-        self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize")
+        self._timeout_s = {"realtime": timeout_s, "batch": timeout_s if batch_timeout_s is None else batch_timeout_s}
+        # The tier `batch` has its own, or realtime texts would queue behind its texts.
+        self._tokenizers = {
+            "realtime": ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize"),
+            "batch": ThreadPoolExecutor(1, thread_name_prefix="crossrank-tokenize-batch"),
+        }
 
     def ready(self) -> bool:
         """Tell whether requests can be scored now."""
@@ -86,6 +97,7 @@ class RerankService:
         Raises:
             InvalidRequest: There are more documents than the limit.
             ModelNotFound: The model is not served here.
+            ModelWarming: The model was asleep; see `Residency.hold`.
             Forbidden, PaymentRequired, RateLimited: See `Accounts.admit`.
             Overloaded, EngineFailure, BackendError, BackendUnavailable: See `Batcher.score` and `Engine.score`.
             BackendTimeout: The time limit passed.
@@ -98,6 +110,8 @@ class RerankService:
                 code="too_many_documents",
             )
         model_id = self.models.resolve(request.model)
+        if call.wait_s:
+            call.response_headers["preference-applied"] = f"wait={call.wait_s:.0f}"
         async with (
             self.accounts.admit(
                 call.account,
@@ -109,12 +123,9 @@ class RerankService:
             self.models.awake(model_id, call.wait_s) as served,
         ):
             try:
-                pairs, logits = await asyncio.wait_for(self._score(served, request, call), self._timeout_s)
+                pairs, logits = await asyncio.wait_for(self._score(served, request, call), self._timeout_s[call.tier])
             except asyncio.TimeoutError:
-                raise BackendTimeout(
-                    f"the request took longer than {self._timeout_s:g} s; "
-                    "send fewer documents, or raise --request-timeout-s"
-                ) from None
+                raise _timeout(call.tier, self._timeout_s[call.tier]) from None
             charge.tokens = len(pairs.batch.input_ids)
         # The order is that of the logits: sigmoids of distinct logits may be equal.
         order = np.argsort(-logits, kind="stable")
@@ -137,11 +148,23 @@ class RerankService:
                 pairs = served.encoder.encode(query, documents)
             else:
                 loop = asyncio.get_running_loop()
-                pairs = await loop.run_in_executor(self._tokenizers, served.encoder.encode, query, documents)
+                pairs = await loop.run_in_executor(self._tokenizers[call.tier], served.encoder.encode, query, documents)
         return pairs, await served.batcher.score(pairs.batch, tier=call.tier, stages_s=call.stages_s)
 
     async def close(self) -> None:
         """Finish what is under way, release the engines, write what is not written yet."""
         await self.models.close()
         await self.accounts.close()
-        self._tokenizers.shutdown()
+        for tokenizers in self._tokenizers.values():
+            tokenizers.shutdown()
+
+
+def _timeout(tier: Tier, timeout_s: float) -> BackendTimeout:
+    if tier == "batch":
+        return BackendTimeout(
+            f"the request of the tier batch took longer than {timeout_s:g} s, as it waits for idle cores; send it "
+            "again later, without x-tier, or raise --batch-timeout-s"
+        )
+    return BackendTimeout(
+        f"the request took longer than {timeout_s:g} s; send fewer documents, or raise --request-timeout-s"
+    )

@@ -14,7 +14,7 @@ def models_routes(gateway: Gateway) -> APIRouter:
 
     @router.get("/v1/models")
     async def models(request: Request) -> Response:
-        """List the models served; the first one is the default."""
+        """List the models served, the default first; engine and precision of one never loaded are null."""
         await gateway.open(request)
         entries = [
             {
@@ -23,6 +23,8 @@ def models_routes(gateway: Gateway) -> APIRouter:
                 "owned_by": "crossrank",
                 "engine": model.engine.name,
                 "precision": model.engine.precision,
+                "status": model.status,
+                "pinned": model.pinned,
                 "max_length": model.bundle.manifest.max_length,
             }
             for model in gateway.service.models.models
