@@ -197,8 +197,8 @@ class Residency:
             taken = ", ".join(f"{each.id} ({each.memory_mb:.0f} MB)" for each in loaded)
             raise BackendUnavailable(
                 f"model {slot.id} needs {slot.memory_mb:.0f} MB, the budget of {self._budget_mb:g} MB for all models "
-                f"is taken by {taken}, which are pinned, in use or just loaded for a caller: try again in {_RETRY_S:g} s, "
-                "send Prefer: wait=N, or raise --memory-budget-mb",
+                f"is taken by {taken}, which are pinned, in use or just loaded for a caller: try again in "
+                f"{_RETRY_S:g} s, send Prefer: wait=N, or raise --memory-budget-mb",
                 code="memory_budget",
                 retry_after_s=_RETRY_S,
             )

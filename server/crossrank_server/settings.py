@@ -70,7 +70,7 @@ class ServeSettings(BaseSettings):
     request_timeout_s: float = Field(
         60.0,
         gt=0,
-        description="Seconds after which an unfinished request is given up with 504, counted from when its model is awake.",
+        description="Seconds after which an unfinished request is given up with 504, from when its model is awake.",
     )
     batch_timeout_s: float = Field(
         600.0,
