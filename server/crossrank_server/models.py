@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import canonical_model_id
+from crossrank_server.cores import Cores
 from crossrank_server.engines.base import Engine
 from crossrank_server.errors import ModelNotFound
 from crossrank_server.pairs import Batcher, PairEncoder
 from crossrank_server.passage import Passage
+from crossrank_server.residency import EngineFacts, ModelSlot, Residency
 
 
 class ServedModel:
@@ -20,16 +22,29 @@ class ServedModel:
         bundle: The model.
         engine: What computes its logits.
         max_waiting_documents: Beyond this many a request is refused.
+        max_waiting_batch_documents: The same for the tier `batch`; as many if None.
         engine_merges: The engine merges concurrent requests itself, as Triton does.
+        cores: Shared by the models of a server, whose engines use the same cores.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, max_waiting_documents: int, *, engine_merges: bool = False
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        max_waiting_documents: int,
+        max_waiting_batch_documents: int | None = None,
+        *,
+        engine_merges: bool = False,
+        cores: Cores | None = None,
     ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.encoder = PairEncoder(bundle)
-        self.batcher: Batcher | Passage = (Passage if engine_merges else Batcher)(engine, max_waiting_documents)
+        self.batcher: Batcher | Passage = (
+            Passage(engine, max_waiting_documents, max_waiting_batch_documents)
+            if engine_merges
+            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, cores)
+        )
 
     @property
     def id(self) -> str:
@@ -46,23 +61,37 @@ class ModelPool:
     """Holds the models that a server offers.
 
     Args:
-        models: The first one is the default.
+        models: The first one is the default. One given loaded is pinned.
+        idle_sleep_s: See Residency.
+        memory_budget_mb: See Residency.
         strict_names: An unknown name is refused; otherwise it gets the default model, as some applications send
             names of their own.
+
+    Raises:
+        SetupError: A model does not fit into the budget.
     """
 
-    def __init__(self, models: Iterable[ServedModel], *, strict_names: bool = True) -> None:
-        self._models = {model.id: model for model in models}
+    def __init__(
+        self,
+        models: Iterable[ServedModel | ModelSlot],
+        *,
+        idle_sleep_s: float = 0.0,
+        memory_budget_mb: float = 0.0,
+        strict_names: bool = True,
+    ) -> None:
+        slots = [_pinned(model) if isinstance(model, ServedModel) else model for model in models]
+        self._slots = {slot.id: slot for slot in slots}
+        self._residency = Residency(slots, idle_sleep_s=idle_sleep_s, memory_budget_mb=memory_budget_mb)
         self._strict_names = strict_names
 
     @property
-    def models(self) -> list[ServedModel]:
-        """The models served, the default first."""
-        return list(self._models.values())
+    def models(self) -> list[ModelSlot]:
+        """The models served, the default first, whether awake or asleep."""
+        return list(self._slots.values())
 
     def ready(self) -> bool:
-        """Tell whether every model can take requests."""
-        return all(model.engine.ready() for model in self.models)
+        """Tell whether every pinned model can take requests; one that sleeps is no fault."""
+        return all(slot.served is not None and slot.served.engine.ready() for slot in self.models if slot.pinned)
 
     def resolve(self, name: str | None) -> str:
         """Return the id of the model that a name means (older spellings accepted); no name is the default.
@@ -73,19 +102,31 @@ class ModelPool:
         if not name:
             return self.models[0].id
         for spelling in (name, canonical_model_id(name)):
-            if spelling in self._models:
+            if spelling in self._slots:
                 return spelling
         if not self._strict_names:
             return self.models[0].id
-        served = ", ".join(self._models)
+        served = ", ".join(self._slots)
         raise ModelNotFound(f"model {name[:200]!r} is not served here; served: {served}", param="model")
 
-    @contextlib.asynccontextmanager
-    async def awake(self, model_id: str, wait_s: float = 0.0) -> AsyncIterator[ServedModel]:
-        """Give the model, loaded, and keep it so until the block ends."""
-        yield self._models[model_id]
+    def awake(self, model_id: str, wait_s: float = 0.0) -> AbstractAsyncContextManager[ServedModel]:
+        """Give the model, loaded, and keep it so until the block ends; see Residency.hold.
+
+        Args:
+            model_id: As `resolve` gives it.
+            wait_s: Seconds to wait while it is loaded; a request's time limit begins after it.
+
+        Raises:
+            ModelWarming: It is being loaded.
+            BackendUnavailable: It cannot be loaded, or there is no room for it.
+        """
+        return self._residency.hold(self._slots[model_id], wait_s)
 
     async def close(self) -> None:
         """Finish the batches under way and release the engines."""
-        for model in self.models:
-            await model.close()
+        await self._residency.close()
+
+
+def _pinned(served: ServedModel) -> ModelSlot:
+    facts = EngineFacts(served.engine.name, served.engine.precision)
+    return ModelSlot(served.bundle, lambda: served, pinned=True, served=served, engine=facts)

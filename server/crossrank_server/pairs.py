@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank_server.cores import Cores
 from crossrank_server.encoding import EncodedPairs as EncodedPairs
 from crossrank_server.encoding import PairEncoder as PairEncoder
 from crossrank_server.engines.base import Engine, PairBatch
@@ -43,7 +44,7 @@ class _Job:
     waiting_tokens: int
     unscored: int
     arrived_s: float
-    yields: bool
+    queue: list[_Job]
     started_s: float = 0.0
 
     def take(self, start: int, stop: int) -> list[int]:
@@ -58,18 +59,31 @@ class _Job:
 class Batcher:
     """Keeps an engine busy with batches made of all waiting requests.
 
+    A batch holds pairs of one tier. The tier `batch` gets cores that are idle, of all models on the machine, and never
+    the place ahead of a busy one: a realtime request waits for no more than the batch under way.
+
     Args:
         engine: Where batches go: `engine.concurrency` at a time, and for every two of them one more, ready to follow
             without a pause.
         max_waiting_pairs: Beyond this many waiting pairs a new request is refused (Overloaded).
+        max_waiting_batch_pairs: The same for the tier `batch`; as many if None.
+        cores: Shared with the batchers of other models.
     """
 
-    def __init__(self, engine: Engine, max_waiting_pairs: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_waiting_pairs: int,
+        max_waiting_batch_pairs: int | None = None,
+        cores: Cores | None = None,
+    ) -> None:
         self._engine = engine
-        self._max_waiting_pairs = max_waiting_pairs
+        self._cores = cores or Cores()
+        most = max_waiting_pairs if max_waiting_batch_pairs is None else max_waiting_batch_pairs
+        self._max_waiting_pairs = {"realtime": max_waiting_pairs, "batch": most}
         # Measured on 2 cores: a quarter more documents a second than without the one ahead, no more with two.
         self._most_running = engine.concurrency + max(1, engine.concurrency // 2)
-        self._jobs: list[_Job] = []
+        self._queues: dict[str, list[_Job]] = {"realtime": [], "batch": []}
         self._running: set[asyncio.Task[None]] = set()
 
     async def score(
@@ -81,21 +95,17 @@ class Batcher:
 
         Args:
             batch: The pairs.
-            tier: Pairs of the tier `batch` are taken when no others wait, or as fillers of their batches.
+            tier: `realtime`, or `batch`, whose pairs are taken when cores are idle.
             stages_s: Where the seconds of the stages `queue` and `inference` go.
 
         Raises:
-            Overloaded: Too many pairs wait already.
+            Overloaded: Too many pairs of that tier wait already.
             EngineFailure: The engine broke or a logit is not finite.
         """
-        waiting = sum(len(job.indices) for job in self._jobs)
-        if waiting and waiting + len(batch) > self._max_waiting_pairs:
-            raise Overloaded(
-                f"{waiting} documents wait and this request adds {len(batch)}; "
-                f"the queue holds {self._max_waiting_pairs}: "
-                "try again in a second, or send less at a time",
-                retry_after_s=1.0,
-            )
+        queue = self._queues[tier]
+        waiting = sum(len(job.indices) for job in queue)
+        if waiting and waiting + len(batch) > self._max_waiting_pairs[tier]:
+            raise overloaded(f"{waiting} documents wait", len(batch), self._max_waiting_pairs[tier], tier)
         lengths = batch.lengths
         order = np.argsort(lengths, kind="stable")
         job = _Job(
@@ -107,15 +117,15 @@ class Batcher:
             waiting_tokens=len(batch.input_ids),
             unscored=len(batch),
             arrived_s=time.monotonic(),
-            yields=tier == "batch",
+            queue=queue,
         )
-        self._jobs.append(job)
+        queue.append(job)
         try:
             self._dispatch()
             await job.done
         finally:
-            if job in self._jobs:
-                self._jobs.remove(job)
+            if job in queue:
+                queue.remove(job)
         if stages_s is not None:
             stages_s["queue"] = job.started_s - job.arrived_s
             stages_s["inference"] = time.monotonic() - job.started_s
@@ -126,27 +136,43 @@ class Batcher:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _dispatch(self) -> None:
+        queue = self._queues["realtime"]
+        budget = self._budget_tokens(queue)
+        while queue and len(self._running) < self._most_running:
+            self._start(queue, budget)
+        if self._queues["batch"]:
+            self._cores.wait(self)
+        self._cores.offer()
+
+    def start_batch_tier(self) -> bool:
+        """Start one batch of the tier `batch` if a core is idle; tell whether more of them wait."""
+        queue = self._queues["batch"]
+        if queue and self._cores.running < self._engine.concurrency:
+            self._start(queue, self._budget_tokens(queue))
+        return bool(queue)
+
+    def _budget_tokens(self, queue: list[_Job]) -> int:
         # What waits is cut into equal batches, a multiple of the cores: none idles while another does two.
-        waiting_tokens = sum(job.waiting_tokens for job in self._jobs)
+        waiting_tokens = sum(job.waiting_tokens for job in queue)
         rounds = -(-waiting_tokens // (self._engine.batch_tokens * self._engine.concurrency))
         budget = max(-(-waiting_tokens // (max(rounds, 1) * self._engine.concurrency)), _MIN_BATCH_TOKENS)
-        budget = min(budget, self._engine.batch_tokens)
-        while self._jobs and len(self._running) < self._most_running:
-            task = asyncio.get_running_loop().create_task(self._run(self._next_batch(budget)))
-            self._running.add(task)
-            task.add_done_callback(self._finished)
+        return min(budget, self._engine.batch_tokens)
+
+    def _start(self, queue: list[_Job], budget_tokens: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(self._next_batch(queue, budget_tokens)))
+        self._running.add(task)
+        self._cores.running += 1
+        task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
+        self._cores.running -= 1
         self._dispatch()
 
-    def _next_batch(self, budget_tokens: int) -> list[tuple[_Job, list[int]]]:
+    def _next_batch(self, queue: list[_Job], budget_tokens: int) -> list[tuple[_Job, list[int]]]:
         """Take similar pairs: those of the most urgent request first, then fitting ones of others."""
         now = time.monotonic()
-        jobs = sorted(
-            self._jobs,
-            key=lambda job: (job.yields, job.waiting_tokens - _AGING_TOKENS_PER_S * (now - job.arrived_s)),
-        )
+        jobs = sorted(queue, key=lambda job: job.waiting_tokens - _AGING_TOKENS_PER_S * (now - job.arrived_s))
         longest = jobs[0].lengths[-1]
         most = max(self._engine.batch_tokens // longest, 1)
         if most > _ROW_STEP:
@@ -160,7 +186,7 @@ class Batcher:
                 parts.append((job, job.take(start, stop)))
                 room -= stop - start
                 if not job.indices:
-                    self._jobs.remove(job)
+                    queue.remove(job)
             if room <= 0:
                 break
         return parts
@@ -188,10 +214,20 @@ class Batcher:
                 job.done.set_result(None)
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        if job in self._jobs:
-            self._jobs.remove(job)
+        if job in job.queue:
+            job.queue.remove(job)
         if not job.done.done():
             job.done.set_exception(error)
+
+
+def overloaded(state: str, added: int, limit: int, tier: str) -> Overloaded:
+    """Say that the queue of a tier is full."""
+    retry_after_s = 5.0 if tier == "batch" else 1.0
+    return Overloaded(
+        f"{state} and this request adds {added}; the tier {tier} holds {limit}: "
+        f"try again in {retry_after_s:g} s, or send less at a time",
+        retry_after_s=retry_after_s,
+    )
 
 
 def _gather(parts: list[tuple[_Job, list[int]]]) -> PairBatch:

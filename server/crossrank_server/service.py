@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.accounts.base import Accounts, OpenAccounts
-from crossrank_server.calls import Call
+from crossrank_server.calls import Call, Tier
 from crossrank_server.encoding import EncodedPairs
 from crossrank_server.errors import BackendTimeout, InvalidRequest
 from crossrank_server.models import ModelPool, ServedModel
@@ -83,18 +83,29 @@ class RerankService:
     Args:
         models: The models served.
         max_documents: Documents in one request.
-        timeout_s: Seconds after which a request is given up.
+        timeout_s: Seconds after which a request is given up; the wait for a model to be loaded comes before them.
+        batch_timeout_s: The same for the tier `batch`, which waits for idle cores; as many if None.
         accounts: Who may ask, and what it costs.
     """
 
     def __init__(
-        self, models: ModelPool, *, max_documents: int, timeout_s: float, accounts: Accounts | None = None
+        self,
+        models: ModelPool,
+        *,
+        max_documents: int,
+        timeout_s: float,
+        batch_timeout_s: float | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self.models = models
         self.accounts = accounts or OpenAccounts()
         self.max_documents = max_documents
-        self._timeout_s = timeout_s
-        self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize")
+        self._timeout_s = {"realtime": timeout_s, "batch": timeout_s if batch_timeout_s is None else batch_timeout_s}
+        # The tier `batch` has its own, or realtime texts would queue behind its texts.
+        self._tokenizers = {
+            "realtime": ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize"),
+            "batch": ThreadPoolExecutor(1, thread_name_prefix="crossrank-tokenize-batch"),
+        }
 
     def ready(self) -> bool:
         """Tell whether requests can be scored now."""
@@ -118,6 +129,7 @@ class RerankService:
         Raises:
             InvalidRequest: There are more documents or chunks than the limit, or one may not be truncated.
             ModelNotFound: The model is not served here.
+            ModelWarming: The model was asleep; see `Residency.hold`.
             Forbidden, PaymentRequired, RateLimited: See `Accounts.admit`.
             Overloaded, EngineFailure, BackendError, BackendUnavailable: See `Batcher.score` and `Engine.score`.
             BackendTimeout: The time limit passed.
@@ -138,6 +150,8 @@ class RerankService:
                 code="too_many_documents",
             )
         model_id = self.models.resolve(model)
+        if call.wait_s:
+            call.response_headers["preference-applied"] = f"wait={call.wait_s:.0f}"
         async with (
             self.accounts.admit(
                 call.account,
@@ -150,13 +164,10 @@ class RerankService:
         ):
             try:
                 pairs, logits = await asyncio.wait_for(
-                    self._encode_and_score(served, groups, truncation, field, call), self._timeout_s
+                    self._encode_and_score(served, groups, truncation, field, call), self._timeout_s[call.tier]
                 )
             except asyncio.TimeoutError:
-                raise BackendTimeout(
-                    f"the request took longer than {self._timeout_s:g} s; "
-                    "send fewer documents, or raise --request-timeout-s"
-                ) from None
+                raise _timeout(call.tier, self._timeout_s[call.tier]) from None
             charge.tokens = len(pairs.batch.input_ids)
             charge.documents = len(pairs.batch)
         return Scores(
@@ -178,7 +189,7 @@ class RerankService:
             if characters <= _INLINE_CHARACTERS:
                 pairs = encode()
             else:
-                pairs = await asyncio.get_running_loop().run_in_executor(self._tokenizers, encode)
+                pairs = await asyncio.get_running_loop().run_in_executor(self._tokenizers[call.tier], encode)
         most = _CHUNKS_PER_DOCUMENT * self.max_documents
         if len(pairs.batch) > most:
             raise InvalidRequest(
@@ -193,4 +204,16 @@ class RerankService:
         """Finish what is under way, release the engines, write what is not written yet."""
         await self.models.close()
         await self.accounts.close()
-        self._tokenizers.shutdown()
+        for tokenizers in self._tokenizers.values():
+            tokenizers.shutdown()
+
+
+def _timeout(tier: Tier, timeout_s: float) -> BackendTimeout:
+    if tier == "batch":
+        return BackendTimeout(
+            f"the request of the tier batch took longer than {timeout_s:g} s, as it waits for idle cores; send it "
+            "again later, without x-tier, or raise --batch-timeout-s"
+        )
+    return BackendTimeout(
+        f"the request took longer than {timeout_s:g} s; send fewer documents, or raise --request-timeout-s"
+    )

@@ -66,8 +66,40 @@ class ServeSettings(BaseSettings):
         ge=1,
         description="Documents waiting over all requests; beyond it requests get 429 at once instead of a long wait.",
     )
+    max_waiting_batch_documents: int = Field(
+        100_000,
+        ge=1,
+        description="The same for requests with X-Tier: batch, which never count against the others. They wait longer,"
+        " so more may; each takes about 2 kB.",
+    )
     request_timeout_s: float = Field(
-        60.0, gt=0, description="Seconds after which an unfinished request is given up with 504."
+        60.0,
+        gt=0,
+        description="Seconds after which an unfinished request is given up with 504, from when its model is awake.",
+    )
+    batch_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="The same for requests with X-Tier: batch, which wait while others keep the cores busy.",
+    )
+    pin: str = Field(
+        "",
+        description="Models beside the first that are loaded at start and never sleep, by name, separated by commas;"
+        " all pins every one. The others take no memory until they are asked for: their first request gets 503 with"
+        " Retry-After, or waits if it has Prefer: wait=N.",
+    )
+    idle_sleep_s: float = Field(
+        900.0,
+        ge=0,
+        description="Seconds without a request after which a model that is not pinned gives its memory back; 0 is"
+        " never. Shorter saves memory, longer saves callers the load: about 0.3 s for TinyBERT, 15 s for the largest.",
+    )
+    memory_budget_mb: float = Field(
+        0.0,
+        ge=0,
+        description="MB for all loaded models, each taken as 35 MB and 3.5 times its graph file; 0 is no limit. For a"
+        " new one the least recently used idle ones are put to sleep; models in use never are, and requests for the new"
+        " one then get 503. The server itself needs about 150 MB beside it.",
     )
     shutdown_grace_s: int = Field(
         20, ge=0, description="Seconds that requests under way may take to finish after SIGTERM."

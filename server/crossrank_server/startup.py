@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from crossrank_server.bundle import Bundle
+from crossrank_server.catalog import canonical_model_id
+from crossrank_server.cores import Cores
 from crossrank_server.engines.base import Engine
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import SetupError
 from crossrank_server.hub import resolve_model
 from crossrank_server.models import ModelPool, ServedModel
+from crossrank_server.residency import ModelSlot, estimated_memory_mb
 from crossrank_server.service import RerankService
 from crossrank_server.settings import ServeSettings
 
@@ -18,31 +22,85 @@ _log = logging.getLogger("crossrank")
 
 
 def load_service(models: Sequence[str], settings: ServeSettings) -> RerankService:
-    """Find the models, load each into an engine and warm it up.
+    """Find the models, and load the pinned ones into engines that are warmed up.
+
+    The others are fetched and checked all the same, so that waking them needs no network.
 
     Raises:
-        SetupError: A model cannot be found, fetched, trusted or loaded, or two have the same id.
+        SetupError: A model cannot be found, fetched, trusted or loaded, two have the same id, or the memory budget is
+            too small.
     """
     if settings.triton_model and len(models) > 1:
         raise SetupError(f"--triton-model {settings.triton_model} cannot stand for {len(models)} models: leave it out")
-    served: dict[str, ServedModel] = {}
+    slots: dict[str, ModelSlot] = {}
+    cores = Cores()
     for spec in models:
         bundle = resolve_model(spec, cache_dir=settings.cache_dir, offline=settings.offline)
-        if bundle.manifest.model_id in served:
-            raise SetupError(f"two models are called {bundle.manifest.model_id}: name each only once with --model")
-        engine = _load_engine(bundle, settings)
-        _log.info(
-            "%s: engine %s, precision %s, window %d tokens",
-            bundle.manifest.model_id,
-            engine.name,
-            engine.precision,
-            bundle.manifest.max_length,
+        model_id = bundle.manifest.model_id
+        if model_id in slots:
+            raise SetupError(f"two models are called {model_id}: name each only once with --model")
+        # What Triton serves takes no memory here.
+        in_triton = settings.engine == "triton"
+        slots[model_id] = ModelSlot(
+            bundle,
+            partial(_load, bundle, settings, cores),
+            memory_mb=0.0 if in_triton else estimated_memory_mb(bundle),
+            pinned=in_triton,
         )
-        served[bundle.manifest.model_id] = ServedModel(
-            bundle, engine, settings.max_waiting_documents, engine_merges=settings.engine == "triton"
-        )
-    pool = ModelPool(served.values(), strict_names=settings.strict_model_names)
-    return RerankService(pool, max_documents=settings.max_documents, timeout_s=settings.request_timeout_s)
+    for slot in _pinned(settings.pin, models, list(slots.values())):
+        slot.pinned = True
+    pool = ModelPool(
+        slots.values(),
+        idle_sleep_s=settings.idle_sleep_s,
+        memory_budget_mb=settings.memory_budget_mb,
+        strict_names=settings.strict_model_names,
+    )
+    for slot in slots.values():
+        if slot.pinned:
+            slot.wake(slot.load())
+    return RerankService(
+        pool,
+        max_documents=settings.max_documents,
+        timeout_s=settings.request_timeout_s,
+        batch_timeout_s=settings.batch_timeout_s,
+    )
+
+
+def _pinned(pin: str, specs: Sequence[str], slots: list[ModelSlot]) -> list[ModelSlot]:
+    """Return the first model and those of `--pin`."""
+    if pin.strip() == "all":
+        return slots
+    pinned = slots[:1]
+    for name in filter(None, map(str.strip, pin.split(","))):
+        same = [
+            slot
+            for spec, slot in zip(specs, slots, strict=True)
+            if canonical_model_id(name) in (spec, canonical_model_id(spec), slot.id)
+        ]
+        if not same:
+            served = ", ".join(slot.id for slot in slots)
+            raise SetupError(f"--pin names {name}, which no --model does; served: {served}")
+        pinned += same
+    return pinned
+
+
+def _load(bundle: Bundle, settings: ServeSettings, cores: Cores) -> ServedModel:
+    engine = _load_engine(bundle, settings)
+    _log.info(
+        "%s: engine %s, precision %s, window %d tokens",
+        bundle.manifest.model_id,
+        engine.name,
+        engine.precision,
+        bundle.manifest.max_length,
+    )
+    return ServedModel(
+        bundle,
+        engine,
+        settings.max_waiting_documents,
+        settings.max_waiting_batch_documents,
+        engine_merges=settings.engine == "triton",
+        cores=cores,
+    )
 
 
 def _load_engine(bundle: Bundle, settings: ServeSettings) -> Engine:

@@ -33,14 +33,19 @@ class BodyReader:
         self._held_bytes = 0
 
     @contextlib.asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
+    async def read(self, request: Request, *, yields: bool = False) -> AsyncIterator[bytes]:
         """Give the body of a request; it counts as held until the block ends.
+
+        Args:
+            request: Its stream is read.
+            yields: It is of the tier `batch`, whose long waits must leave half of what may be held to others.
 
         Raises:
             RequestTooLarge: It is over the limit, known from its declared length or as soon as that much has come.
             Overloaded: The bodies of all requests under way are over theirs.
         """
         body = bytearray()
+        most_held_bytes = self._max_held_bytes // 2 if yields else self._max_held_bytes
         # An answer to a body that was not read whole must be sent as LingeringResponse.
         request.state.body_unread = True
         declared = request.headers.get("content-length", "")
@@ -52,9 +57,9 @@ class BodyReader:
                 self._held_bytes += len(chunk)
                 if len(body) > self._max_bytes:
                     raise self._too_large(f"over {len(body) - 1} bytes")
-                if self._held_bytes > self._max_held_bytes:
+                if self._held_bytes > most_held_bytes:
                     raise Overloaded(
-                        f"requests under way hold {self._held_bytes} bytes, the limit is {self._max_held_bytes}; "
+                        f"requests under way hold {self._held_bytes} bytes, the limit is {most_held_bytes}; "
                         "try again in a second, or send smaller requests",
                         retry_after_s=1.0,
                     )

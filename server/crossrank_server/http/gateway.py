@@ -47,7 +47,7 @@ class Gateway:
         """
         request.state.body_unread = True
         call = await self.open(request)
-        async with self._bodies.read(request) as body:
+        async with self._bodies.read(request, yields=call.tier == "batch") as body:
             with call.stage("parse"):
                 data = parse_object(body)
             content = await _unless_disconnected(request, respond(data, call))

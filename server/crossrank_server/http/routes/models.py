@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.schema.answers import ERRORS, GET_ERRORS
-from crossrank_server.models import ServedModel
+from crossrank_server.residency import ModelSlot
 
 
 class Model(BaseModel):
@@ -38,7 +38,7 @@ def models_routes(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     started = int(time.time())
 
-    def entry(model: ServedModel) -> dict[str, Any]:
+    def entry(model: ModelSlot) -> dict[str, Any]:
         return {
             "id": model.id,
             "object": "model",
@@ -46,12 +46,14 @@ def models_routes(gateway: Gateway) -> APIRouter:
             "owned_by": "crossrank",
             "engine": model.engine.name,
             "precision": model.engine.precision,
+            "status": model.status,
+            "pinned": model.pinned,
             "max_length": model.bundle.manifest.max_length,
         }
 
     @router.get("/v1/models", response_model=ModelList, responses=GET_ERRORS)
     async def models(request: Request) -> Response:
-        """List the models served; the first one is the default."""
+        """List the models served, the default first; engine and precision of one never loaded are null."""
         await gateway.open(request)
         entries = [entry(model) for model in gateway.service.models.models]
         return JsonResponse({"object": "list", "data": entries})

@@ -82,7 +82,7 @@ def tei_routes(gateway: Gateway) -> APIRouter:
                 "model_dtype": model.engine.precision,
                 "model_type": {"reranker": labels},
                 "max_input_length": manifest.max_length,
-                "max_batch_tokens": model.engine.batch_tokens,
+                "max_batch_tokens": model.served.engine.batch_tokens if model.served else None,
                 "max_client_batch_size": gateway.service.max_documents,
                 "auto_truncate": True,
                 "version": request.app.version,
