@@ -15,6 +15,7 @@ from crossrank_server.calls import Call
 from crossrank_server.errors import BackendTimeout, InvalidRequest
 from crossrank_server.models import ModelPool, ServedModel
 from crossrank_server.pairs import EncodedPairs
+from crossrank_server.prices import Prices
 from crossrank_server.request import RerankRequest
 
 # Below this many characters a request is tokenized at once on the event loop: a thread's hand-over costs more.
@@ -65,13 +66,21 @@ class RerankService:
         max_documents: Documents in one request.
         timeout_s: Seconds after which a request is given up.
         accounts: Who may ask, and what it costs.
+        prices: The price list, for whoever asks.
     """
 
     def __init__(
-        self, models: ModelPool, *, max_documents: int, timeout_s: float, accounts: Accounts | None = None
+        self,
+        models: ModelPool,
+        *,
+        max_documents: int,
+        timeout_s: float,
+        accounts: Accounts | None = None,
+        prices: Prices | None = None,
     ) -> None:
         self.models = models
         self.accounts = accounts or OpenAccounts()
+        self.prices = prices or Prices()
         self._max_documents = max_documents
         self._timeout_s = timeout_s
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize")
@@ -143,5 +152,6 @@ class RerankService:
     async def close(self) -> None:
         """Finish what is under way, release the engines, write what is not written yet."""
         await self.models.close()
+        await self.accounts.close()
         await self.accounts.close()
         self._tokenizers.shutdown()

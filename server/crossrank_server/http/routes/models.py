@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from fastapi import APIRouter, Request, Response
 
+from crossrank_server.calls import Tier
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
 
@@ -15,7 +18,8 @@ def models_routes(gateway: Gateway) -> APIRouter:
     @router.get("/v1/models")
     async def models(request: Request) -> Response:
         """List the models served; the first one is the default."""
-        await gateway.open(request)
+        call = await gateway.open(request, "models")
+        prices = gateway.service.prices
         entries = [
             {
                 "id": model.id,
@@ -24,9 +28,13 @@ def models_routes(gateway: Gateway) -> APIRouter:
                 "engine": model.engine.name,
                 "precision": model.engine.precision,
                 "max_length": model.bundle.manifest.max_length,
+                "pricing": {
+                    "currency": "USD",
+                    "per_1000_documents": {tier: prices.usd_per_1000(model.id, tier) for tier in get_args(Tier)},
+                },
             }
             for model in gateway.service.models.models
         ]
-        return JsonResponse({"object": "list", "data": entries})
+        return JsonResponse({"object": "list", "data": entries}, headers=call.response_headers)
 
     return router
