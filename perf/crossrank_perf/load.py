@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from crossrank_perf.serving import key_header
 from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class _Generator:
 
         timeout = aiohttp.ClientTimeout(total=self._plan.timeout_s)
         connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=60)
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **key_header()}
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
             await self._probe(session)
             ticker = asyncio.create_task(self._tick())

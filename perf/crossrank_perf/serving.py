@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import subprocess
 import sys
@@ -134,6 +135,12 @@ def find_pid(url: str) -> int | None:
     return min(listening, key=lambda pid: psutil.Process(pid).create_time(), default=None)
 
 
+def key_header() -> dict[str, str]:
+    """Return the header with the key of CROSSRANK_API_KEY; none where it is empty or not set."""
+    key = os.environ.get("CROSSRANK_API_KEY", "").strip()
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
 def served_models(url: str, timeout_s: float = 10.0) -> list[dict[str, Any]]:
     """Return the entries of GET /v1/models, which name engine and precision.
 
@@ -143,7 +150,7 @@ def served_models(url: str, timeout_s: float = 10.0) -> list[dict[str, Any]]:
     import httpx
 
     try:
-        response = httpx.get(f"{url}/v1/models", timeout=timeout_s)
+        response = httpx.get(f"{url}/v1/models", timeout=timeout_s, headers=key_header())
         response.raise_for_status()
         entries: list[dict[str, Any]] = response.json()["data"]
     except httpx.HTTPStatusError as error:

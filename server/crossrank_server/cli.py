@@ -15,6 +15,8 @@ COMMANDS = {
     "serve": "crossrank_server.commands.serve:serve",
     "rerank": "crossrank_server.commands.rerank:rerank",
     "models": "crossrank_server.commands.models:models",
+    "keys": "crossrank_server.commands.keys:keys",
+    "usage": "crossrank_server.commands.usage:usage",
     "export": "crossrank_export.commands.export:export",
     "engine": "crossrank_export.commands.engine:engine",
     "repository": "crossrank_export.commands.repository:repository",

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_server.accounts.base import Accounts, OpenAccounts
+from crossrank_server.accounts.base import Accounts, Charge, OpenAccounts
 from crossrank_server.calls import Call, Tier
 from crossrank_server.encoding import EncodedPairs
 from crossrank_server.errors import BackendTimeout, InvalidRequest
 from crossrank_server.models import ModelPool, ServedModel
+from crossrank_server.prices import Prices
 from crossrank_server.request import RerankRequest, ScoreRequest, Truncation
 
 # Below this many characters a request is tokenized at once on the event loop: a thread's hand-over costs more.
@@ -86,6 +87,7 @@ class RerankService:
         timeout_s: Seconds after which a request is given up; the wait for a model to be loaded comes before them.
         batch_timeout_s: The same for the tier `batch`, which waits for idle cores; as many if None.
         accounts: Who may ask, and what it costs.
+        prices: The price list, for whoever asks.
     """
 
     def __init__(
@@ -96,9 +98,11 @@ class RerankService:
         timeout_s: float,
         batch_timeout_s: float | None = None,
         accounts: Accounts | None = None,
+        prices: Prices | None = None,
     ) -> None:
         self.models = models
         self.accounts = accounts or OpenAccounts()
+        self.prices = prices or Prices()
         self.max_documents = max_documents
         self._timeout_s = {"realtime": timeout_s, "batch": timeout_s if batch_timeout_s is None else batch_timeout_s}
         # The tier `batch` has its own, or realtime texts would queue behind its texts.
@@ -164,12 +168,11 @@ class RerankService:
         ):
             try:
                 pairs, logits = await asyncio.wait_for(
-                    self._encode_and_score(served, groups, truncation, field, call), self._timeout_s[call.tier]
+                    self._encode_and_score(served, groups, truncation, field, call, charge), self._timeout_s[call.tier]
                 )
             except asyncio.TimeoutError:
                 raise _timeout(call.tier, self._timeout_s[call.tier]) from None
             charge.tokens = len(pairs.batch.input_ids)
-            charge.documents = len(pairs.batch)
         return Scores(
             model=model_id,
             logits=pairs.document_logits(logits),
@@ -181,7 +184,13 @@ class RerankService:
         )
 
     async def _encode_and_score(
-        self, served: ServedModel, groups: list[Group], truncation: Truncation, field: str, call: Call
+        self,
+        served: ServedModel,
+        groups: list[Group],
+        truncation: Truncation,
+        field: str,
+        call: Call,
+        charge: Charge,
     ) -> tuple[EncodedPairs, NDArray[np.float32]]:
         with call.stage("tokenize"):
             characters = sum(len(query) + sum(map(len, documents)) for query, documents in groups)
@@ -198,6 +207,8 @@ class RerankService:
                 param="max_chunks_per_doc",
                 code="too_many_chunks",
             )
+        if len(pairs.batch) > charge.documents:
+            await charge.raise_to(len(pairs.batch))
         return pairs, await served.batcher.score(pairs.batch, tier=call.tier, stages_s=call.stages_s)
 
     async def close(self) -> None:

@@ -104,6 +104,43 @@ class ServeSettings(BaseSettings):
     shutdown_grace_s: int = Field(
         20, ge=0, description="Seconds that requests under way may take to finish after SIGTERM."
     )
+    store: str = Field(
+        "",
+        description="Where keys, credit and usage are kept: sqlite:///file.db for gateways of one machine,"
+        " postgresql://user:password@host/database for several. Empty: no keys, anybody who reaches the address is"
+        " served.",
+    )
+    allow_anonymous: bool = Field(
+        False,
+        description="Serve without keys also on an address that others can reach, as behind a gateway that checks"
+        " them. Otherwise that is refused.",
+    )
+    limits_store: str = Field(
+        "",
+        description="redis://host:6379 counts the keys' limits there, which takes most writes off the store. Empty:"
+        " in the store.",
+    )
+    flush_window_s: float = Field(
+        1.0,
+        ge=0.05,
+        le=60,
+        description="Usage is in the store this long after it was recorded. Longer means fewer writes and more lost"
+        " if the process is killed.",
+    )
+    usd_per_1000_documents: float | None = Field(
+        None,
+        ge=0,
+        description="Price of all models that --prices does not name. None: the price of `crossrank models`, 0.008"
+        " for a model that is not listed there.",
+    )
+    batch_price_factor: float = Field(
+        0.5, ge=0, description="Price of X-Tier: batch as a share of the realtime price, where --prices gives none."
+    )
+    prices: str = Field(
+        "",
+        description="Prices per 1,000 documents by model, in USD: MODEL=REALTIME or MODEL=REALTIME/BATCH, separated by"
+        " commas.",
+    )
     offline: bool = Field(False, description="Never touch the network: only cached and local models are served.")
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Where downloaded and converted models are kept."

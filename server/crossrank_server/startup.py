@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
+from crossrank_server.accounts.base import Accounts, OpenAccounts
 from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import canonical_model_id
 from crossrank_server.cores import Cores
@@ -14,6 +15,7 @@ from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import SetupError
 from crossrank_server.hub import resolve_model
 from crossrank_server.models import ModelPool, ServedModel
+from crossrank_server.prices import Prices, parse_prices
 from crossrank_server.residency import ModelSlot, estimated_memory_mb
 from crossrank_server.service import RerankService
 from crossrank_server.settings import ServeSettings
@@ -58,11 +60,16 @@ def load_service(models: Sequence[str], settings: ServeSettings) -> RerankServic
     for slot in slots.values():
         if slot.pinned:
             slot.wake(slot.load())
+    prices = prices_from_settings(settings)
+    for name in prices.named.keys() - slots.keys():
+        _log.warning("--prices names %s, which is not served: served are %s", name, ", ".join(slots))
     return RerankService(
         pool,
         max_documents=settings.max_documents,
         timeout_s=settings.request_timeout_s,
         batch_timeout_s=settings.batch_timeout_s,
+        accounts=open_accounts(settings, prices),
+        prices=prices,
     )
 
 
@@ -100,6 +107,43 @@ def _load(bundle: Bundle, settings: ServeSettings, cores: Cores) -> ServedModel:
         settings.max_waiting_batch_documents,
         engine_merges=settings.engine == "triton",
         cores=cores,
+    )
+
+
+def prices_from_settings(settings: ServeSettings) -> Prices:
+    """Return the price list.
+
+    Raises:
+        SetupError: See `parse_prices`.
+    """
+    return Prices(
+        parse_prices(settings.prices),
+        usd_per_1000=settings.usd_per_1000_documents,
+        batch_factor=settings.batch_price_factor,
+    )
+
+
+def open_accounts(settings: ServeSettings, prices: Prices) -> Accounts:
+    """Open the store of keys; without one anybody is served.
+
+    Raises:
+        SetupError: It cannot be opened.
+    """
+    if not settings.store:
+        return OpenAccounts()
+    from crossrank_server.accounts.keys import list_keys
+    from crossrank_server.accounts.metered import MeteredAccounts
+    from crossrank_server.accounts.redis_limits import RedisLimits
+    from crossrank_server.accounts.store import Store
+
+    store = Store(settings.store)
+    if not list_keys(store):
+        _log.warning("the store has no keys yet, so that every request gets 401: `crossrank keys create` makes one")
+    return MeteredAccounts(
+        store,
+        prices,
+        flush_window_s=settings.flush_window_s,
+        limits=RedisLimits(settings.limits_store) if settings.limits_store else None,
     )
 
 

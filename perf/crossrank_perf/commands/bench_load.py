@@ -61,7 +61,7 @@ def load(url: str | None, pid: int | None, model: str | None, json_path: Path | 
     """Send requests to a server and report documents/s, latency, errors, CPU and memory.
 
     Without --url the server is started here, and its time to ready, its memory and the latency of single documents
-    are measured too. Exit code 1 if any request failed.
+    are measured too. A server with keys gets the one of CROSSRANK_API_KEY. Exit code 1 if any request failed.
 
     \b
     Examples:

@@ -9,7 +9,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from crossrank_server.errors import Forbidden
+
+SCOPES = ("rerank", "models", "account", "metrics")
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,25 @@ class Account:
     Attributes:
         key_id: Its public part, as `crossrank keys list` shows it.
         name: What its owner called it.
-        scopes: What it may do: `rerank`, `models`, `account`, `metrics`.
+        scopes: What it may do, of SCOPES.
+        requests_per_minute: Its limit; None is no limit.
+        documents_per_minute: Its limit; None is no limit.
+        prepaid: It has credit, and no more than that.
+        expires_at: Unix time; None is never.
     """
 
     key_id: str
     name: str
     scopes: frozenset[str]
+    requests_per_minute: int | None = None
+    documents_per_minute: int | None = None
+    prepaid: bool = False
+    expires_at: float | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has a limit a minute."""
+        return self.requests_per_minute is not None or self.documents_per_minute is not None
 
 
 @dataclass
@@ -41,6 +58,14 @@ class Charge:
     tokens: int = 0
     cost_usd: float = 0.0
 
+    async def raise_to(self, documents: int) -> None:
+        """Bill more documents than were sent, as when long ones are scored by chunks; before they are scored.
+
+        Raises:
+            PaymentRequired: The credit does not cover them.
+        """
+        self.documents = documents
+
 
 class Accounts(Protocol):
     """Knows keys, enforces limits and credit, and records usage."""
@@ -50,6 +75,7 @@ class Accounts(Protocol):
 
         Raises:
             Unauthorized: The key is missing, unknown, expired or revoked.
+            BackendUnavailable: Keys cannot be looked up now.
         """
         ...
 
@@ -73,14 +99,41 @@ class Accounts(Protocol):
 
         Raises:
             Forbidden: The key's scopes do not cover it.
+            InvalidRequest: There are more documents than the key may ever send in a minute.
             PaymentRequired: The credit does not cover it.
             RateLimited: The key's limit is reached.
+            BackendUnavailable: Limits and credit cannot be checked now.
+        """
+        ...
+
+    async def show_limits(self, account: Account | None, headers: MutableMapping[str, str]) -> None:
+        """Put the `x-ratelimit-*` of a limited key into an answer that `admit` had no part in; nothing is counted."""
+        ...
+
+    async def statement(self, account: Account | None) -> dict[str, Any] | None:
+        """Return credit and usage of a key up to this moment; None where keys are off.
+
+        Raises:
+            BackendUnavailable: They cannot be looked up now.
         """
         ...
 
     async def close(self) -> None:
         """Write what is not written yet and release connections."""
         ...
+
+
+def require_scope(account: Account | None, scope: str) -> None:
+    """Refuse a key that may not do this; where keys are off anybody may.
+
+    Raises:
+        Forbidden: The key lacks the scope.
+    """
+    if account is not None and scope not in account.scopes:
+        raise Forbidden(
+            f"API key {account.key_id} has the scopes {', '.join(sorted(account.scopes)) or 'none'}, and this needs "
+            f"{scope}; use a key made with `crossrank keys create --scopes {scope}`"
+        )
 
 
 class OpenAccounts:
@@ -102,6 +155,13 @@ class OpenAccounts:
     ) -> AsyncIterator[Charge]:
         """Admit everything."""
         yield Charge(documents)
+
+    async def show_limits(self, account: Account | None, headers: MutableMapping[str, str]) -> None:
+        """Do nothing."""
+
+    async def statement(self, account: Account | None) -> dict[str, Any] | None:
+        """Return None: there are no keys."""
+        return None
 
     async def close(self) -> None:
         """Do nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import signal
 import socket
@@ -49,6 +50,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
+    _refuse_open_to_all(settings)
     # Loading takes most of a second: a taken port is said before it, not after.
     listener = _listen(settings.host, settings.port)
     try:
@@ -82,6 +84,22 @@ def _run(models: tuple[str, ...], settings: ServeSettings, listener: socket.sock
         signal.signal(number, lambda *_: sys.exit(0))
     click.echo(f"listening on http://{shown}:{port}  (documentation at /docs)", err=True)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _refuse_open_to_all(settings: ServeSettings) -> None:
+    """Refuse to serve anybody who reaches an address beyond this machine, unless that is wanted."""
+    if settings.store or settings.allow_anonymous:
+        return
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return  # _listen says what is wrong
+    if not all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found):
+        raise SetupError(
+            f"--host {settings.host} can be reached by others and there are no keys: give --store "
+            "sqlite:///crossrank.db and make keys with `crossrank keys create`, or --allow-anonymous if anybody who "
+            "reaches it may be served"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

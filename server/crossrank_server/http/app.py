@@ -9,6 +9,7 @@ from crossrank_server.http.error_handlers import add_error_handlers
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.methods import HeadMiddleware
 from crossrank_server.http.middleware import RequestIdMiddleware
+from crossrank_server.http.routes.account import account_routes
 from crossrank_server.http.routes.health import health_routes
 from crossrank_server.http.routes.models import models_routes
 from crossrank_server.http.routes.openapi import openapi_routes
@@ -36,6 +37,7 @@ def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
         score_routes,
         ranking_routes,
         models_routes,
+        account_routes,
         health_routes,
         openapi_routes,
     ):

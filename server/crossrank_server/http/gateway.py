@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
+from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call
+from crossrank_server.errors import CrossrankError
 from crossrank_server.http.body import BodyReader, JsonResponse
 from crossrank_server.http.json_body import parse_object
 from crossrank_server.service import RerankService
@@ -29,10 +31,21 @@ class Gateway:
         self.service = service
         self._bodies = BodyReader(max_body_bytes)
 
-    async def open(self, request: Request) -> Call:
-        """Return who calls and how; refused callers are told before their body is read."""
+    async def open(self, request: Request, scope: str | None = None) -> Call:
+        """Return who calls and how; refused callers are told before their body is read.
+
+        Args:
+            request: Whose headers say it.
+            scope: What the key must allow, for routes that `Accounts.admit` has no part in.
+
+        Raises:
+            CrossrankError: What `open_call` and `require_scope` raise.
+        """
         call = await open_call(self.service.accounts, request.headers, request.state.request_id)
         request.state.call = call
+        if scope is not None:
+            await self.service.accounts.show_limits(call.account, call.response_headers)
+            require_scope(call.account, scope)
         return call
 
     async def answer(
@@ -47,12 +60,16 @@ class Gateway:
         """
         request.state.body_unread = True
         call = await self.open(request)
-        async with self._bodies.read(request, yields=call.tier == "batch") as body:
-            with call.stage("parse"):
-                data = parse_object(body)
-            content = await _unless_disconnected(request, respond(data, call))
-            with call.stage("respond"):
-                return JsonResponse(content, headers=call.response_headers)
+        try:
+            async with self._bodies.read(request, yields=call.tier == "batch") as body:
+                with call.stage("parse"):
+                    data = parse_object(body)
+                content = await _unless_disconnected(request, respond(data, call))
+                with call.stage("respond"):
+                    return JsonResponse(content, headers=call.response_headers)
+        except CrossrankError:
+            await self.service.accounts.show_limits(call.account, call.response_headers)
+            raise
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:

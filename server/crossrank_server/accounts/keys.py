@@ -1,0 +1,233 @@
+"""API keys: how they look, how they are kept, and who holds one.
+
+A key is `cr-<id>-<secret>`. The id is public and finds the row; of the secret only its SHA-256 is stored. A slow
+password hash would add nothing: the secret is 256 random bits, not something a person chose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+
+from crossrank_server.accounts.base import SCOPES, Account
+from crossrank_server.accounts.store import Store, allowances, keys
+from crossrank_server.errors import SetupError, Unauthorized
+from crossrank_server.prices import usd_from_nano
+
+_KEY = re.compile(r"cr-([0-9a-f]{12})-([\w-]{43})", re.ASCII)
+_KEY_ID = re.compile(r"(?:cr-)?([0-9a-f]{12})(?:-[\w-]{43})?", re.ASCII)
+_REMEDY = "ask whoever runs this server for a key (`crossrank keys create`)"
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """What a new key shall be.
+
+    Attributes:
+        name: What its owner calls it.
+        scopes: What it may do, of SCOPES.
+        expires_at: Unix time; None is never.
+        requests_per_minute: None is no limit.
+        documents_per_minute: None is no limit.
+        credit_nano_usd: Prepaid credit; None meters without end.
+    """
+
+    name: str
+    scopes: tuple[str, ...] = SCOPES
+    expires_at: float | None = None
+    requests_per_minute: int | None = None
+    documents_per_minute: int | None = None
+    credit_nano_usd: int | None = None
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """A key as its operator sees it; money in USD, times as Unix time."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    state: str
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+    requests_per_minute: int | None
+    documents_per_minute: int | None
+    granted_usd: float | None = field(default=None)
+    balance_usd: float | None = field(default=None)
+
+
+def create_key(store: Store, new: NewKey) -> str:
+    """Add a key and return it; nobody can read it again later."""
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    with store.write() as connection:
+        connection.execute(
+            insert(keys).values(
+                id=key_id,
+                secret_sha256=_hashed(secret),
+                name=new.name,
+                scopes=" ".join(new.scopes),
+                created_at=time.time(),
+                expires_at=new.expires_at,
+                requests_per_minute=new.requests_per_minute,
+                documents_per_minute=new.documents_per_minute,
+            )
+        )
+        credit = new.credit_nano_usd
+        connection.execute(insert(allowances).values(key_id=key_id, granted=credit or 0, balance=credit))
+    return f"cr-{key_id}-{secret}"
+
+
+def find_account(store: Store, token: str) -> Account:
+    """Return whose key a token is. What is wrong with a key is told only to who has the whole of it.
+
+    Raises:
+        Unauthorized: It is unknown, expired or revoked.
+        BackendUnavailable: The store does not answer.
+    """
+    parts = _KEY.fullmatch(token)
+    row: Any = None
+    if parts:
+        query = select(keys, allowances.c.balance).join(allowances, allowances.c.key_id == keys.c.id)
+        with store.read() as connection:
+            row = connection.execute(query.where(keys.c.id == parts[1])).first()
+    if parts is None or row is None or not hmac.compare_digest(row.secret_sha256, _hashed(parts[2])):
+        raise Unauthorized(f"the API key is not known here; check how it was copied, or {_REMEDY}")
+    if row.revoked_at is not None:
+        raise Unauthorized(f"API key {row.id} was revoked; {_REMEDY}", code="revoked_api_key")
+    account = Account(
+        key_id=row.id,
+        name=row.name,
+        scopes=frozenset(row.scopes.split()),
+        requests_per_minute=row.requests_per_minute,
+        documents_per_minute=row.documents_per_minute,
+        prepaid=row.balance is not None,
+        expires_at=row.expires_at,
+    )
+    refuse_expired(account)
+    return account
+
+
+def refuse_expired(account: Account) -> None:
+    """Raise if the key is past its time.
+
+    Raises:
+        Unauthorized: It has expired.
+    """
+    if account.expires_at is not None and account.expires_at <= time.time():
+        when = datetime.fromtimestamp(account.expires_at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        raise Unauthorized(f"API key {account.key_id} expired on {when}; {_REMEDY}", code="expired_api_key")
+
+
+def missing_key() -> Unauthorized:
+    """Return the error for a request without a key."""
+    return Unauthorized(
+        f"the request has no API key; send it as `Authorization: Bearer cr-...`, or {_REMEDY}", code="missing_api_key"
+    )
+
+
+def list_keys(store: Store) -> list[KeyInfo]:
+    """Return all keys, the newest last."""
+    query = select(keys, allowances.c.granted, allowances.c.balance).join(allowances, allowances.c.key_id == keys.c.id)
+    with store.read() as connection:
+        rows = connection.execute(query.order_by(keys.c.created_at, keys.c.id)).mappings().all()
+    return [_info(row) for row in rows]
+
+
+def revoke_key(store: Store, key: str) -> None:
+    """End a key for good; gateways that know it as good stop taking it within TRUST_S.
+
+    Raises:
+        SetupError: There is no such key.
+    """
+    with store.write() as connection:
+        # A second revocation keeps the time of the first.
+        revoked_at = func.coalesce(keys.c.revoked_at, time.time())
+        done = connection.execute(update(keys).where(keys.c.id == _key_id(key)).values(revoked_at=revoked_at))
+        if not done.rowcount:
+            raise _no_such_key(key)
+
+
+def add_credit(store: Store, key: str, nano_usd: int) -> tuple[int, int]:
+    """Add to a key's credit, or take from what is left of it; a key without credit becomes prepaid.
+
+    Returns:
+        Credit granted in all, and the balance, in nano-dollars.
+
+    Raises:
+        SetupError: There is no such key, or more would be taken than is left.
+    """
+    balance = func.coalesce(allowances.c.balance, 0) + nano_usd
+    change = update(allowances).where(allowances.c.key_id == _key_id(key))
+    change = change.where(balance >= 0) if nano_usd < 0 else change
+    with store.write() as connection:
+        row = connection.execute(
+            change.values(balance=balance, granted=allowances.c.granted + nano_usd).returning(
+                allowances.c.granted, allowances.c.balance
+            )
+        ).first()
+        if row is None:
+            left = connection.execute(select(allowances.c.balance).where(allowances.c.key_id == _key_id(key))).first()
+            if left is None:
+                raise _no_such_key(key)
+            raise SetupError(
+                f"key {_key_id(key)} has {usd_from_nano(left.balance or 0):.6f} USD left, "
+                f"{usd_from_nano(-nano_usd):.6f} USD cannot be taken: take at most what is left"
+            )
+    return int(row.granted), int(row.balance)
+
+
+def existing_key_id(store: Store, key: str) -> str:
+    """Return the id of a key that is there, from its id or itself.
+
+    Raises:
+        SetupError: There is no such key.
+    """
+    with store.read() as connection:
+        if connection.scalar(select(keys.c.id).where(keys.c.id == _key_id(key))) is None:
+            raise _no_such_key(key)
+    return _key_id(key)
+
+
+def _key_id(key: str) -> str:
+    """Return the public part of what an operator typed: the id, or the key."""
+    match = _KEY_ID.fullmatch(key.strip())
+    if match is None:
+        raise _no_such_key(key)
+    return match[1]
+
+
+def _no_such_key(key: str) -> SetupError:
+    # It may be a whole key: the secret stays out of logs.
+    return SetupError(f"there is no key {key[:15]!r}; `crossrank keys list` shows the ids")
+
+
+def _info(row: Mapping[Any, Any]) -> KeyInfo:
+    expired = row["expires_at"] is not None and row["expires_at"] <= time.time()
+    prepaid = row["balance"] is not None
+    return KeyInfo(
+        id=row["id"],
+        name=row["name"],
+        scopes=tuple(row["scopes"].split()),
+        state="revoked" if row["revoked_at"] is not None else "expired" if expired else "good",
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        revoked_at=row["revoked_at"],
+        requests_per_minute=row["requests_per_minute"],
+        documents_per_minute=row["documents_per_minute"],
+        granted_usd=usd_from_nano(row["granted"]) if prepaid else None,
+        balance_usd=usd_from_nano(row["balance"]) if prepaid else None,
+    )
+
+
+def _hashed(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,283 @@
+"""Admission and settlement in the store: limits and credit checked and taken by one statement, usage added in batches.
+
+Credit of a request under way is taken out of the key's balance into the gateway's hold. Settling it turns the hold
+into spent credit, a failed request gives it back. A gateway that died leaves its holds behind: when its lease is over
+any other gives them back. So granted = spent + balance + holds at any time, and the balance of a key that pays for
+what it sends never goes below zero, however many gateways there are.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, and_, delete, insert, select, update
+
+from crossrank_server.accounts.admission import ADMIT, LOOK, LOOK_BALANCE, TAKE, admission_facts, clock_minute
+from crossrank_server.accounts.base import Account
+from crossrank_server.accounts.store import Store, allowances, gateways, holds, usage
+from crossrank_server.accounts.windows import Window, refuse_over_limit
+from crossrank_server.errors import PaymentRequired, RateLimited
+from crossrank_server.prices import usd_from_nano
+
+LEASE_S = 60.0
+_FORGET_GATEWAY_S = 7 * 86_400.0
+
+UsageKey = tuple[str, date, str, str]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Credit taken for a request under way, in nano-dollars; `gateway_id` says from whose lease it hangs."""
+
+    key_id: str
+    gateway_id: str
+    nano_usd: int
+
+
+@dataclass
+class Batch:
+    """Usage to be added to the store at once, or not at all.
+
+    Attributes:
+        gateway_id: Whose batch it is.
+        number: Grows with every batch of a gateway; the store takes each number once.
+        usage: [requests, documents, tokens, nano-dollars] by (key, day, model, tier).
+        settled: [held, spent] in nano-dollars by (key, gateway that holds), for prepaid keys.
+    """
+
+    gateway_id: str
+    number: int
+    usage: dict[UsageKey, list[int]] = field(default_factory=dict)
+    settled: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return not self.usage and not self.settled
+
+
+class Ledger:
+    """A gateway's side of the store.
+
+    Args:
+        store: The database.
+        lease_s: Seconds after its last sign of life that a gateway counts as dead.
+        count_here: Limits are counted in this store; otherwise somewhere else.
+    """
+
+    def __init__(self, store: Store, *, lease_s: float = LEASE_S, count_here: bool = True) -> None:
+        self._store = store
+        self._lease_s = lease_s
+        self._count_here = count_here
+        self._add_hold = store.add_to(holds, ["held"])
+        self._add_usage = store.add_to(usage, ["requests", "documents", "tokens", "cost"])
+        self.gateway_id = ""
+        self._seen_at = 0.0
+        self.open_gateway()
+
+    def open_gateway(self) -> None:
+        """Take a new id with a lease of its own, and give back what dead gateways held."""
+        self.gateway_id = uuid.uuid4().hex
+        with self._store.write() as connection:
+            row = {"id": self.gateway_id, "lease_until": time.time() + self._lease_s, "last_batch": 0}
+            connection.execute(insert(gateways), row)
+            old = gateways.c.lease_until <= time.time() - _FORGET_GATEWAY_S
+            connection.execute(delete(gateways).where(old, gateways.c.id.not_in(select(holds.c.gateway_id))))
+        self._seen_at = time.time()
+        self.release_dead()
+
+    def admit(self, account: Account, documents: int, cost: int) -> tuple[Hold | None, list[Window]]:
+        """Count a request against its key's limits and take its cost out of the balance: both or neither.
+
+        Args:
+            account: Whose key it is.
+            documents: In the request.
+            cost: In nano-dollars.
+
+        Returns:
+            What was taken (None from a key that is not prepaid), and what is left of the limits.
+
+        Raises:
+            PaymentRequired: The balance does not cover the cost.
+            RateLimited: A limit is reached.
+            BackendUnavailable: The store does not answer.
+        """
+        return self._unless_held_by_the_dead(lambda: self._admit(account, documents, cost))
+
+    def take_more(self, hold: Hold, nano_usd: int) -> Hold:
+        """Enlarge a hold, and return it as it is then.
+
+        Raises:
+            PaymentRequired: The balance does not cover it.
+            BackendUnavailable: The store does not answer.
+        """
+
+        def take() -> Hold:
+            with self._store.write() as connection:
+                row = connection.execute(TAKE, {"key": hold.key_id, "cost": nano_usd}).first()
+                if row is None:
+                    balance = connection.scalar(LOOK_BALANCE, {"key": hold.key_id})
+                    raise out_of_credit(hold.key_id, balance or 0, nano_usd)
+                self._hold(connection, hold.key_id, hold.gateway_id, nano_usd)
+            return Hold(hold.key_id, hold.gateway_id, hold.nano_usd + nano_usd)
+
+        return self._unless_held_by_the_dead(take)
+
+    def windows(self, account: Account) -> list[Window]:
+        """Return what is left of a key's limits; nothing is counted."""
+        minute, left_s = clock_minute()
+        with self._store.read() as connection:
+            row = connection.execute(LOOK, {"key": account.key_id, "minute": minute}).one()
+        return self._windows(account, row, left_s)
+
+    def apply(self, batch: Batch) -> None:
+        """Add a batch to the store, once, however often it is tried; also a sign of life.
+
+        Raises:
+            BackendUnavailable: It is not known to be written: try again.
+        """
+        now = time.time()
+        with self._store.write() as connection:
+            mine = select(gateways).where(gateways.c.id == batch.gateway_id)
+            row = connection.execute(mine.with_for_update()).first()
+            if row is None:  # forgotten after a week of silence
+                fresh = {"id": batch.gateway_id, "lease_until": 0.0, "last_batch": 0}
+                connection.execute(insert(gateways), fresh)
+            alive = row is not None and row.lease_until > now
+            if row is None or row.last_batch < batch.number:
+                self._write(connection, batch)
+                connection.execute(
+                    update(gateways)
+                    .where(gateways.c.id == batch.gateway_id)
+                    .values(
+                        last_batch=batch.number,
+                        lease_until=now + self._lease_s if alive else gateways.c.lease_until,
+                    )
+                )
+        self._seen_at = now
+        if not alive and batch.gateway_id == self.gateway_id:
+            # Its holds may have been given back: what is still to be settled is charged without them.
+            self.open_gateway()
+
+    def should_give_sign(self) -> bool:
+        """Tell whether a good part of the lease has passed without a batch."""
+        return time.time() - self._seen_at > self._lease_s / 4
+
+    def release_dead(self) -> bool:
+        """Give back the credit held by gateways whose lease is over; True if there was any."""
+        with self._store.read() as connection:
+            late = select(gateways.c.id).where(gateways.c.lease_until <= time.time())
+            found = connection.execute(
+                select(holds.c.gateway_id, holds.c.key_id).where(holds.c.gateway_id.in_(late)).order_by(holds.c.key_id)
+            ).all()
+        for gateway_id, key_id in found:
+            self._release(gateway_id, key_id)
+        return bool(found)
+
+    def close_gateway(self) -> None:
+        """Give back what is still held; nothing more comes from this gateway."""
+        with self._store.write() as connection:
+            connection.execute(update(gateways).where(gateways.c.id == self.gateway_id).values(lease_until=0.0))
+        self.release_dead()
+
+    def _admit(self, account: Account, documents: int, cost: int) -> tuple[Hold | None, list[Window]]:
+        minute, left_s = clock_minute()
+        facts = admission_facts(account, documents, cost, minute=minute, left_s=left_s, count=self._count_here)
+        with self._store.write() as connection:
+            row = connection.execute(ADMIT, facts).first() or self._second_look(connection, account, facts, left_s)
+            hold = None
+            if row.balance is not None:
+                hold = Hold(account.key_id, self.gateway_id, cost)
+                self._hold(connection, account.key_id, self.gateway_id, cost)
+            return hold, self._windows(account, row, left_s)
+
+    def _second_look(self, connection: Connection, account: Account, facts: dict[str, Any], left_s: float) -> Any:
+        """Raise what refused the admission; if it fits by now, return it taken."""
+        # Locked, so that what is told is what refused it.
+        state = connection.execute(LOOK.with_for_update(), {name: facts[name] for name in ("key", "minute")}).one()
+        if state.balance is not None and state.balance < facts["cost"]:
+            raise out_of_credit(account.key_id, state.balance, facts["cost"])
+        refuse_over_limit(account, self._windows(account, state, left_s), facts["new_documents"])
+        row = connection.execute(ADMIT, facts).first()
+        if row is None:  # a rounding apart
+            raise RateLimited(f"API key {account.key_id} has just reached its limit; try again in 1 s", retry_after_s=1)
+        return row
+
+    def _windows(self, account: Account, row: Any, left_s: float) -> list[Window]:
+        limits = {"requests": account.requests_per_minute, "documents": account.documents_per_minute}
+        facts: Mapping[str, Any] = row._mapping
+        return [
+            Window(kind, limit, facts[f"current_{kind}"], facts[f"previous_{kind}"], left_s)
+            for kind, limit in limits.items()
+            if limit is not None and self._count_here
+        ]
+
+    def _unless_held_by_the_dead(self, take: Callable[[], T]) -> T:
+        """Try; where the credit does not cover it, what dead gateways hold is given back before that is said."""
+        try:
+            return take()
+        except PaymentRequired:
+            if not self.release_dead():
+                raise
+            return take()
+
+    def _hold(self, connection: Connection, key_id: str, gateway_id: str, nano_usd: int) -> None:
+        row = {"gateway_id": gateway_id, "key_id": key_id, "held": nano_usd}
+        connection.execute(self._add_hold, row)
+
+    def _write(self, connection: Connection, batch: Batch) -> None:
+        # In one order everywhere: two gateways that settle the same keys must not wait for each other.
+        for (key_id, gateway_id), (held, spent) in sorted(batch.settled.items()):
+            self._settle(connection, key_id, gateway_id, held, spent)
+        rows = [
+            {
+                "key_id": key_id,
+                "day": day,
+                "model": model,
+                "tier": tier,
+                "requests": sums[0],
+                "documents": sums[1],
+                "tokens": sums[2],
+                "cost": sums[3],
+            }
+            for (key_id, day, model, tier), sums in sorted(batch.usage.items())
+        ]
+        if rows:
+            connection.execute(self._add_usage, rows)
+
+    def _settle(self, connection: Connection, key_id: str, gateway_id: str, held: int, spent: int) -> None:
+        """Turn a hold into spent credit; one that was given back meanwhile is charged to the balance again."""
+        connection.execute(select(allowances.c.key_id).where(allowances.c.key_id == key_id).with_for_update())
+        mine = and_(holds.c.gateway_id == gateway_id, holds.c.key_id == key_id, holds.c.held >= held)
+        still_held = connection.execute(update(holds).where(mine).values(held=holds.c.held - held)).rowcount
+        back = (held if still_held else 0) - spent
+        connection.execute(
+            update(allowances)
+            .where(allowances.c.key_id == key_id, allowances.c.balance.is_not(None))
+            .values(spent=allowances.c.spent + spent, balance=allowances.c.balance + back)
+        )
+
+    def _release(self, gateway_id: str, key_id: str) -> None:
+        with self._store.write() as connection:
+            connection.execute(select(allowances.c.key_id).where(allowances.c.key_id == key_id).with_for_update())
+            mine = and_(holds.c.gateway_id == gateway_id, holds.c.key_id == key_id)
+            held = connection.scalar(delete(holds).where(mine).returning(holds.c.held))
+            if held:  # else another gateway was faster
+                connection.execute(
+                    update(allowances).where(allowances.c.key_id == key_id).values(balance=allowances.c.balance + held)
+                )
+
+
+def out_of_credit(key_id: str, balance: int, cost: int) -> PaymentRequired:
+    """Return the error that states balance, cost and remedy."""
+    return PaymentRequired(
+        f"API key {key_id} has {usd_from_nano(balance):.6f} USD of credit left and this request costs "
+        f"{usd_from_nano(cost):.6f} USD; have credit added (`crossrank keys credit {key_id} AMOUNT`), or send fewer "
+        "documents"
+    )

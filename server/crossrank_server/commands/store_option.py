@@ -1,0 +1,103 @@
+"""What `crossrank keys` and `crossrank usage` share: the store, dates, dollars, and output for people and programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossrank_server.errors import BackendUnavailable, SetupError
+
+if TYPE_CHECKING:
+    from crossrank_server.accounts.store import Store
+
+_MAX_USD = 1e6
+
+store_option = click.option(
+    "--store",
+    "store_url",
+    envvar="CROSSRANK_STORE",
+    help="The store of the gateways, as for crossrank serve.  [CROSSRANK_STORE]",
+)
+
+
+@contextmanager
+def opened_store(url: str | None) -> Iterator[Store]:
+    """Open the store that was named.
+
+    Raises:
+        SetupError: None was named, or it does not answer.
+    """
+    if not url:
+        raise SetupError("no store of keys was named: give --store or CROSSRANK_STORE, as for crossrank serve")
+    from crossrank_server.accounts.store import Store
+
+    store = Store(url)
+    try:
+        yield store
+    except BackendUnavailable as error:
+        reason = getattr(error.__cause__, "orig", error.__cause__)
+        raise SetupError(f"the store does not answer: {str(reason).strip()}; try again") from None
+    finally:
+        store.close()
+
+
+def nano_usd(value: str) -> int:
+    """Return a sum of USD in nano-dollars.
+
+    Raises:
+        click.BadParameter: It is no sum, or beyond a million: a slip of the hand.
+    """
+    from crossrank_server.prices import NANO_PER_USD
+
+    try:
+        usd = float(value)
+    except ValueError:
+        usd = math.nan
+    if not abs(usd) <= _MAX_USD:
+        raise click.BadParameter(f"{value!r} is no sum: give USD such as 5.00, at most a million")
+    return round(usd * NANO_PER_USD)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], how: str) -> None:
+    """Print rows as `table`, `csv` or `json`."""
+    if how == "json":
+        click.echo(json.dumps([dict(row) for row in rows], indent=1, default=str))
+    elif how == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        click.echo(text.getvalue(), nl=False)
+    else:
+        _print_table(rows, columns)
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        numeric = all(isinstance(row[column], int | float | None) for row in rows)
+        table.add_column(column.replace("_", " "), justify="right" if numeric and rows else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_shown(column, row[column]) for column in columns))
+    console.print(table, markup=False, highlight=False)
+
+
+def _shown(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if column.endswith("_usd"):
+        return f"{value:,.6f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,54 @@
+"""GET /account: what the caller's key may do, what is left of its credit, and what it has used."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from crossrank_server.accounts.base import SCOPES, Account
+from crossrank_server.http.body import JsonResponse
+from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.schema import ErrorResponse
+
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (401, 403, 503)}
+
+
+def account_routes(gateway: Gateway) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter()
+
+    @router.get("/account", responses=_ERRORS)
+    @router.get("/v1/account", responses=_ERRORS)
+    async def account(request: Request) -> Response:
+        """Tell the caller's limits, credit and usage; where keys are off `key` is null and nothing is limited."""
+        call = await gateway.open(request, "account")
+        statement = await gateway.service.accounts.statement(call.account)
+        return JsonResponse(_answer(call.account, statement), headers=call.response_headers)
+
+    return router
+
+
+def _answer(account: Account | None, statement: dict[str, Any] | None) -> dict[str, Any]:
+    """Return one form for both cases, so that a client need not know whether keys are on."""
+    return {
+        "object": "account",
+        "keys_required": account is not None,
+        "key": None
+        if account is None
+        else {"id": account.key_id, "name": account.name, "expires_at": _expiry(account)},
+        "scopes": [scope for scope in SCOPES if account is None or scope in account.scopes],
+        "limits": {
+            "requests_per_minute": account and account.requests_per_minute,
+            "documents_per_minute": account and account.documents_per_minute,
+        },
+        "currency": "USD",
+        **(statement or {"balance": None, "credit": None, "usage": None}),
+    }
+
+
+def _expiry(account: Account) -> str | None:
+    if account.expires_at is None:
+        return None
+    return datetime.fromtimestamp(account.expires_at, timezone.utc).isoformat(timespec="seconds")
