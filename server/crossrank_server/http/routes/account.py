@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from crossrank_server.accounts.base import SCOPES, Account
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
-from crossrank_server.http.schema import ErrorResponse
+from crossrank_server.http.schema.answers import ErrorResponse
 
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (401, 403, 503)}
 
