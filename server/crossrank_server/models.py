@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterator, Iterable
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import canonical_model_id
-from crossrank_server.engines.base import Engine
+from crossrank_server.engines.base import Engine, PadsBatches, PairBatch
 from crossrank_server.errors import ModelNotFound
 from crossrank_server.pairs import Batcher, PairEncoder
 from crossrank_server.passage import Passage
+from crossrank_server.telemetry.base import Observers, ScoredBatch
 
 
 class ServedModel:
@@ -21,20 +23,37 @@ class ServedModel:
         engine: What computes its logits.
         max_waiting_documents: Beyond this many a request is refused.
         engine_merges: The engine merges concurrent requests itself, as Triton does.
+        observers: Who is told of its batches.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: Engine, max_waiting_documents: int, *, engine_merges: bool = False
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        max_waiting_documents: int,
+        *,
+        engine_merges: bool = False,
+        observers: Observers | None = None,
     ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.encoder = PairEncoder(bundle)
-        self.batcher: Batcher | Passage = (Passage if engine_merges else Batcher)(engine, max_waiting_documents)
+        self._observers = observers or Observers()
+        self.batcher: Batcher | Passage = (
+            Passage(engine, max_waiting_documents)
+            if engine_merges
+            else Batcher(engine, max_waiting_documents, self._batch_scored)
+        )
 
     @property
     def id(self) -> str:
         """The model's id."""
         return self.bundle.manifest.model_id
+
+    def _batch_scored(self, batch: PairBatch, duration_s: float) -> None:
+        tokens = len(batch.input_ids)
+        padded = math.prod(self.engine.padded_shape(batch)) if isinstance(self.engine, PadsBatches) else tokens
+        self._observers.batch_scored(ScoredBatch(self.id, len(batch), tokens, padded, duration_s))
 
     async def close(self) -> None:
         """Finish the batches under way and release the engine."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,15 +154,24 @@ class Batcher:
         engine: Where batches go: `engine.concurrency` at a time, and for every two of them one more, ready to follow
             without a pause.
         max_waiting_pairs: Beyond this many waiting pairs a new request is refused (Overloaded).
+        on_batch: Is told of each batch that was scored, and how many seconds that took.
     """
 
-    def __init__(self, engine: Engine, max_waiting_pairs: int) -> None:
+    def __init__(
+        self, engine: Engine, max_waiting_pairs: int, on_batch: Callable[[PairBatch, float], None] | None = None
+    ) -> None:
         self._engine = engine
+        self._on_batch = on_batch
         self._max_waiting_pairs = max_waiting_pairs
         # Measured on 2 cores: a quarter more documents a second than without the one ahead, no more with two.
         self._most_running = engine.concurrency + max(1, engine.concurrency // 2)
         self._jobs: list[_Job] = []
         self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting_pairs(self) -> int:
+        """Pairs that no batch holds yet."""
+        return sum(len(job.indices) for job in self._jobs)
 
     async def score(
         self, batch: PairBatch, *, tier: str = "realtime", stages_s: MutableMapping[str, float] | None = None
@@ -180,7 +189,7 @@ class Batcher:
             Overloaded: Too many pairs wait already.
             EngineFailure: The engine broke or a logit is not finite.
         """
-        waiting = sum(len(job.indices) for job in self._jobs)
+        waiting = self.waiting_pairs
         if waiting and waiting + len(batch) > self._max_waiting_pairs:
             raise Overloaded(
                 f"{waiting} documents wait and this request adds {len(batch)}; "
@@ -258,8 +267,10 @@ class Batcher:
         return parts
 
     async def _run(self, parts: list[tuple[_Job, list[int]]]) -> None:
+        batch = _gather(parts)
+        started_s = time.monotonic()
         try:
-            logits = await self._engine.score(_gather(parts))
+            logits = await self._engine.score(batch)
             pairs = sum(len(indices) for _, indices in parts)
             if logits.shape != (pairs,):
                 raise EngineFailure(f"the engine returned {list(logits.shape)} scores for {pairs} pairs")
@@ -267,6 +278,8 @@ class Batcher:
             for job, _ in parts:
                 self._fail(job, error)
             return
+        if self._on_batch is not None:
+            self._on_batch(batch, time.monotonic() - started_s)
         start = 0
         for job, indices in parts:
             own = logits[start : start + len(indices)]

@@ -28,6 +28,11 @@ class Passage:
         self._max_pairs = max_pairs
         self._pairs = 0
 
+    @property
+    def waiting_pairs(self) -> int:
+        """Pairs under way: those that wait in the engine and those that it scores."""
+        return self._pairs
+
     async def score(
         self, batch: PairBatch, *, tier: str = "realtime", stages_s: MutableMapping[str, float] | None = None
     ) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,12 @@ from crossrank_server.errors import BackendTimeout, InvalidRequest
 from crossrank_server.models import ModelPool, ServedModel
 from crossrank_server.pairs import EncodedPairs
 from crossrank_server.request import RerankRequest
+from crossrank_server.telemetry.base import Observers
 
+_log = logging.getLogger("crossrank")
+
+# Seconds that engines may take to end.
+_CLOSE_S = 5.0
 # Below this many characters a request is tokenized at once on the event loop: a thread's hand-over costs more.
 _INLINE_CHARACTERS = 2_000
 
@@ -65,20 +71,32 @@ class RerankService:
         max_documents: Documents in one request.
         timeout_s: Seconds after which a request is given up.
         accounts: Who may ask, and what it costs.
+        observers: Who is told of requests.
+
+    Attributes:
+        draining: The server is about to end: it is not ready for more, but answers what still comes.
     """
 
     def __init__(
-        self, models: ModelPool, *, max_documents: int, timeout_s: float, accounts: Accounts | None = None
+        self,
+        models: ModelPool,
+        *,
+        max_documents: int,
+        timeout_s: float,
+        accounts: Accounts | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.models = models
         self.accounts = accounts or OpenAccounts()
+        self.observers = observers or Observers()
+        self.draining = False
         self._max_documents = max_documents
         self._timeout_s = timeout_s
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize")
 
     def ready(self) -> bool:
         """Tell whether requests can be scored now."""
-        return self.models.ready()
+        return not self.draining and self.models.ready()
 
     async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
         """Score and order the documents.
@@ -98,6 +116,7 @@ class RerankService:
                 code="too_many_documents",
             )
         model_id = self.models.resolve(request.model)
+        call.model, call.documents = model_id, len(request.documents)
         async with (
             self.accounts.admit(
                 call.account,
@@ -115,7 +134,8 @@ class RerankService:
                     f"the request took longer than {self._timeout_s:g} s; "
                     "send fewer documents, or raise --request-timeout-s"
                 ) from None
-            charge.tokens = len(pairs.batch.input_ids)
+            call.tokens = charge.tokens = len(pairs.batch.input_ids)
+            call.truncated_documents, call.query_truncated = len(pairs.truncated), pairs.query_truncated
         # The order is that of the logits: sigmoids of distinct logits may be equal.
         order = np.argsort(-logits, kind="stable")
         return Ranking(
@@ -142,6 +162,11 @@ class RerankService:
 
     async def close(self) -> None:
         """Finish what is under way, release the engines, write what is not written yet."""
-        await self.models.close()
-        await self.accounts.close()
-        self._tokenizers.shutdown()
+        try:
+            # Usage is written even if an engine does not come to an end.
+            await asyncio.wait_for(self.models.close(), _CLOSE_S)
+        except asyncio.TimeoutError:
+            _log.error("an engine has not stopped after %g s and is left behind", _CLOSE_S)
+        finally:
+            await self.accounts.close()
+            self._tokenizers.shutdown(wait=False)

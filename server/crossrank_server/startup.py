@@ -13,12 +13,18 @@ from crossrank_server.hub import resolve_model
 from crossrank_server.models import ModelPool, ServedModel
 from crossrank_server.service import RerankService
 from crossrank_server.settings import ServeSettings
+from crossrank_server.telemetry.base import Observers
 
 _log = logging.getLogger("crossrank")
 
 
-def load_service(models: Sequence[str], settings: ServeSettings) -> RerankService:
+def load_service(models: Sequence[str], settings: ServeSettings, observers: Observers | None = None) -> RerankService:
     """Find the models, load each into an engine and warm it up.
+
+    Args:
+        models: As `--model` takes them.
+        settings: Of the server.
+        observers: Who is told of requests and batches.
 
     Raises:
         SetupError: A model cannot be found, fetched, trusted or loaded, or two have the same id.
@@ -39,10 +45,16 @@ def load_service(models: Sequence[str], settings: ServeSettings) -> RerankServic
             bundle.manifest.max_length,
         )
         served[bundle.manifest.model_id] = ServedModel(
-            bundle, engine, settings.max_waiting_documents, engine_merges=settings.engine == "triton"
+            bundle,
+            engine,
+            settings.max_waiting_documents,
+            engine_merges=settings.engine == "triton",
+            observers=observers,
         )
     pool = ModelPool(served.values())
-    return RerankService(pool, max_documents=settings.max_documents, timeout_s=settings.request_timeout_s)
+    return RerankService(
+        pool, max_documents=settings.max_documents, timeout_s=settings.request_timeout_s, observers=observers
+    )
 
 
 def _load_engine(bundle: Bundle, settings: ServeSettings) -> Engine:

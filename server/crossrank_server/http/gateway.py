@@ -27,7 +27,7 @@ class Gateway:
 
     def __init__(self, service: RerankService, max_body_bytes: int) -> None:
         self.service = service
-        self._bodies = BodyReader(max_body_bytes)
+        self.bodies = BodyReader(max_body_bytes)
 
     async def open(self, request: Request) -> Call:
         """Return who calls and how; refused callers are told before their body is read."""
@@ -47,12 +47,14 @@ class Gateway:
         """
         request.state.body_unread = True
         call = await self.open(request)
-        async with self._bodies.read(request) as body:
+        async with self.bodies.read(request) as body:
             with call.stage("parse"):
                 data = parse_object(body)
             content = await _unless_disconnected(request, respond(data, call))
             with call.stage("respond"):
-                return JsonResponse(content, headers=call.response_headers)
+                response = JsonResponse(content, headers=call.response_headers)
+            response.headers["server-timing"] = call.server_timing()
+            return response
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
