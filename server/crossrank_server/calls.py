@@ -18,6 +18,9 @@ from crossrank_server.errors import InvalidRequest
 
 Tier = Literal["realtime", "batch"]
 
+# Where a request's time goes, in order.
+STAGES = ("parse", "tokenize", "queue", "inference", "respond")
+
 # A request may be held at most this long while its model is loaded.
 MAX_WAIT_S = 300.0
 
@@ -34,9 +37,15 @@ class Call:
         account: Whose key was presented; None where keys are off.
         tier: `batch` gives way to `realtime` and has its own price.
         wait_s: Seconds the caller is willing to wait for a model that is asleep.
-        stages_s: Seconds spent by stage: parse, tokenize, queue, inference, respond.
+        stages_s: Seconds spent by stage, one of STAGES.
+        stage_starts: time.perf_counter() when a stage began, where it was noted.
         response_headers: To send with the answer, HTTP headers or gRPC trailing metadata.
         started: time.perf_counter() when the request came.
+        model: Id of the model that it is for, once that is known.
+        documents: How many it has.
+        tokens: Tokens scored; 0 until then.
+        truncated_documents: How many of them were truncated.
+        query_truncated: Whether the query was truncated.
     """
 
     request_id: str = ""
@@ -44,17 +53,32 @@ class Call:
     tier: Tier = "realtime"
     wait_s: float = 0.0
     stages_s: dict[str, float] = field(default_factory=dict)
+    stage_starts: dict[str, float] = field(default_factory=dict)
     response_headers: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    model: str = ""
+    documents: int = 0
+    tokens: int = 0
+    truncated_documents: int = 0
+    query_truncated: bool = False
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time spent inside to a stage."""
         start = time.perf_counter()
+        self.stage_starts.setdefault(name, start)
         try:
             yield
         finally:
             self.stages_s[name] = self.stages_s.get(name, 0.0) + time.perf_counter() - start
+
+    def server_timing(self) -> str:
+        """Return the value of a Server-Timing header: the stages and the total so far, in milliseconds.
+
+        Source: https://www.w3.org/TR/server-timing/
+        """
+        parts = [f"{name};dur={self.stages_s[name] * 1e3:.2f}" for name in STAGES if name in self.stages_s]
+        return ", ".join([*parts, f"total;dur={(time.perf_counter() - self.started) * 1e3:.2f}"])
 
 
 async def open_call(accounts: Accounts, headers: Mapping[str, str], request_id: str | None = None) -> Call:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import canonical_model_id
 from crossrank_server.cores import Cores
-from crossrank_server.engines.base import Engine
+from crossrank_server.engines.base import Engine, PadsBatches, PairBatch
 from crossrank_server.errors import ModelNotFound
 from crossrank_server.pairs import Batcher, PairEncoder
 from crossrank_server.passage import Passage
 from crossrank_server.residency import EngineFacts, ModelSlot, Residency
+from crossrank_server.telemetry.base import Observers, ScoredBatch
 
 
 class ServedModel:
@@ -25,6 +27,7 @@ class ServedModel:
         max_waiting_batch_documents: The same for the tier `batch`; as many if None.
         engine_merges: The engine merges concurrent requests itself, as Triton does.
         cores: Shared by the models of a server, whose engines use the same cores.
+        observers: Who is told of its batches.
     """
 
     def __init__(
@@ -36,20 +39,27 @@ class ServedModel:
         *,
         engine_merges: bool = False,
         cores: Cores | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.bundle = bundle
         self.engine = engine
         self.encoder = PairEncoder(bundle)
+        self._observers = observers or Observers()
         self.batcher: Batcher | Passage = (
             Passage(engine, max_waiting_documents, max_waiting_batch_documents)
             if engine_merges
-            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, cores)
+            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, cores, self._batch_scored)
         )
 
     @property
     def id(self) -> str:
         """The model's id."""
         return self.bundle.manifest.model_id
+
+    def _batch_scored(self, batch: PairBatch, duration_s: float) -> None:
+        tokens = len(batch.input_ids)
+        padded = math.prod(self.engine.padded_shape(batch)) if isinstance(self.engine, PadsBatches) else tokens
+        self._observers.batch_scored(ScoredBatch(self.id, len(batch), tokens, padded, duration_s))
 
     async def close(self) -> None:
         """Finish the batches under way and release the engine."""

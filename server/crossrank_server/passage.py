@@ -40,6 +40,11 @@ class Passage:
         # First come, first served.
         self._waiting: dict[asyncio.Future[None], int] = {}
 
+    @property
+    def waiting_pairs(self) -> int:
+        """Pairs under way: those that wait in the engine and those that it scores."""
+        return sum(self._pairs.values())
+
     async def score(
         self, batch: PairBatch, *, tier: str = "realtime", stages_s: MutableMapping[str, float] | None = None
     ) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import logging
 import math
 import operator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,12 @@ from crossrank_server.errors import BackendTimeout, InvalidRequest
 from crossrank_server.models import ModelPool, ServedModel
 from crossrank_server.prices import Prices
 from crossrank_server.request import RerankRequest, ScoreRequest, Truncation
+from crossrank_server.telemetry.base import Observers
 
+_log = logging.getLogger("crossrank")
+
+# Seconds that engines may take to end.
+_CLOSE_S = 5.0
 # Below this many characters a request is tokenized at once on the event loop: a thread's hand-over costs more.
 _INLINE_CHARACTERS = 2_000
 # Chunks of one request, over all documents, for each document that is allowed: Cohere's 10,000 for 1,000.
@@ -88,6 +94,10 @@ class RerankService:
         batch_timeout_s: The same for the tier `batch`, which waits for idle cores; as many if None.
         accounts: Who may ask, and what it costs.
         prices: The price list, for whoever asks.
+        observers: Who is told of requests.
+
+    Attributes:
+        draining: The server is about to end: it is not ready for more, but answers what still comes.
     """
 
     def __init__(
@@ -99,10 +109,13 @@ class RerankService:
         batch_timeout_s: float | None = None,
         accounts: Accounts | None = None,
         prices: Prices | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.models = models
         self.accounts = accounts or OpenAccounts()
         self.prices = prices or Prices()
+        self.observers = observers or Observers()
+        self.draining = False
         self.max_documents = max_documents
         self._timeout_s = {"realtime": timeout_s, "batch": timeout_s if batch_timeout_s is None else batch_timeout_s}
         # The tier `batch` has its own, or realtime texts would queue behind its texts.
@@ -113,7 +126,7 @@ class RerankService:
 
     def ready(self) -> bool:
         """Tell whether requests can be scored now."""
-        return self.models.ready()
+        return not self.draining and self.models.ready()
 
     async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
         """Score and order the documents.
@@ -154,6 +167,7 @@ class RerankService:
                 code="too_many_documents",
             )
         model_id = self.models.resolve(model)
+        call.model, call.documents = model_id, documents
         if call.wait_s:
             call.response_headers["preference-applied"] = f"wait={call.wait_s:.0f}"
         async with (
@@ -172,7 +186,8 @@ class RerankService:
                 )
             except asyncio.TimeoutError:
                 raise _timeout(call.tier, self._timeout_s[call.tier]) from None
-            charge.tokens = len(pairs.batch.input_ids)
+            call.tokens = charge.tokens = len(pairs.batch.input_ids)
+            call.truncated_documents, call.query_truncated = len(pairs.truncated), pairs.query_truncated
         return Scores(
             model=model_id,
             logits=pairs.document_logits(logits),
@@ -213,10 +228,15 @@ class RerankService:
 
     async def close(self) -> None:
         """Finish what is under way, release the engines, write what is not written yet."""
-        await self.models.close()
-        await self.accounts.close()
-        for tokenizers in self._tokenizers.values():
-            tokenizers.shutdown()
+        try:
+            # Usage is written even if an engine does not come to an end.
+            await asyncio.wait_for(self.models.close(), _CLOSE_S)
+        except asyncio.TimeoutError:
+            _log.error("an engine has not stopped after %g s and is left behind", _CLOSE_S)
+        finally:
+            await self.accounts.close()
+            for tokenizers in self._tokenizers.values():
+                tokenizers.shutdown(wait=False)
 
 
 def _timeout(tier: Tier, timeout_s: float) -> BackendTimeout:

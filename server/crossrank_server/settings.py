@@ -141,10 +141,30 @@ class ServeSettings(BaseSettings):
         description="Prices per 1,000 documents by model, in USD: MODEL=REALTIME or MODEL=REALTIME/BATCH, separated by"
         " commas.",
     )
+    shutdown_delay_s: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between SIGTERM, when /health/ready turns 503, and refusing new connections, so that load"
+        " balancers look elsewhere first. It adds to the time that a restart takes.",
+    )
+    tls_cert: str = Field(
+        "",
+        description="PEM file of the server's certificate, intermediate ones after it: HTTPS, and gRPC over TLS, at"
+        " least version 1.2. Read at start-up: restart when it was renewed.",
+    )
+    tls_key: str = Field("", description="PEM file of the certificate's private key, without a passphrase.")
+    tls_client_ca: str = Field(
+        "",
+        description="PEM file of the authorities whose client certificates are accepted; a caller without one is"
+        " refused (mutual TLS). Probes and Prometheus need one then too.",
+    )
     offline: bool = Field(False, description="Never touch the network: only cached and local models are served.")
     cache_dir: Path = Field(
         default_factory=default_cache_dir, description="Where downloaded and converted models are kept."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severity that is logged."
+        "info", description="Least severity that is logged. info has a line for each request."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Lines for people, or one JSON object a line for what collects logs."
     )

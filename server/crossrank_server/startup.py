@@ -19,14 +19,20 @@ from crossrank_server.prices import Prices, parse_prices
 from crossrank_server.residency import ModelSlot, estimated_memory_mb
 from crossrank_server.service import RerankService
 from crossrank_server.settings import ServeSettings
+from crossrank_server.telemetry.base import Observers
 
 _log = logging.getLogger("crossrank")
 
 
-def load_service(models: Sequence[str], settings: ServeSettings) -> RerankService:
+def load_service(models: Sequence[str], settings: ServeSettings, observers: Observers | None = None) -> RerankService:
     """Find the models, and load the pinned ones into engines that are warmed up.
 
     The others are fetched and checked all the same, so that waking them needs no network.
+
+    Args:
+        models: As `--model` takes them.
+        settings: Of the server.
+        observers: Who is told of requests and batches.
 
     Raises:
         SetupError: A model cannot be found, fetched, trusted or loaded, two have the same id, or the memory budget is
@@ -45,7 +51,7 @@ def load_service(models: Sequence[str], settings: ServeSettings) -> RerankServic
         in_triton = settings.engine == "triton"
         slots[model_id] = ModelSlot(
             bundle,
-            partial(_load, bundle, settings, cores),
+            partial(_load, bundle, settings, cores, observers),
             memory_mb=0.0 if in_triton else estimated_memory_mb(bundle),
             pinned=in_triton,
         )
@@ -70,6 +76,7 @@ def load_service(models: Sequence[str], settings: ServeSettings) -> RerankServic
         batch_timeout_s=settings.batch_timeout_s,
         accounts=open_accounts(settings, prices),
         prices=prices,
+        observers=observers,
     )
 
 
@@ -91,7 +98,7 @@ def _pinned(pin: str, specs: Sequence[str], slots: list[ModelSlot]) -> list[Mode
     return pinned
 
 
-def _load(bundle: Bundle, settings: ServeSettings, cores: Cores) -> ServedModel:
+def _load(bundle: Bundle, settings: ServeSettings, cores: Cores, observers: Observers | None) -> ServedModel:
     engine = _load_engine(bundle, settings)
     _log.info(
         "%s: engine %s, precision %s, window %d tokens",
@@ -107,6 +114,7 @@ def _load(bundle: Bundle, settings: ServeSettings, cores: Cores) -> ServedModel:
         settings.max_waiting_batch_documents,
         engine_merges=settings.engine == "triton",
         cores=cores,
+        observers=observers,
     )
 
 

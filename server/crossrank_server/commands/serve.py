@@ -14,6 +14,8 @@ import click
 from crossrank_server.errors import SetupError
 from crossrank_server.options import options_from_settings, settings_from_options
 from crossrank_server.settings import ServeSettings
+from crossrank_server.telemetry.logs import configure_logging
+from crossrank_server.tls import TlsFiles, read_tls_files
 
 
 @click.command()
@@ -45,45 +47,48 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
              "documents": ["Berlin has museums.", "Berlin has 3,520,031 inhabitants."]}'
     """  # noqa: D301
     settings = settings_from_options(ServeSettings, options)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    configure_logging(settings.log_level, settings.log_format)
     _refuse_open_to_all(settings)
+    tls = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     # Loading takes most of a second: a taken port is said before it, not after.
     listener = _listen(settings.host, settings.port)
     try:
-        _run(models, settings, listener)
+        _run(models, settings, listener, tls)
     finally:
         listener.close()
 
 
-def _run(models: tuple[str, ...], settings: ServeSettings, listener: socket.socket) -> None:
-    import uvicorn
-
+def _run(models: tuple[str, ...], settings: ServeSettings, listener: socket.socket, tls: TlsFiles | None) -> None:
     from crossrank_server.http.app import create_app
+    from crossrank_server.http.server import GracefulServer
     from crossrank_server.startup import load_service
+    from crossrank_server.telemetry.access_log import AccessLog
+    from crossrank_server.telemetry.base import Observers
+    from crossrank_server.telemetry.metrics import Metrics
+    from crossrank_server.telemetry.tracing import tracing_from_environment
 
-    service = load_service(models, settings)
-    app = create_app(service, max_body_bytes=settings.max_body_bytes)
-    app.router.add_event_handler("shutdown", service.close)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=settings.shutdown_grace_s,
-    )
+    tracing = tracing_from_environment()
+    metrics = Metrics()
+    # Tracing first: it gives the line of the log its trace id.
+    observers = Observers([*([tracing] if tracing else []), metrics, AccessLog()])
+    service = load_service(models, settings, observers)
+    app = create_app(service, max_body_bytes=settings.max_body_bytes, metrics=metrics)
+    server = GracefulServer(app, service, settings, tls)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     # uvicorn raises the signal that stopped it once more when it has drained: that is a clean end, not a failure.
     # So is one that comes before uvicorn listens to signals.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    click.echo(f"listening on http://{shown}:{port}  (documentation at /docs)", err=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    message = f"listening on {'https' if tls else 'http'}://{shown}:{port}  (documentation at /docs)"
+    if settings.log_format == "json":
+        logging.getLogger("crossrank").info(message)
+    else:
+        click.echo(message, err=True)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        observers.close()
 
 
 def _refuse_open_to_all(settings: ServeSettings) -> None:

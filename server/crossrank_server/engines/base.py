@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,4 +88,13 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release threads, memory and connections. Calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class PadsBatches(Protocol):
+    """An engine that computes padding, and knows how much."""
+
+    def padded_shape(self, batch: PairBatch) -> tuple[int, int]:
+        """Return rows and columns of the tensors that a batch becomes."""
         ...

@@ -120,15 +120,20 @@ class EmbeddedEngine(ABC):
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Return the graph's output, float32 [rows, labels]; called from any worker thread."""
 
+    def padded_shape(self, batch: PairBatch) -> tuple[int, int]:
+        """Return rows and columns of the tensors that a batch becomes."""
+        longest = int(batch.lengths.max())
+        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self._max_length)
+        rows = len(batch) if len(batch) < ROW_STEP - 1 else -(-len(batch) // ROW_STEP) * ROW_STEP
+        return rows, length
+
     def infer(self, batch: PairBatch) -> NDArray[np.float32]:
         """Return the logits of a batch, float32 [pairs], in the calling thread.
 
         Raises:
             EngineFailure: The runtime raised.
         """
-        longest = int(batch.lengths.max())
-        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self._max_length)
-        rows = len(batch) if len(batch) < ROW_STEP - 1 else -(-len(batch) // ROW_STEP) * ROW_STEP
+        rows, length = self.padded_shape(batch)
         ids, types, mask = batch.padded(length, self._pad_token_id, rows)
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
         # Only the inputs that the graph has, in its own integer type: RoBERTa has no token_type_ids.

@@ -8,9 +8,10 @@ from fastapi_offline import FastAPIOffline
 from crossrank_server.http.error_handlers import add_error_handlers
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.methods import HeadMiddleware
-from crossrank_server.http.middleware import RequestIdMiddleware
+from crossrank_server.http.middleware import ObservingMiddleware
 from crossrank_server.http.routes.account import account_routes
 from crossrank_server.http.routes.health import health_routes
+from crossrank_server.http.routes.metrics import metrics_routes
 from crossrank_server.http.routes.models import models_routes
 from crossrank_server.http.routes.openapi import openapi_routes
 from crossrank_server.http.routes.ranking import ranking_routes
@@ -18,17 +19,24 @@ from crossrank_server.http.routes.rerank import rerank_routes
 from crossrank_server.http.routes.score import score_routes
 from crossrank_server.http.routes.tei import tei_routes
 from crossrank_server.service import RerankService
+from crossrank_server.telemetry.metrics import Metrics
 
 
-def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
-    """Return the ASGI application in front of a service."""
+def create_app(service: RerankService, *, max_body_bytes: int, metrics: Metrics | None = None) -> FastAPI:
+    """Return the ASGI application in front of a service.
+
+    Args:
+        service: Scores.
+        max_body_bytes: Of one request.
+        metrics: The one of the service's observers that GET /metrics shows.
+    """
     app = FastAPIOffline(
         title="crossrank",
         summary="Reranks documents with cross-encoders.",
         description="Scores are sigmoid probabilities in [0, 1]; `raw_scores` gives the model's logits.",
     )
     app.add_middleware(HeadMiddleware)
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(ObservingMiddleware, observers=service.observers)
     add_error_handlers(app)
     gateway = Gateway(service, max_body_bytes)
     for routes in (
@@ -42,4 +50,5 @@ def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
         openapi_routes,
     ):
         app.include_router(routes(gateway))
+    app.include_router(metrics_routes(gateway, metrics or Metrics()))
     return app

@@ -32,6 +32,11 @@ class BodyReader:
         self._max_held_bytes = _LARGEST_BODIES_HELD * max_bytes
         self._held_bytes = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all bodies held now."""
+        return self._held_bytes
+
     @contextlib.asynccontextmanager
     async def read(self, request: Request, *, yields: bool = False) -> AsyncIterator[bytes]:
         """Give the body of a request; it counts as held until the block ends.

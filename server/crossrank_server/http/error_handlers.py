@@ -13,20 +13,22 @@ from crossrank_server.errors import CrossrankError, InvalidRequest
 from crossrank_server.http.body import JsonResponse, LingeringResponse
 
 _log = logging.getLogger("crossrank.http")
-_CLIENT_CLOSED_REQUEST = 499
+# The word of nginx for a client that did not wait for its answer.
+CLIENT_CLOSED_REQUEST = 499
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every exception that a route can raise."""
+    """Answer every exception that a route raises on purpose; the middleware answers the others."""
     app.add_exception_handler(CrossrankError, _on_error)
-    app.add_exception_handler(Exception, _on_unexpected)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
 
 
 def _on_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, CrossrankError) or error.http_status == 500:
-        return _internal_error(request, error)
+    assert isinstance(error, CrossrankError)
+    request.state.exchange.code = error.code
+    if error.http_status == 500:
+        return internal_error(request.state.request_id, error)
     call = getattr(request.state, "call", None)
     headers = dict(call.response_headers) if call else {}
     if error.retry_after_s is not None:
@@ -35,13 +37,6 @@ def _on_error(request: Request, error: Exception) -> Response:
         headers["www-authenticate"] = "Bearer"
     kind = LingeringResponse if getattr(request.state, "body_unread", False) else JsonResponse
     return kind(error.as_body(), status_code=error.http_status, headers=headers)
-
-
-def _on_unexpected(request: Request, error: Exception) -> Response:
-    response = _internal_error(request, error)
-    # Starlette answers these outside of the middleware that adds the id to all others.
-    response.headers["x-request-id"] = request.state.request_id
-    return response
 
 
 def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -54,19 +49,20 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
         return Response(status_code=204, headers=error.headers)
     message = f"{request.method} {request.url.path[:200]}: {error.detail}; the routes are listed at /docs"
     code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    request.state.exchange.code = code
     body = InvalidRequest(message, code=code).as_body()
     return JsonResponse(body, status_code=error.status_code, headers=error.headers)
 
 
 def _on_disconnect(request: Request, error: Exception) -> Response:
-    _log.info("client closed the request %s", request.state.request_id)
-    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    request.state.exchange.code = "client_closed_request"
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def _internal_error(request: Request, error: Exception) -> Response:
-    """Log the failure under an id and show only the id."""
+def internal_error(request_id: str, error: Exception) -> Response:
+    """Log a failure under an id and return an answer that shows only the id."""
     error_id = uuid.uuid4().hex[:12]
-    _log.error("error %s in request %s", error_id, request.state.request_id, exc_info=error)
+    _log.error("error %s in request %s", error_id, request_id, exc_info=error)
     code = error.code if isinstance(error, CrossrankError) else "internal_error"
     message = f"the server failed on this request; its log has the cause under error id {error_id}"
     return JsonResponse(CrossrankError(message, code=code).as_body(), status_code=500)

@@ -29,7 +29,7 @@ class Gateway:
 
     def __init__(self, service: RerankService, max_body_bytes: int) -> None:
         self.service = service
-        self._bodies = BodyReader(max_body_bytes)
+        self.bodies = BodyReader(max_body_bytes)
 
     async def open(self, request: Request, scope: str | None = None) -> Call:
         """Return who calls and how; refused callers are told before their body is read.
@@ -61,12 +61,14 @@ class Gateway:
         request.state.body_unread = True
         call = await self.open(request)
         try:
-            async with self._bodies.read(request, yields=call.tier == "batch") as body:
+            async with self.bodies.read(request, yields=call.tier == "batch") as body:
                 with call.stage("parse"):
                     data = parse_object(body)
                 content = await _unless_disconnected(request, respond(data, call))
                 with call.stage("respond"):
-                    return JsonResponse(content, headers=call.response_headers)
+                    response = JsonResponse(content, headers=call.response_headers)
+                response.headers["server-timing"] = call.server_timing()
+                return response
         except CrossrankError:
             await self.service.accounts.show_limits(call.account, call.response_headers)
             raise

@@ -1,0 +1,102 @@
+"""The web server: uvicorn with an orderly end.
+
+On SIGTERM or SIGINT the server first says that it is not ready, then (after a delay in which load balancers look
+elsewhere) refuses new connections, lets requests under way finish within a grace, and always writes what is not
+written yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from crossrank_server.service import RerankService
+from crossrank_server.settings import ServeSettings
+from crossrank_server.telemetry.logs import log_loop_failure
+from crossrank_server.tls import TlsFiles
+
+_log = logging.getLogger("crossrank")
+# After the grace: what closing engines, writing usage and sending traces may take before the process is ended.
+_LAST_RESORT_S = 15.0
+
+
+class GracefulServer(uvicorn.Server):
+    """Drains before it ends.
+
+    Args:
+        app: The application in front of the service.
+        service: Is told that it is draining, and closed in the end.
+        settings: `shutdown_delay_s`, `shutdown_grace_s`.
+        tls: None speaks plain HTTP.
+    """
+
+    def __init__(self, app: FastAPI, service: RerankService, settings: ServeSettings, tls: TlsFiles | None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=settings.shutdown_grace_s,
+                ssl_context_factory=(lambda *_: tls.context) if tls else None,
+            )
+        )
+        self._service = service
+        self._delay_s = settings.shutdown_delay_s
+        self._grace_s = settings.shutdown_grace_s
+        self._drained_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second SIGTERM changes nothing, a second SIGINT (Ctrl+C) ends without waiting."""
+        self._captured_signals.append(sig)
+        if self._drained_at is None:
+            self._service.draining = True
+            self._drained_at = time.monotonic() + self._delay_s
+            _end_process_after(self._delay_s + self._grace_s + _LAST_RESORT_S)
+        elif sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        asyncio.get_running_loop().set_exception_handler(log_loop_failure)
+        await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell whether to stop listening; asked ten times a second."""
+        if self._drained_at is not None and time.monotonic() >= self._drained_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new connections, wait for requests under way, and close the service whatever happened."""
+        try:
+            await super().shutdown(sockets)
+        finally:
+            if tasks := set(self.server_state.tasks):
+                # Requests given up return what they hold before it is closed.
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks, timeout=1.0)
+            await self._service.close()
+
+
+def _end_process_after(seconds: float) -> None:
+    """End the process even if a thread inside a runtime never returns; interpreters wait for threads otherwise."""
+
+    def end() -> None:
+        _log.critical("the server has not ended %g s after the signal: it is ended now", seconds)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

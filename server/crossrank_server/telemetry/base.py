@@ -1,0 +1,123 @@
+"""The seam: transports, service and batcher report here, and need not know who counts, logs or traces.
+
+Every method is called on the event loop and must neither block nor raise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from crossrank_server.calls import Call
+
+OK = "ok"
+
+
+@dataclass
+class Exchange:
+    """One request of a protocol and what became of it, whether or not a call could be opened for it.
+
+    Attributes:
+        protocol: `http` or `grpc`.
+        method: HTTP's method; a gRPC method's full name.
+        request_id: As the answer has it.
+        headers: HTTP's headers or gRPC's metadata, by lower-case name.
+        route: The route's template such as `/v1/models/{id}`, or the full name of a gRPC method, never what the caller
+            wrote: `other` where nothing fits. It becomes a label.
+        status: HTTP's number or gRPC's name of the status: `200`, `INVALID_ARGUMENT`.
+        code: `ok`, or the code of the error that was answered.
+        call: None where the request was refused before it had one.
+        trace_id: Hexadecimal, of the trace that it belongs to; empty without tracing.
+        started: time.perf_counter() when it came.
+        duration_s: Until its last byte was handed to the transport.
+    """
+
+    protocol: Literal["http", "grpc"]
+    method: str
+    request_id: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    route: str = "other"
+    status: str = ""
+    code: str = OK
+    call: Call | None = None
+    trace_id: str = ""
+    started: float = field(default_factory=time.perf_counter)
+    duration_s: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the server is to blame: a 5xx, or gRPC's words for it."""
+        return self.status.startswith("5") or self.status in _SERVER_FAULTS
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether a machine asks this every few seconds: health and metrics."""
+        return self.route in _PROBES or self.route.startswith(("/health", "/grpc.health.", "/grpc.reflection."))
+
+
+_SERVER_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+_PROBES = frozenset({"/metrics", "/ping"})
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """One batch that an engine scored.
+
+    Attributes:
+        model: Id of the model.
+        pairs: Of one or several requests.
+        tokens: Of the pairs.
+        padded_tokens: What the engine computed: tokens and padding.
+        duration_s: From handing it over to having its logits.
+    """
+
+    model: str
+    pairs: int
+    tokens: int
+    padded_tokens: int
+    duration_s: float
+
+
+class Observer(Protocol):
+    """Learns what happens; one of several."""
+
+    def finished(self, exchange: Exchange) -> None:
+        """It was answered, or its caller went away."""
+        ...
+
+    def batch_scored(self, batch: ScoredBatch) -> None:
+        """An engine scored a batch."""
+        ...
+
+    def close(self) -> None:
+        """Send what was not sent yet."""
+        ...
+
+
+class Observers:
+    """Tells several observers, each in turn; with none it does nothing.
+
+    Args:
+        observers: In the order in which they are told.
+    """
+
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self._observers = tuple(observers)
+
+    def finished(self, exchange: Exchange) -> None:
+        """See Observer.finished; the duration ends here."""
+        exchange.duration_s = time.perf_counter() - exchange.started
+        for observer in self._observers:
+            observer.finished(exchange)
+
+    def batch_scored(self, batch: ScoredBatch) -> None:
+        """See Observer.batch_scored."""
+        for observer in self._observers:
+            observer.batch_scored(batch)
+
+    def close(self) -> None:
+        """See Observer.close."""
+        for observer in self._observers:
+            observer.close()

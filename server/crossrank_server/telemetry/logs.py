@@ -1,0 +1,100 @@
+"""How every line of the process is written, libraries' included: as text for people or as JSON for machines.
+
+While a request is handled, an exception is logged by its type and the places it came through, without its message:
+exceptions of parsers and codecs quote what they were given, which is the caller's text. The messages of failing
+engines, which never see text, and of the operating system (a full disk) stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import sys
+import traceback
+from typing import Any, Literal
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.orjson import OrjsonFormatter
+
+from crossrank_server.errors import CrossrankError
+
+# The id of the request that the running task handles; empty outside of requests.
+current_request: contextvars.ContextVar[str] = contextvars.ContextVar("current_request", default="")
+
+# What a record holds beside the facts given as `extra`; color_message is uvicorn's second copy for terminals.
+_NOT_FACTS = [*RESERVED_ATTRS, "message", "asctime", "color_message"]
+_log = logging.getLogger("crossrank")
+
+
+def configure_logging(level: str, style: Literal["text", "json"]) -> None:
+    """Send every logger's lines to stderr in one format."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class TextFormatter(logging.Formatter):
+    """`time LEVEL logger message name=value ...`, exceptions below it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the line, with what `extra` holds at its end."""
+        facts = [f"{name}={value}" for name, value in vars(record).items() if name not in _NOT_FACTS]
+        return " ".join([super().formatMessage(record), *facts])
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return a traceback, without messages that may hold text of a request."""
+        return described_exception(ei[1])
+
+
+class JsonFormatter(OrjsonFormatter):
+    """One JSON object a line: time, level, logger, message, and what `extra` holds, such as the facts of a request."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ["levelname", "name", "message"],
+            rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
+            timestamp="time",
+            reserved_attrs=_NOT_FACTS,
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Name the request that a line belongs to."""
+        if "request_id" not in log_data and (request_id := current_request.get()):
+            log_data["request_id"] = request_id
+        return log_data
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Return a traceback, without messages that may hold text of a request."""
+        return described_exception(ei[1])
+
+
+def described_exception(error: BaseException | None) -> str:
+    """Return the tracebacks of an exception and of what caused it, the first one first."""
+    if error is None:
+        return ""
+    if not current_request.get():
+        return "".join(traceback.format_exception(error)).rstrip("\n")
+    parts: list[str] = []
+    while error is not None and len(parts) < 10:
+        own = isinstance(error, OSError) or (isinstance(error, CrossrankError) and error.http_status >= 500)
+        message = f": {error}" if own else " (message hidden: it may quote the request)"
+        kind = type(error)
+        parts.append(
+            f"Traceback (most recent call last):\n{''.join(traceback.format_tb(error.__traceback__))}"
+            f"{kind.__module__}.{kind.__qualname__}{message}"
+        )
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n\nled to\n\n".join(reversed(parts))
+
+
+def log_loop_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what no task awaited, in place of asyncio's handler, which writes exceptions with their messages."""
+    token = current_request.set(current_request.get() or "unknown")
+    try:
+        _log.error("%s", context.get("message", "unhandled exception"), exc_info=context.get("exception"))
+    finally:
+        current_request.reset(token)

@@ -1,0 +1,132 @@
+"""Counts for Prometheus, by its naming rules: base units, `_total`, few values a label.
+
+Labels hold only what the server itself knows: templates of routes, ids of served models, words of its own. A caller
+cannot make new series by sending new names.
+
+Source: https://prometheus.io/docs/practices/naming/
+"""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+
+from crossrank_server.calls import Call
+from crossrank_server.telemetry.base import OK, Exchange, ScoredBatch
+
+# A single short document takes about 1 ms, a thousand long ones seconds, the default time limit is 60 s.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# Parts of a request: parsing one document takes 20 us.
+_STAGE_SECONDS = (0.0001, 0.00025, 0.0005, *_SECONDS)
+_PAIRS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_TOKENS = (64, 128, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192, 16384)
+
+
+class Metrics:
+    """Counts requests and batches; an `Observer`.
+
+    Attributes:
+        registry: Where everything is registered; further collectors may be.
+    """
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nobody asks for
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._requests = Counter(
+            "crossrank_requests",
+            "Requests answered, by outcome: HTTP or gRPC status, and ok or the error's code.",
+            ("protocol", "route", "model", "tier", "status", "code"),
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "crossrank_request_duration_seconds",
+            "From the first byte of a request to the last of its answer.",
+            ("protocol", "route"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "crossrank_stage_duration_seconds",
+            "Where the time of scored requests went: parse, tokenize, queue, inference, respond.",
+            ("stage", "model"),
+            buckets=_STAGE_SECONDS,
+            registry=registry,
+        )
+        self._work = {
+            name: Counter(f"crossrank_{name}", text, ("model", "tier"), registry=registry)
+            for name, text in (
+                ("documents", "Documents of scored requests."),
+                ("tokens", "Tokens of scored requests, special tokens and the repeated query included."),
+                ("truncated_documents", "Documents of which only a part was read."),
+                ("truncated_queries", "Queries of which only a part was read."),
+            )
+        }
+        self._batch_size = Histogram(
+            "crossrank_batch_size_pairs", "Pairs in a batch.", ("model",), buckets=_PAIRS, registry=registry
+        )
+        self._batch_tokens = Histogram(
+            "crossrank_batch_size_tokens",
+            "Tokens in a batch, padding aside.",
+            ("model",),
+            buckets=_TOKENS,
+            registry=registry,
+        )
+        self._batch_duration = Histogram(
+            "crossrank_batch_duration_seconds",
+            "How long an engine took for a batch, its own queue included.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._engine_tokens = Counter(
+            "crossrank_engine_tokens", "Tokens that engines computed, padding aside.", ("model",), registry=registry
+        )
+        self._padding_tokens = Counter(
+            "crossrank_engine_padding_tokens",
+            "Padding that engines computed for nothing; its share is waste.",
+            ("model",),
+            registry=registry,
+        )
+
+    def finished(self, exchange: Exchange) -> None:
+        """Count a request by its outcome, and what was scored for it."""
+        call = exchange.call
+        model, tier = (call.model, call.tier) if call else ("", "")
+        self._requests.labels(exchange.protocol, exchange.route, model, tier, exchange.status, exchange.code).inc()
+        self._duration.labels(exchange.protocol, exchange.route).observe(exchange.duration_s)
+        if call and call.tokens and exchange.code == OK:
+            self._count_work(call)
+
+    def _count_work(self, call: Call) -> None:
+        for stage, seconds in call.stages_s.items():
+            self._stages.labels(stage, call.model).observe(seconds)
+        counts = (call.documents, call.tokens, call.truncated_documents, int(call.query_truncated))
+        for counter, count in zip(self._work.values(), counts, strict=True):
+            counter.labels(call.model, call.tier).inc(count)
+
+    def batch_scored(self, batch: ScoredBatch) -> None:
+        """Count a batch and its padding."""
+        self._batch_size.labels(batch.model).observe(batch.pairs)
+        self._batch_tokens.labels(batch.model).observe(batch.tokens)
+        self._batch_duration.labels(batch.model).observe(batch.duration_s)
+        self._engine_tokens.labels(batch.model).inc(batch.tokens)
+        self._padding_tokens.labels(batch.model).inc(batch.padded_tokens - batch.tokens)
+
+    def close(self) -> None:
+        """Do nothing: Prometheus fetches."""
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics and their content type, in OpenMetrics where the Accept header asks for it."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
