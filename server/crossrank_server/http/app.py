@@ -10,6 +10,7 @@ from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.middleware import RequestIdMiddleware
 from crossrank_server.http.routes.health import health_routes
 from crossrank_server.http.routes.models import models_routes
+from crossrank_server.http.routes.page import page_routes
 from crossrank_server.http.routes.rerank import rerank_routes
 from crossrank_server.service import RerankService
 
@@ -24,6 +25,6 @@ def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
     gateway = Gateway(service, max_body_bytes)
-    for routes in (rerank_routes, models_routes, health_routes):
+    for routes in (rerank_routes, models_routes, health_routes, page_routes):
         app.include_router(routes(gateway))
     return app
