@@ -78,7 +78,7 @@ function figures(known) {
     ["NDCG@10", decimals(known.ndcg_at_10)],
     ["MRR@10", decimals(known.mrr_at_10)],
     ["Docs/s, V100", known.docs_per_s_v100?.toLocaleString("en")],
-    ["USD / 1,000 docs", `${known.usd_per_1000_docs}`],
+    ["USD / 1,000 docs", known.usd_per_1000_docs.toFixed(3)],
     ["Licence", known.licence],
   ]) {
     const pair = element("div");
@@ -90,18 +90,23 @@ function figures(known) {
   return list;
 }
 
-/** Returns what the figures mean, each sentence once, with the models it is true of. */
+/** Returns what the figures mean: each sentence once, under the names of the models it is true of. */
 function notes(models) {
-  const whose = new Map();
+  const names = new Map();
   for (const { id, card: known } of models) {
     if (!known) continue;
     const sentences = [known.note, `NDCG@10: ${known.protocol}.`, `Price: ${known.price_basis}.`];
-    if (known.mrr_at_10 != null) sentences.push("MRR@10 on MS MARCO dev and docs/s on a V100: published by its authors.");
-    for (const sentence of sentences.filter(Boolean)) whose.set(sentence, [...(whose.get(sentence) ?? []), id]);
+    if (known.mrr_at_10 != null) sentences.push("MRR@10 (MS MARCO dev) and docs/s: published by its authors.");
+    const name = id.split("/").pop();
+    for (const sentence of sentences) if (sentence) names.set(sentence, [...(names.get(sentence) ?? []), name]);
   }
-  return [...whose].map(([sentence, ids]) => {
-    const item = element("li", models.some(({ card: known }) => known?.note === sentence) ? "note" : "", sentence);
-    if (ids.length < models.length) item.prepend(element("b", "", `${ids.map((id) => id.split("/").pop()).join(", ")} `));
+  const groups = new Map();
+  for (const [sentence, of] of names) groups.set(of.join(", "), [...(groups.get(of.join(", ")) ?? []), sentence]);
+  return [...groups].map(([of, sentences]) => {
+    const item = element("li");
+    if (models.length > 1) item.append(element("b", "", of));
+    const special = models.map(({ card: known }) => known?.note);
+    item.append(...sentences.map((sentence) => element("p", special.includes(sentence) ? "note" : "", sentence)));
     return item;
   });
 }
