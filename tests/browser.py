@@ -78,8 +78,8 @@ class Page:
         """Press keys wherever the focus is."""
         webdriver.ActionChains(self.browser).send_keys(*keys).perform()
 
-    def press_control_enter(self) -> None:
-        webdriver.ActionChains(self.browser).key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
+    def press_with_control(self, key: str) -> None:
+        webdriver.ActionChains(self.browser).key_down(Keys.CONTROL).send_keys(key).key_up(Keys.CONTROL).perform()
 
     def fill(self, query: str, passages: list[str]) -> None:
         """Put texts of any characters into the fields, as a paste does."""

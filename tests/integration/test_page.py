@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,10 @@ from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
 from crossrank_server.catalog import BUILTIN, catalog_model
+from crossrank_server.http.app import create_app
+from crossrank_server.settings import ServeSettings
+from crossrank_server.startup import load_service
+from tests.app_server import OneKey, Timed, serving
 from tests.browser import Page, run_pasted, running_browser
 from tests.conftest import ROOT
 from tests.server_process import RunningServer, running_server
@@ -22,7 +26,7 @@ from tests.server_process import RunningServer, running_server
 SECOND_MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 # Whatever a shell, JSON, Python or a terminal might take for its own.
-AWKWARD_QUERY = "What's \"quoted\" in Zürich\nby $HOME `id` !! \\n \\u0041 %s {0}?"
+AWKWARD_QUERY = 'What\'s "quoted" in Zürich\nby $HOME `id` !! \\n \\u0041 %s {0}?'
 AWKWARD_PASSAGES = [
     "It's a 'single' and a \"double\" quote, and a backslash at the end \\",
     "two\nlines\tand a tab, then $(touch owned) `touch owned` ; touch owned #",
@@ -56,8 +60,7 @@ def test_the_card_shows_the_catalogue_and_the_status_that_of_the_server(page: Pa
     assert page.text("#version") == state["version"]
     assert page.text(".card h3") == BUILTIN.model_id
     figures = {
-        term.text: detail.text
-        for term, detail in zip(page.all(".figures dt"), page.all(".figures dd"), strict=True)
+        term.text: detail.text for term, detail in zip(page.all(".figures dt"), page.all(".figures dd"), strict=True)
     }
     assert figures == {
         "Layers / hidden": f"{BUILTIN.layers} / {BUILTIN.hidden}",
@@ -117,9 +120,10 @@ def test_everything_is_done_with_the_keyboard(page: Page) -> None:
     assert page.focused().text == "Skip to the playground"
     page.press(Keys.ENTER, Keys.TAB)
     assert page.focused().get_attribute("id") == "query"
-    page.press(Keys.CONTROL, "a", Keys.NULL)
+    page.press_with_control("a")
     page.press("capital of bavaria")
-    page.press_control_enter()
+    assert page.focused().get_property("value") == "capital of bavaria"
+    page.press_with_control(Keys.ENTER)
     page.wait_for(page.ranking)
     page.settle()
     assert page.ranking()[0] == 2
@@ -216,9 +220,7 @@ def test_text_stays_text(page: Page) -> None:
 def test_the_snippets_work_when_pasted(page: Page, tmp_path: Path) -> None:
     page.fill(AWKWARD_QUERY, AWKWARD_PASSAGES)
     page.rerank()
-    wanted = httpx.post(
-        f"{page.url}/v1/rerank", json={"query": AWKWARD_QUERY, "documents": AWKWARD_PASSAGES}
-    ).json()
+    wanted = httpx.post(f"{page.url}/v1/rerank", json={"query": AWKWARD_QUERY, "documents": AWKWARD_PASSAGES}).json()
     for shell in ("sh", "bash"):
         got = json.loads(run_pasted([shell, "-s"], page.text("#curl") + "\n", tmp_path))
         assert (got["results"], got["usage"]) == (wanted["results"], wanted["usage"])
@@ -234,7 +236,8 @@ def test_the_snippets_work_when_pasted(page: Page, tmp_path: Path) -> None:
 
 def test_copying_gives_the_whole_snippet(page: Page) -> None:
     page.browser.execute_cdp_cmd(
-        "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": page.url}
+        "Browser.grantPermissions",
+        {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": page.url},
     )
     for kind in ("curl", "python"):
         page.one(f"[data-copy={kind}]").click()
@@ -277,9 +280,14 @@ def test_dark_and_light_follow_the_system(page: Page) -> None:
     for dark in (False, True):
         page.emulate(dark=dark)
         colours.append(
-            [page.one(tag).value_of_css_property(name) for tag, name in (("body", "background-color"), ("body", "color"))]
+            [
+                page.one(tag).value_of_css_property(name)
+                for tag, name in (("body", "background-color"), ("body", "color"))
+            ]
         )
-    (light_ground, light_ink), (dark_ground, dark_ink) = ([sum(map(int, c[5:-1].split(",")[:3])) for c in pair] for pair in colours)
+    (light_ground, light_ink), (dark_ground, dark_ink) = (
+        [sum(map(int, c[5:-1].split(",")[:3])) for c in pair] for pair in colours
+    )
     assert light_ground > light_ink
     assert dark_ground < dark_ink
 
@@ -333,3 +341,56 @@ def test_axe_finds_no_fault_in_any_state(page: Page, dark: bool) -> None:
     check("refused")
     page.emulate(width=320, dark=dark)
     check("narrow")
+
+
+def test_a_key_is_asked_for_when_the_server_wants_one_and_kept_in_this_tab_only(
+    browser: webdriver.Chrome, free_port: Callable[[], int], tmp_path: Path
+) -> None:
+    service = load_service(["builtin"], ServeSettings())
+    service.accounts = OneKey("crk_right")
+    with serving(create_app(service, max_body_bytes=100_000), free_port()) as url:
+        page = Page(browser, url)
+        assert page.text(".card h3") == BUILTIN.model_id
+        assert not page.one("#key").is_displayed()
+        page.rerank()
+        refused = httpx.post(f"{url}/v1/rerank", json={}).json()["error"]
+        assert page.text("#error p") == refused["message"]
+        assert "401" in page.text("#error .facts")
+        assert page.focused().get_attribute("id") == "key"
+        page.press("crk_wrong", Keys.ENTER)
+        page.wait_for(lambda: "is unknown" in page.text("#error p"))
+        page.settle()
+        page.press_with_control("a")
+        page.press("crk_right", Keys.ENTER)
+        page.wait_for(page.ranking)
+        assert not page.one("#error").is_displayed()
+        # The key itself is in no snippet: those end in shell histories and chats.
+        assert "crk_right" not in page.text("#curl") + page.text("#python")
+        for command, code in ((["sh", "-s"], page.text("#curl") + "\n"), ([sys.executable, "-"], page.text("#python"))):
+            assert run_pasted(command, code, tmp_path, CROSSRANK_API_KEY="crk_right").strip()
+        stores = "return [JSON.stringify(sessionStorage), JSON.stringify(localStorage), document.cookie]"
+        session, local, cookie = page.run(stores)
+        assert "crk_right" in session
+        assert (local, cookie) == ("{}", "")
+        again = Page(browser, url)
+        again.rerank()
+        assert again.ranking()
+        again.run("sessionStorage.clear()")
+
+
+def test_times_measured_in_the_server_stand_beside_the_browsers(
+    browser: webdriver.Chrome, free_port: Callable[[], int]
+) -> None:
+    app = create_app(load_service(["builtin"], ServeSettings()), max_body_bytes=100_000)
+    header = 'tokenize;dur=0.31, inference;desc="on CPU";dur=12.04, cached, total;dur=13.9'
+    with serving(Timed(app, header, delay_s=1.0), free_port()) as url:
+        page = Page(browser, url)
+        page.one("#rerank").click()
+        page.wait_for(lambda: page.text("#summary") == "Waiting for the server.")
+        page.settle()
+        facts = {
+            term.text: value.text for term, value in zip(page.all("#facts dt"), page.all("#facts dd"), strict=True)
+        }
+        assert [facts[name] for name in ("In the server", "tokenize", "inference")] == ["14 ms", "0.3 ms", "12 ms"]
+        assert facts["In the browser"].endswith(" ms")
+        assert "cached" not in facts

@@ -15,6 +15,8 @@ const SAMPLE_PASSAGES = [
 const KEY = "crossrank-api-key";
 // A model that is asleep is waited for this long instead of an error at once.
 const WAIT_S = 30;
+// What takes longer than this is said to be under way.
+const SLOW_MS = 400;
 
 const $ = (id) => document.getElementById(id);
 const rerankUrl = new URL("v1/rerank", document.baseURI).href;
@@ -81,6 +83,7 @@ async function rerank() {
   const key = $("key").value.trim();
   keepKey(key);
   $("results").setAttribute("aria-busy", "true");
+  const slow = setTimeout(() => { $("summary").textContent = "Waiting for the server."; }, SLOW_MS);
   try {
     const started = performance.now();
     const response = await fetch(rerankUrl, {
@@ -104,6 +107,7 @@ async function rerank() {
     showError(`The server at ${rerankUrl} did not answer (${failure.message}). Is it running, and reachable from here?`);
     refreshState();
   } finally {
+    clearTimeout(slow);
     if (!signal.aborted) $("results").removeAttribute("aria-busy");
   }
 }

@@ -4,6 +4,7 @@ import { element } from "./results.js";
 
 const POLL_MS = 10_000;
 const SLOWEST_POLL_MS = 60_000;
+const DOTS = { ready: "ready", "not ready": "waiting", warming: "waiting" };
 
 let shown = "";
 let timer;
@@ -60,8 +61,10 @@ function card(model) {
   if (name.length) title.prepend(element("span", "owner", `${name.join("/")}/`));
   const runs = element("p", "runs");
   const status = element("span", "state", model.status);
-  status.dataset.state = model.status === "ready" ? "ready" : "waiting";
-  runs.append(status, ...[model.engine, model.precision, `${model.max_length} tokens`].map((part) => element("span", "", part)));
+  status.dataset.state = DOTS[model.status] ?? "unknown";
+  // A model that was never loaded has no engine yet.
+  const parts = [model.engine, model.precision, `${model.max_length} tokens`].filter(Boolean);
+  runs.append(status, ...parts.map((part) => element("span", "", part)));
   const head = element("div", "head");
   head.append(title, runs);
   const article = element("article", "card");
