@@ -49,6 +49,7 @@ class CatalogModel:
         price_basis: Where that price comes from.
         protocol: What `ndcg_at_10` re-ranks; figures of different protocols do not compare.
         licence: SPDX identifier.
+        note: What its users must know beside the figures.
         pin: Revision and files loaded by default; None means the hub's `main`.
     """
 
@@ -66,6 +67,7 @@ class CatalogModel:
     price_basis: str
     protocol: str = "published by its authors: TREC DL 2019, a candidate list deeper than BM25 top-100"
     licence: str = "Apache-2.0"
+    note: str = ""
     pin: Pin | None = field(default=None)
 
     @property
@@ -127,6 +129,9 @@ BUILTIN = CatalogModel(
     usd_per_1000_docs=_PUBLISHED_USD,
     price_basis="estimated: TinyBERT-L2-v2's, whose shape it has",
     protocol="measured by this project: TREC DL 2019, BM25 top-100 (BM25 order alone 50.58, best possible 89.22)",
+    note="A demonstration model, trained by this project so that the server answers before anything is downloaded. "
+    "It has the shape and speed of ms-marco-TinyBERT-L2-v2, not its quality; its scores are low even for good answers. "
+    "Its training text includes MS MARCO, whose terms allow non-commercial use only.",
 )
 
 # Source: https://huggingface.co/cross-encoder (model cards: NDCG@10, MRR@10, docs/s).

@@ -47,7 +47,11 @@ def test_a_wheel_holds_exactly_the_packages_and_their_data(wheel: zipfile.ZipFil
     }
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert packed == expected
-    assert {"crossrank_server/py.typed", "crossrank_server/builtin/manifest.json"} <= packed
+    assert {
+        "crossrank_server/py.typed",
+        "crossrank_server/builtin/manifest.json",
+        "crossrank_server/http/page/index.html",
+    } <= packed
 
 
 def test_a_wheel_carries_the_licence_and_the_command(wheel: zipfile.ZipFile) -> None:

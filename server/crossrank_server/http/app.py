@@ -14,6 +14,7 @@ from crossrank_server.http.routes.health import health_routes
 from crossrank_server.http.routes.metrics import metrics_routes
 from crossrank_server.http.routes.models import models_routes
 from crossrank_server.http.routes.openapi import openapi_routes
+from crossrank_server.http.routes.page import page_routes
 from crossrank_server.http.routes.ranking import ranking_routes
 from crossrank_server.http.routes.rerank import rerank_routes
 from crossrank_server.http.routes.score import score_routes
@@ -48,6 +49,7 @@ def create_app(service: RerankService, *, max_body_bytes: int, metrics: Metrics 
         account_routes,
         health_routes,
         openapi_routes,
+        page_routes,
     ):
         app.include_router(routes(gateway))
     app.include_router(metrics_routes(gateway, metrics or Metrics()))
