@@ -23,6 +23,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+# The words that Text Embeddings Inference has for a failure, by status.
+_TEI_ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
+
 
 class CrossrankError(Exception):
     """Base of all errors whose message is meant for the caller.
@@ -58,12 +61,13 @@ class CrossrankError(Exception):
     def as_body(self) -> dict[str, Any]:
         """Return the one JSON body that every client parses.
 
-        `error` is OpenAI's object; Cohere's clients read `message`, Jina's and Voyage's `detail`.
+        `error` is OpenAI's object; Cohere's clients read `message`, Jina's and Voyage's `detail`, TEI's `error_type`.
         """
         error = {"message": self.message, "type": self.error_type, "param": self.param, "code": self.code}
         if self.retry_after_s is not None:
             error["retry_after_s"] = self.retry_after_s  # type: ignore[assignment]
-        return {"error": error, "message": self.message, "detail": self.message}
+        error_type = _TEI_ERROR_TYPES.get(self.http_status, "Validation" if self.http_status < 500 else "Backend")
+        return {"error": error, "error_type": error_type, "message": self.message, "detail": self.message}
 
 
 class InvalidRequest(CrossrankError):

@@ -1,7 +1,8 @@
 """Query and documents to token ids, and the batches that reach the engine.
 
-`PairEncoder` tokenizes the query once and each document once, and assembles the pairs. `Batcher` merges the pairs of
-concurrent requests into batches of similar length under a token budget, and gives every request its own logits.
+`PairEncoder` (in `encoding`) tokenizes the query once and each document once, and assembles the pairs. `Batcher` merges
+the pairs of concurrent requests into batches of similar length under a token budget, and gives every request its own
+logits.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_server.bundle import TOKENIZER, Bundle
+from crossrank_server.encoding import EncodedPairs as EncodedPairs
+from crossrank_server.encoding import PairEncoder as PairEncoder
 from crossrank_server.engines.base import Engine, PairBatch
-from crossrank_server.errors import BundleError, EngineFailure, Overloaded
-from crossrank_server.tokenization import TextTokenizer
+from crossrank_server.errors import EngineFailure, Overloaded
 
 # A batch is not made smaller than this to occupy an idle core: per-call overhead would eat the gain.
 _MIN_BATCH_TOKENS = 512
@@ -28,99 +29,6 @@ _MIN_LENGTH_SHARE = 0.75
 _ROW_STEP = 4
 # Shortest remaining work goes first; each second of waiting counts as this many tokens less, so that nothing starves.
 _AGING_TOKENS_PER_S = 100_000
-
-
-@dataclass(frozen=True)
-class EncodedPairs:
-    """The pairs of one request, in document order.
-
-    Attributes:
-        batch: The packed token ids.
-        truncated: Indices of the documents of which only a part fits the window.
-        query_truncated: Whether the query lost tokens too (it is longer than half the window).
-    """
-
-    batch: PairBatch
-    truncated: list[int]
-    query_truncated: bool
-
-
-class PairEncoder:
-    """Assembles `start + query + middle + document + end` as the bundle's pair template says.
-
-    Raises:
-        BundleError: The tokenizer cannot be read, or gives ids that the model has no embedding for.
-    """
-
-    def __init__(self, bundle: Bundle) -> None:
-        manifest = bundle.manifest
-        self._tokenizer = TextTokenizer(bundle.file(TOKENIZER))
-        self._template = manifest.pair_template
-        self._window = manifest.max_length - manifest.pair_template.special_tokens
-        # An id without an embedding would be scored all the same by some runtimes.
-        template = manifest.pair_template
-        ids = [*template.start, *template.middle, *template.end, manifest.pad_token_id, self._tokenizer.vocab_size - 1]
-        rows = manifest.architecture.vocab_size
-        if not 0 <= min(ids) <= max(ids) < rows:
-            raise BundleError(
-                f"{bundle.path}: token ids reach from {min(ids)} to {max(ids)}, the model has embeddings for 0 to "
-                f"{rows - 1}; the tokenizer or the template belongs to another model: export it again"
-            )
-
-    def encode(self, query: str, documents: list[str]) -> EncodedPairs:
-        """Tokenize and assemble all pairs of a request.
-
-        A pair over the window is truncated as Hugging Face's `longest_first` does it: the document gives way,
-        unless the query alone takes more than half of the window.
-        Source: https://huggingface.co/docs/transformers/pad_truncation
-        """
-        template, window = self._template, self._window
-        query_ids = self._tokenizer.tokenize([query], window)[0]
-        if len(query_ids) > window:
-            # It may have more; a document over the window too must be compared with all of it: the longer keeps more.
-            query_ids = self._tokenizer.tokenize([query], len(query))[0]
-        document_ids = self._tokenizer.tokenize(documents, max(window, len(query_ids)))
-        head_type, tail_type = template.segments
-        ids: list[int] = []
-        types: list[int] = []
-        offsets = np.zeros(len(documents) + 1, np.int64)
-        truncated: list[int] = []
-        query_truncated = False
-        head = template.start + query_ids + template.middle
-        head_types = [head_type] * len(head)
-        for i, tail in enumerate(document_ids):
-            if len(query_ids) + len(tail) > window:
-                kept_query, kept_document = _longest_first(len(query_ids), len(tail), window)
-                if kept_document < len(tail):
-                    truncated.append(i)
-                query_truncated |= kept_query < len(query_ids)
-                ids += template.start + query_ids[:kept_query] + template.middle + tail[:kept_document]
-                types += [head_type] * (len(head) - len(query_ids) + kept_query)
-                tail_length = kept_document
-            else:
-                ids += head
-                ids += tail
-                types += head_types
-                tail_length = len(tail)
-            ids += template.end
-            types += [tail_type] * (tail_length + len(template.end))
-            offsets[i + 1] = len(ids)
-        return EncodedPairs(
-            PairBatch(np.array(ids, np.int32), np.array(types, np.int32), offsets), truncated, query_truncated
-        )
-
-
-def _longest_first(query: int, document: int, window: int) -> tuple[int, int]:
-    """Return how many tokens of the query and of the document are kept; the longer side gives way.
-
-    Source: `TruncationStrategy::LongestFirst` in https://github.com/huggingface/tokenizers (utils/truncation.rs)
-    """
-    short, long = sorted((query, document))
-    long = short if short > window else max(short, window - short)
-    if short + long > window:
-        short = window // 2
-        long = short + window % 2
-    return (short, long) if query <= document else (long, short)
 
 
 @dataclass(eq=False)

@@ -12,9 +12,14 @@ TruncationDirection = Literal["right", "left"]
 class Truncation:
     """How texts that do not fit are dealt with.
 
+    The caps come first, then chunks, then the window: a document is cut to `max_tokens_per_doc`; if it then does not
+    fit, it is scored in chunks; what the chunks do not cover is lost.
+
     Attributes:
-        allowed: False refuses a pair over the model's window instead, naming the document.
+        allowed: False refuses a pair over the window instead, naming the document.
         direction: The side that loses tokens: `right` keeps the beginning of a text, `left` its end.
+        max_tokens: Tokens of a pair, special tokens included; None, or more than the model's window, is the window.
+        max_tokens_per_query: Tokens of the query that are read at most; None reads as much as the window holds.
         max_tokens_per_doc: Tokens of a document that are read at most; None reads as much as the window holds.
         max_chunks_per_doc: A document that does not fit is scored in up to this many chunks and the best one counts;
             1 reads only the first.
@@ -22,6 +27,8 @@ class Truncation:
 
     allowed: bool = True
     direction: TruncationDirection = "right"
+    max_tokens: int | None = None
+    max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None
     max_chunks_per_doc: int = 1
 
@@ -36,6 +43,7 @@ class RerankRequest:
         model: A served model; None is the default one.
         top_n: How many of the best to return; None is all.
         truncation: What happens to long texts.
+        field: The documents' name in the caller's dialect, for error messages.
     """
 
     query: str
@@ -43,6 +51,7 @@ class RerankRequest:
     model: str | None = None
     top_n: int | None = None
     truncation: Truncation = Truncation()
+    field: str = "documents"
 
 
 @dataclass(frozen=True)
@@ -53,8 +62,10 @@ class ScoreRequest:
         pairs: (query, document) each; at least one.
         model: A served model; None is the default one.
         truncation: What happens to long texts.
+        field: The documents' name in the caller's dialect, for error messages.
     """
 
     pairs: list[tuple[str, str]]
     model: str | None = None
     truncation: Truncation = Truncation()
+    field: str = "documents"

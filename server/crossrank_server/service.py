@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import math
+import operator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,34 +15,40 @@ from numpy.typing import NDArray
 
 from crossrank_server.accounts.base import Accounts, OpenAccounts
 from crossrank_server.calls import Call
+from crossrank_server.encoding import EncodedPairs
 from crossrank_server.errors import BackendTimeout, InvalidRequest
 from crossrank_server.models import ModelPool, ServedModel
-from crossrank_server.pairs import EncodedPairs
-from crossrank_server.request import RerankRequest
+from crossrank_server.request import RerankRequest, ScoreRequest, Truncation
 
 # Below this many characters a request is tokenized at once on the event loop: a thread's hand-over costs more.
 _INLINE_CHARACTERS = 2_000
+# Chunks of one request, over all documents, for each document that is allowed: Cohere's 10,000 for 1,000.
+# Source: https://docs.cohere.com/v1/docs/reranking-best-practices
+_CHUNKS_PER_DOCUMENT = 10
+
+# A query and its documents.
+Group = tuple[str, list[str]]
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """The scored documents of one request.
+class Scores:
+    """The scored pairs of one request.
 
     Attributes:
         model: Id of the model that scored.
-        logits: float32 [documents], in document order.
-        order: int64 [returned], document indices by falling logit, ties by index.
+        logits: float32 [pairs], in the order of the request.
         tokens: Tokens scored, special tokens and the repeated query included.
-        billed: Documents billed.
+        billed: Documents billed; each chunk of a document counts as one.
+        cost_usd: What the request cost; None where nothing is metered.
         truncated: Indices of truncated documents.
-        query_truncated: Whether the query was truncated.
+        query_truncated: Whether a query was truncated.
     """
 
     model: str
     logits: NDArray[np.float32]
-    order: NDArray[np.int64]
     tokens: int
     billed: int
+    cost_usd: float | None
     truncated: list[int]
     query_truncated: bool
 
@@ -47,6 +56,17 @@ class Ranking:
         """Return a document's logit, or its sigmoid computed in float64, where float32 would saturate at 1."""
         logit = float(self.logits[index])
         return logit if raw else sigmoid(logit)
+
+
+@dataclass(frozen=True)
+class Ranking(Scores):
+    """The scored documents of one request and their order.
+
+    Attributes:
+        order: int64 [returned], document indices by falling logit, ties by index.
+    """
+
+    order: NDArray[np.int64]
 
 
 def sigmoid(logit: float) -> float:
@@ -72,7 +92,7 @@ class RerankService:
     ) -> None:
         self.models = models
         self.accounts = accounts or OpenAccounts()
-        self._max_documents = max_documents
+        self.max_documents = max_documents
         self._timeout_s = timeout_s
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize")
 
@@ -84,60 +104,89 @@ class RerankService:
         """Score and order the documents.
 
         Raises:
-            InvalidRequest: There are more documents than the limit.
+            CrossrankError: See `score`.
+        """
+        groups = [(request.query, request.documents)]
+        scores = await self._score(request.model, groups, request.truncation, request.field, call)
+        # The order is that of the logits: sigmoids of distinct logits may be equal.
+        order = np.argsort(-scores.logits, kind="stable")
+        return Ranking(**vars(scores), order=order[: request.top_n or None])
+
+    async def score(self, request: ScoreRequest, call: Call) -> Scores:
+        """Score the pairs, in their order; a query of several neighbouring pairs is tokenized once.
+
+        Raises:
+            InvalidRequest: There are more documents or chunks than the limit, or one may not be truncated.
             ModelNotFound: The model is not served here.
             Forbidden, PaymentRequired, RateLimited: See `Accounts.admit`.
             Overloaded, EngineFailure, BackendError, BackendUnavailable: See `Batcher.score` and `Engine.score`.
             BackendTimeout: The time limit passed.
         """
-        if len(request.documents) > self._max_documents:
+        neighbours = itertools.groupby(request.pairs, key=operator.itemgetter(0))
+        groups = [(query, [document for _, document in pairs]) for query, pairs in neighbours]
+        return await self._score(request.model, groups, request.truncation, request.field, call)
+
+    async def _score(
+        self, model: str | None, groups: list[Group], truncation: Truncation, field: str, call: Call
+    ) -> Scores:
+        documents = sum(len(documents) for _, documents in groups)
+        if documents > self.max_documents:
             raise InvalidRequest(
-                f"documents holds {len(request.documents)} documents, the limit is {self._max_documents}; "
+                f"{field} holds {documents} documents, the limit is {self.max_documents}; "
                 "split the request, or raise --max-documents",
-                param="documents",
+                param=field,
                 code="too_many_documents",
             )
-        model_id = self.models.resolve(request.model)
+        model_id = self.models.resolve(model)
         async with (
             self.accounts.admit(
                 call.account,
                 model=model_id,
                 tier=call.tier,
-                documents=len(request.documents),
+                documents=documents,
                 headers=call.response_headers,
             ) as charge,
             self.models.awake(model_id, call.wait_s) as served,
         ):
             try:
-                pairs, logits = await asyncio.wait_for(self._score(served, request, call), self._timeout_s)
+                pairs, logits = await asyncio.wait_for(
+                    self._encode_and_score(served, groups, truncation, field, call), self._timeout_s
+                )
             except asyncio.TimeoutError:
                 raise BackendTimeout(
                     f"the request took longer than {self._timeout_s:g} s; "
                     "send fewer documents, or raise --request-timeout-s"
                 ) from None
             charge.tokens = len(pairs.batch.input_ids)
-        # The order is that of the logits: sigmoids of distinct logits may be equal.
-        order = np.argsort(-logits, kind="stable")
-        return Ranking(
+            charge.documents = len(pairs.batch)
+        return Scores(
             model=model_id,
-            logits=logits,
-            order=order[: request.top_n or None],
+            logits=pairs.document_logits(logits),
             tokens=charge.tokens,
             billed=charge.documents,
+            cost_usd=charge.cost_usd if call.account else None,
             truncated=pairs.truncated,
             query_truncated=pairs.query_truncated,
         )
 
-    async def _score(
-        self, served: ServedModel, request: RerankRequest, call: Call
+    async def _encode_and_score(
+        self, served: ServedModel, groups: list[Group], truncation: Truncation, field: str, call: Call
     ) -> tuple[EncodedPairs, NDArray[np.float32]]:
-        query, documents = request.query, request.documents
         with call.stage("tokenize"):
-            if len(query) + sum(map(len, documents)) <= _INLINE_CHARACTERS:
-                pairs = served.encoder.encode(query, documents)
+            characters = sum(len(query) + sum(map(len, documents)) for query, documents in groups)
+            encode = functools.partial(served.encoder.encode_groups, groups, truncation, field)
+            if characters <= _INLINE_CHARACTERS:
+                pairs = encode()
             else:
-                loop = asyncio.get_running_loop()
-                pairs = await loop.run_in_executor(self._tokenizers, served.encoder.encode, query, documents)
+                pairs = await asyncio.get_running_loop().run_in_executor(self._tokenizers, encode)
+        most = _CHUNKS_PER_DOCUMENT * self.max_documents
+        if len(pairs.batch) > most:
+            raise InvalidRequest(
+                f"the documents make {len(pairs.batch)} chunks, the limit is {most}; send fewer documents, "
+                "a smaller max_chunks_per_doc, or raise --max-documents",
+                param="max_chunks_per_doc",
+                code="too_many_chunks",
+            )
         return pairs, await served.batcher.score(pairs.batch, tier=call.tier, stages_s=call.stages_s)
 
     async def close(self) -> None:

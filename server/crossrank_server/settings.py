@@ -48,6 +48,11 @@ class ServeSettings(BaseSettings):
         ge=0,
         description="Inferences at a time, one thread each; 0 is one for each core this process may use.",
     )
+    strict_model_names: bool = Field(
+        True,
+        description="Refuse a model name that is not served; otherwise it gets the default model, as some applications"
+        " send a fixed name.",
+    )
     max_documents: int = Field(
         1000,
         ge=1,

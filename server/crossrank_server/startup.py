@@ -41,7 +41,7 @@ def load_service(models: Sequence[str], settings: ServeSettings) -> RerankServic
         served[bundle.manifest.model_id] = ServedModel(
             bundle, engine, settings.max_waiting_documents, engine_merges=settings.engine == "triton"
         )
-    pool = ModelPool(served.values())
+    pool = ModelPool(served.values(), strict_names=settings.strict_model_names)
     return RerankService(pool, max_documents=settings.max_documents, timeout_s=settings.request_timeout_s)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,13 @@ from crossrank_server.wordpiece import WordMemory
 # A text is first cut to this many characters for each token that can be used. English has about 4.5 characters a token,
 # so nearly every document that must be truncated is read once, and a 1 MB document costs no more than a page.
 _CHARACTERS_PER_TOKEN = 16
+# A suffix looks for its boundary in this many characters first.
+_SUFFIX_REACH = 256
 # White space, and punctuation, as not all text has spaces.
 _SEPARATORS = " \t\n" + string.punctuation + "、。，"
+
+
+_Part = Callable[[str, int, "re.Pattern[str]"], str]
 
 
 class TextTokenizer:
@@ -48,23 +54,28 @@ class TextTokenizer:
         ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return max(ids.values(), default=-1) + 1
 
-    def tokenize(self, texts: list[str], limit: int) -> list[list[int]]:
+    def tokenize(self, texts: list[str], limit: int, *, from_end: bool = False) -> list[list[int]]:
         """Return the token ids of each text: all of them, or at least the first `limit + 1`.
 
         One id more than the limit tells the caller that the text is longer.
+
+        Args:
+            texts: What to tokenize.
+            limit: How many ids the caller can use.
+            from_end: Give the last ids in place of the first.
         """
         if self._boundary is None:
             return self._tokenize_whole(texts)
-        return self._tokenize_prefixes(texts, limit, self._boundary)
+        return self._tokenize_parts(texts, limit, self._boundary, _suffix if from_end else _prefix)
 
-    def _tokenize_prefixes(self, texts: list[str], limit: int, boundary: re.Pattern[str]) -> list[list[int]]:
+    def _tokenize_parts(self, texts: list[str], limit: int, boundary: re.Pattern[str], part: _Part) -> list[list[int]]:
         """Read no more of each text than is needed for `limit + 1` ids."""
         characters = limit * _CHARACTERS_PER_TOKEN
-        ids = self._tokenize_whole([_prefix(text, characters, boundary) for text in texts])
+        ids = self._tokenize_whole([part(text, characters, boundary) for text in texts])
         short = [i for i, text in enumerate(texts) if len(ids[i]) <= limit and len(text) > characters]
         while short:
             characters *= 8
-            longer = self._tokenize_whole([_prefix(texts[i], characters, boundary) for i in short])
+            longer = self._tokenize_whole([part(texts[i], characters, boundary) for i in short])
             for i, more in zip(short, longer, strict=True):
                 ids[i] = more
             short = [i for i in short if len(ids[i]) <= limit and len(texts[i]) > characters]
@@ -95,8 +106,24 @@ def _prefix(text: str, characters: int, boundary: re.Pattern[str]) -> str:
     return text[: end.start()] if end else text
 
 
+def _suffix(text: str, characters: int, boundary: re.Pattern[str]) -> str:
+    """Cut before the last boundary that leaves at least `characters`, or not at all."""
+    end = len(text) - characters + 1
+    if end <= 1:
+        return text
+    reach = _SUFFIX_REACH
+    while True:
+        start = max(end - reach, 0)
+        found = boundary.search(text[start:end][::-1])
+        if found:
+            return text[end - found.end() :]
+        if start == 0:
+            return text
+        reach *= 8
+
+
 def _boundaries(definition: dict[str, Any]) -> str:
-    """Return characters such that the tokens of a prefix that ends before one are a prefix of the text's tokens.
+    """Return characters such that a text cut before one has the tokens of the two parts, one after the other.
 
     For BERT's tokenizers these are white space and punctuation: their normalizer works character by character
     (canonical ordering never crosses these, which are starters), words never span them, and those that are part of an

@@ -7,10 +7,15 @@ from fastapi_offline import FastAPIOffline
 
 from crossrank_server.http.error_handlers import add_error_handlers
 from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.methods import HeadMiddleware
 from crossrank_server.http.middleware import RequestIdMiddleware
 from crossrank_server.http.routes.health import health_routes
 from crossrank_server.http.routes.models import models_routes
+from crossrank_server.http.routes.openapi import openapi_routes
+from crossrank_server.http.routes.ranking import ranking_routes
 from crossrank_server.http.routes.rerank import rerank_routes
+from crossrank_server.http.routes.score import score_routes
+from crossrank_server.http.routes.tei import tei_routes
 from crossrank_server.service import RerankService
 
 
@@ -21,9 +26,18 @@ def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
         summary="Reranks documents with cross-encoders.",
         description="Scores are sigmoid probabilities in [0, 1]; `raw_scores` gives the model's logits.",
     )
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
     gateway = Gateway(service, max_body_bytes)
-    for routes in (rerank_routes, models_routes, health_routes):
+    for routes in (
+        rerank_routes,
+        tei_routes,
+        score_routes,
+        ranking_routes,
+        models_routes,
+        health_routes,
+        openapi_routes,
+    ):
         app.include_router(routes(gateway))
     return app

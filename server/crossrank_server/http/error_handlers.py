@@ -46,6 +46,12 @@ def _on_unexpected(request: Request, error: Exception) -> Response:
 
 def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow", "")
+    if allowed:
+        methods = {*allowed.split(", "), "OPTIONS", *(["HEAD"] if "GET" in allowed else [])}
+        error.headers = {**(error.headers or {}), "Allow": ", ".join(sorted(methods))}
+    if request.method == "OPTIONS" and error.status_code == 405:
+        return Response(status_code=204, headers=error.headers)
     message = f"{request.method} {request.url.path[:200]}: {error.detail}; the routes are listed at /docs"
     code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     body = InvalidRequest(message, code=code).as_body()

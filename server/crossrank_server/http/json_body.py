@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
 from crossrank_server.errors import InvalidRequest
-from crossrank_server.http.schema import shown
+from crossrank_server.http.schema.fields import shown
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        data = _second_look(body, error)
+        raise _refusal(body, error) from None
     if not isinstance(data, dict):
         raise InvalidRequest(
             f"the body is {shown(data)}; send a JSON object with query and documents", code="invalid_json"
@@ -28,25 +29,48 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return data
 
 
-def _second_look(body: bytes, error: orjson.JSONDecodeError) -> Any:
-    """Return what the standard parser makes of it if the only fault is a lone surrogate, which has a field to name."""
+def _refusal(body: bytes, error: orjson.JSONDecodeError) -> InvalidRequest:
+    """Return what is wrong with a body that is not JSON."""
     try:
         text = body.decode()
     except UnicodeDecodeError as fault:
-        raise InvalidRequest(
+        return InvalidRequest(
             f"the body is not UTF-8: byte 0x{body[fault.start]:02x} at offset {fault.start}; encode the JSON as UTF-8",
             code="invalid_json",
-        ) from None
+        )
     if "surrogate" in str(error):
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
+            place, string, at = next(_lone_surrogates(json.loads(text)))
+        except (ValueError, RecursionError, StopIteration):
             pass
+        else:
+            return InvalidRequest(
+                f"{place or 'the body'} holds the lone surrogate \\u{ord(string[at]):04x} at character {at}; "
+                "send valid Unicode (a surrogate is only half of a character)",
+                param=place or None,
+            )
     if "depth limit" in str(error):
-        raise InvalidRequest(
+        return InvalidRequest(
             "the body is nested deeper than the limit of 1024 levels; a request needs no more than 3",
             code="invalid_json",
         )
-    raise InvalidRequest(
+    return InvalidRequest(
         f"the body is not JSON: {error}; send a JSON object with query and documents", code="invalid_json"
     )
+
+
+def _lone_surrogates(data: Any) -> Iterator[tuple[str, str, int]]:
+    """Give the place of each string that is not Unicode, the string, and where in it."""
+    waiting = [("", data)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as fault:
+                yield place, value, fault.start
+        elif isinstance(value, list):
+            waiting += [(f"{place}[{i}]", item) for i, item in enumerate(value)]
+        elif isinstance(value, dict):
+            waiting += [(place, name) for name in value]
+            waiting += [(f"{place}.{name}".removeprefix("."), item) for name, item in value.items()]

@@ -1,61 +1,83 @@
-"""POST /v1/rerank: the common core of the rerank APIs in use."""
+"""POST /v1/rerank, /v2/rerank, /rerank: Cohere's, Jina's, Voyage's, vLLM's and infinity's schema, and TEI's."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from crossrank_server.calls import Call
 from crossrank_server.http.gateway import Gateway
-from crossrank_server.http.schema import ErrorResponse, RerankBody, RerankResponse, parse_rerank
+from crossrank_server.http.routes.tei import Rank, TextsBody, rank_texts
+from crossrank_server.http.schema.answers import (
+    ERRORS,
+    RerankResponse,
+    document_object,
+    meta_of,
+    results_of,
+    usage_of,
+)
+from crossrank_server.http.schema.bodies import RerankBody, body_schema
 from crossrank_server.service import Ranking
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 402, 403, 404, 413, 429, 500, 502, 503, 504)
-}
+# Beside /v1, /v2 and /rerank itself: what clients make of a base URL that ends in /v1, and llama.cpp's names.
+_ALIASES = ("/v1/v1/rerank", "/v1/v2/rerank", "/v1/reranking", "/reranking")
+# A request with no other field may come from one of Voyage's clients, which read `data`.
+_VOYAGE_FIELDS = {"query", "documents", "model", "top_k", "return_documents", "truncation"}
 
 
 def rerank_routes(gateway: Gateway) -> APIRouter:
-    """Return the route."""
+    """Return the routes."""
     router = APIRouter()
 
-    @router.post(
-        "/v1/rerank",
-        response_model=RerankResponse,
-        responses=ERRORS,
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {"application/json": {"schema": RerankBody.model_json_schema()}},
-            }
-        },
-    )
     async def rerank(request: Request) -> Response:
-        """Order documents by how well they answer a query."""
+        """Order documents by how well they answer a query; a body with `texts` gets TEI's bare list."""
 
-        async def respond(data: dict[str, Any], call: Call) -> dict[str, Any]:
-            body = parse_rerank(data)
+        async def respond(data: dict[str, Any], call: Call) -> dict[str, Any] | list[Any]:
+            if "texts" in data and "documents" not in data:
+                return await rank_texts(gateway.service, data, call)
+            body = RerankBody.read(data)
             ranking = await gateway.service.rerank(body.request(), call)
-            return response_from_ranking(call, body, ranking)
+            return response_from_ranking(request.url.path, call, data, body, ranking)
 
         return await gateway.answer(request, respond)
 
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank", *_ALIASES):
+        router.add_api_route(
+            path,
+            rerank,
+            methods=["POST"],
+            response_model=RerankResponse | list[Rank],
+            responses=ERRORS,
+            openapi_extra=body_schema(RerankBody, TextsBody),
+            include_in_schema=path not in _ALIASES,
+        )
     return router
 
 
-def response_from_ranking(call: Call, body: RerankBody, ranking: Ranking) -> dict[str, Any]:
+def response_from_ranking(
+    path: str, call: Call, data: dict[str, Any], body: RerankBody, ranking: Ranking
+) -> dict[str, Any]:
     """Return the answer in the form of RerankResponse."""
-    results: list[dict[str, Any]] = []
-    for index in ranking.order.tolist():
-        result = {"index": index, "relevance_score": ranking.score(index, raw=body.raw_scores)}
-        if body.return_documents:
-            result["document"] = {"text": body.documents[index]}
-        results.append(result)
+    results = results_of(ranking, raw=body.raw)
+    # vLLM's clients expect the documents unasked; vLLM is called by this path too.
+    if body.with_documents(default=path == "/rerank"):
+        given = data["documents"]
+        # Only infinity's client sends raw_scores here, and it expects plain strings.
+        plain = path == "/rerank" and "raw_scores" in data
+        for result in results:
+            text = body.documents[result["index"]]
+            result["document"] = text if plain else document_object(given[result["index"]], text)
+    voyage = data.keys() <= _VOYAGE_FIELDS
     return {
         "id": f"rr-{call.request_id}",
+        "object": "list" if voyage else "rerank",
+        "created": int(time.time()),
         "model": ranking.model,
+        "provider": "crossrank",
         "results": results,
-        "usage": {"prompt_tokens": ranking.tokens, "total_tokens": ranking.tokens},
-        "meta": {"truncated_documents": ranking.truncated, "query_truncated": ranking.query_truncated},
+        **({"data": results} if voyage else {}),
+        "usage": usage_of(ranking),
+        "meta": meta_of(ranking, "2" if path.endswith("/v2/rerank") else "1"),
     }

@@ -1,0 +1,187 @@
+"""The fields of requests: what each may hold, and a message with value and remedy for anything else.
+
+Validators are plain functions on whole lists: nothing of pydantic runs for each document.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+# What infinity's client sends for no model.
+_NO_MODEL = ("", "default/not-specified")
+
+
+class Problem(PydanticCustomError):
+    """A value that a validator refuses; the text is the whole message, remedy included."""
+
+    def __new__(cls, text: str, place: str = "") -> Problem:
+        """Carry text and, below the field, the place (`[3]`) through pydantic's machinery."""
+        return super().__new__(cls, "problem", "{text}", {"text": text, "place": place})
+
+
+def shown(value: Any) -> str:
+    """Describe a JSON value in an error message, short."""
+    if value is None:
+        return "null"
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return "the string " + json.dumps(value if len(value) <= 40 else value[:40] + "...")
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _query(value: Any, info: ValidationInfo) -> str:
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise Problem(f'{info.field_name} is {shown(value)}; send a string or {{"text": "..."}}')
+    if not text.strip():
+        raise Problem(f"{info.field_name} is empty; send the text to rank the documents for")
+    return text
+
+
+def _documents(value: Any, info: ValidationInfo) -> list[str]:
+    name = info.field_name
+    if not isinstance(value, list):
+        raise Problem(f"{name} is {shown(value)}; send a list of strings or of objects with a text")
+    if not value:
+        raise Problem(f"{name} is an empty list; send at least 1 document")
+    if set(map(type, value)) == {str}:
+        return value
+    rank_fields = info.data.get("rank_fields")
+    return [_text(document, f"{name}[{i}]", f"[{i}]", rank_fields) for i, document in enumerate(value)]
+
+
+def _text(document: Any, where: str, place: str, rank_fields: list[str] | None = None) -> str:
+    """Return what is scored of a document."""
+    if isinstance(document, str):
+        return document
+    if not isinstance(document, dict):
+        raise Problem(f'{where} is {shown(document)}; send a string or {{"text": "..."}}', place)
+    if any(isinstance(value, (dict, list)) for value in document.values()):
+        try:
+            orjson.dumps(document)
+        except orjson.JSONEncodeError:
+            raise Problem(f"{where} is nested too deeply; send at most 200 levels", place) from None
+    if rank_fields:
+        return _joined(document, where, place, rank_fields)
+    text = document.get("text")
+    if not isinstance(text, str):
+        found = f"has the text {shown(text)}" if "text" in document else "has no text"
+        raise Problem(f'{where} {found}; send a string or {{"text": "..."}}, or name its fields in rank_fields', place)
+    return text
+
+
+def _joined(document: dict[str, Any], where: str, place: str, rank_fields: list[str]) -> str:
+    """Return the fields to rank on: the value of a single one, else lines of `field: value`, as YAML has them.
+
+    Source: https://docs.cohere.com/docs/rerank-overview (semi-structured data)
+    """
+    values = {name: document[name] for name in rank_fields if document.get(name) is not None}
+    if not values:
+        raise Problem(f"{where} has none of the rank_fields {', '.join(rank_fields)[:200]}; send at least one", place)
+    texts = {name: value if isinstance(value, str) else orjson.dumps(value).decode() for name, value in values.items()}
+    return texts[rank_fields[0]] if len(rank_fields) == 1 else "\n".join(f"{name}: {texts[name]}" for name in texts)
+
+
+def _texts(value: Any, info: ValidationInfo) -> list[str] | str:
+    """Return one text or a list of them, for the two sides of pairs."""
+    if isinstance(value, list):
+        return _documents(value, info)
+    return _text(value, str(info.field_name), "")
+
+
+def _names(value: Any, info: ValidationInfo) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise Problem(f"{info.field_name} is {shown(value)}; send a list of field names")
+    return value
+
+
+def _whole(value: Any, info: ValidationInfo) -> int:
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise Problem(f"{info.field_name} is {shown(value)}; send a whole number, or leave it out")
+    return value
+
+
+def _count(value: Any, info: ValidationInfo) -> int | None:
+    count = _whole(value, info)
+    if count < 0:
+        raise Problem(f"{info.field_name} is {count}; send 0 or more (0 and null mean no limit)")
+    return count or None
+
+
+def _pair_tokens(value: Any, info: ValidationInfo) -> int | None:
+    tokens = _whole(value, info)
+    if tokens < -1:
+        raise Problem(f"{info.field_name} is {tokens}; send -1 for the model's whole window, or 1 or more")
+    return None if tokens == -1 else tokens
+
+
+def _truncate(value: Any, info: ValidationInfo) -> str:
+    if isinstance(value, str):
+        word = value.strip().upper()
+        word = {"TRUE": "END", "1": "END", "FALSE": "NONE", "0": "NONE"}.get(word, word)
+        if word in ("NONE", "START", "END"):
+            return word
+    elif value in (True, False):
+        return "END" if value else "NONE"
+    raise Problem(f"{info.field_name} is {shown(value)}; send true, false, NONE, START or END")
+
+
+def _direction(value: Any, info: ValidationInfo) -> str:
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word not in ("left", "right"):
+        raise Problem(f"{info.field_name} is {shown(value)}; send left or right")
+    return str(word)
+
+
+def _model(value: Any, info: ValidationInfo) -> str | None:
+    if not isinstance(value, str):
+        raise Problem(f"{info.field_name} is {shown(value)}; send a string")
+    return None if value in _NO_MODEL else value
+
+
+_TEXT = {"type": "string", "minLength": 1, "pattern": r"\S"}
+_TEXT_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+_NULL = {"type": "null"}
+_DOCUMENTS = {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, {"type": "object"}]}}
+_COUNT = {"anyOf": [{"type": "integer", "minimum": 0}, _NULL]}
+_PAIR_TOKENS = {"anyOf": [{"type": "integer", "minimum": -1}, _NULL]}
+_TRUNCATE = {"anyOf": [{"type": "boolean"}, {"enum": ["NONE", "START", "END"]}, _NULL]}
+_DIRECTION = {"anyOf": [{"enum": ["left", "right"]}, _NULL]}
+_NAMES = {"anyOf": [{"type": "array", "items": {"type": "string"}}, _NULL]}
+_FLAG = {"anyOf": [{"type": "boolean"}, {"enum": ["true", "false"]}, _NULL]}
+
+Query = Annotated[str, PlainValidator(_query), WithJsonSchema({"anyOf": [_TEXT, _TEXT_OBJECT]})]
+Documents = Annotated[list[str], PlainValidator(_documents), WithJsonSchema(_DOCUMENTS)]
+Texts = Annotated[
+    list[str] | str,
+    PlainValidator(_texts),
+    WithJsonSchema({"anyOf": [{"type": "string"}, _TEXT_OBJECT, _DOCUMENTS]}),
+]
+Names = Annotated[
+    list[str],
+    PlainValidator(_names),
+    WithJsonSchema(_NAMES),
+]
+Count = Annotated[int | None, PlainValidator(_count), WithJsonSchema(_COUNT)]
+PairTokens = Annotated[int | None, PlainValidator(_pair_tokens), WithJsonSchema(_PAIR_TOKENS)]
+# pydantic's own reading of booleans: also "true" and "false", as some clients send them.
+Flag = Annotated[bool, WithJsonSchema(_FLAG)]
+Truncate = Annotated[Literal["NONE", "START", "END"], PlainValidator(_truncate), WithJsonSchema(_TRUNCATE)]
+Direction = Annotated[
+    Literal["left", "right"],
+    PlainValidator(_direction),
+    WithJsonSchema(_DIRECTION),
+]
+ModelName = Annotated[str | None, PlainValidator(_model), WithJsonSchema({"anyOf": [{"type": "string"}, _NULL]})]
