@@ -48,6 +48,7 @@ class Way:
         options: Further arguments of the function.
         logits: The dialect answers with logits.
         documents: The client returns the documents' texts.
+        names_model: The client tells the server which model it wants.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Way:
     options: dict[str, Any] = field(default_factory=dict)
     logits: bool = False
     documents: bool = True
+    names_model: bool = True
 
 
 def _litellm(provider: str, route: str, **about: Any) -> list[Way]:
@@ -71,6 +73,7 @@ def _litellm(provider: str, route: str, **about: Any) -> list[Way]:
             {"provider": provider, "return_documents": True, **about.get("options", {})},
             logits=about.get("logits", False),
             documents=about.get("documents", True),
+            names_model=about.get("names_model", True),
         )
         for call in ("rerank", "arerank")
     ]
@@ -91,7 +94,7 @@ WAYS = [
     *_litellm("cohere", "/v2/rerank"),
     *_litellm("hosted_vllm", "/rerank"),
     *_litellm("jina_ai", "/v1/rerank"),
-    *_litellm("huggingface", "/rerank"),
+    *_litellm("huggingface", "/rerank", names_model=False),
     *_litellm("voyage", "/v1/rerank"),
     *_litellm("together_ai", "/rerank"),
     # It sends what hosted_vllm sends and wants strings where that wants objects.
@@ -119,6 +122,7 @@ WAYS = [
             vendor,
             route,
             logits=vendor == "nvidia",
+            names_model=vendor != "tei",
         )
         for vendor, route in (
             ("cohere", "/v2/rerank"),

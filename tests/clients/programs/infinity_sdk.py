@@ -6,6 +6,7 @@ import asyncio
 
 from infinity_client import AuthenticatedClient
 from infinity_client.api.default import health as health_route
+from infinity_client.api.default import models as models_route
 from infinity_client.api.default import rerank as rerank_route
 from infinity_client.models import RerankInput
 
@@ -34,3 +35,7 @@ def arerank(base_url, key, query, documents, model, top_n=None):
 
 def health(base_url, key):
     return health_route.sync_detailed(client=_client(base_url, key)).status_code
+
+
+def models(base_url, key):
+    return [model.id for model in models_route.sync(client=_client(base_url, key)).data]
