@@ -7,7 +7,8 @@ SERVE_ARGS ?=
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check lock builtin model-repository triton triton-setup perf-analyzer-setup peers clean
+.PHONY: help serve test test-all check lock builtin model-repository triton triton-setup perf-analyzer-setup clients \
+	aiperf peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -26,10 +27,10 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 serve: $(VENV)/.serve ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
 	$(BIN)/crossrank serve $(SERVE_ARGS)
 
-test: $(VENV)/.dev triton-setup perf-analyzer-setup ## set up what the tests need and run them, the slow ones left out
+test: $(VENV)/.dev triton-setup perf-analyzer-setup clients ## set up what the tests need and run them, the slow ones left out
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev triton-setup perf-analyzer-setup ## run every test, the large architectures included
+test-all: $(VENV)/.dev triton-setup perf-analyzer-setup clients aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types
@@ -50,6 +51,20 @@ triton-setup: $(VENV)/.dev .triton/.ready ## the real tritonserver, from its whe
 	touch $@
 
 perf-analyzer-setup: $(VENV)/.dev .perf-analyzer/.ready ## the real perf_analyzer, from its wheel, into .perf-analyzer
+
+.venv-clients/.ready .venv-clients-older/.ready: .venv-%/.ready: requirements/%.txt | $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-$*
+	$(BIN)/uv pip install --quiet --require-hashes --python .venv-$* -r $<
+	touch $@
+
+clients: .venv-clients/.ready .venv-clients-older/.ready ## other vendors' clients, in environments of their own
+
+.venv-aiperf/.ready: requirements/aiperf.in | $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-aiperf
+	$(BIN)/uv pip install --quiet --python .venv-aiperf -r $<
+	touch $@
+
+aiperf: .venv-aiperf/.ready ## NVIDIA's load generator, in an environment of its own
 
 triton: triton-setup ## serve the built-in model with the real tritonserver on this CPU
 	$(BIN)/crossrank triton
@@ -76,6 +91,7 @@ lock: $(VENV)/.dev ## write the lock files anew
 	$(LOCK) pyproject.toml --extra openvino --constraint requirements/dev.txt --output-file requirements/serve.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
+	for name in clients clients-older; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done
 	$(LOCK) pyproject.toml --extra openvino --extra triton --constraint requirements/dev.txt \
 		--output-file deploy/docker/gateway.txt
 	$(LOCK) pyproject.toml deploy/docker/nvidia.in --output-file deploy/docker/nvidia.txt
