@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from crossrank_server.catalog import CatalogModel, catalog_model
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
-from crossrank_server.models import ServedModel
+from crossrank_server.residency import ModelSlot
 
 _MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _HEADERS = {
@@ -91,12 +91,12 @@ def page_routes(gateway: Gateway) -> APIRouter:
     return router
 
 
-def model_state(model: ServedModel) -> dict[str, Any]:
+def model_state(model: ModelSlot) -> dict[str, Any]:
     """Return a model's part of the state; its card is None where the catalogue does not know it."""
     known = catalog_model(model.id)
     return {
         "id": model.id,
-        "status": "ready" if model.engine.ready() else "not ready",
+        "status": "not ready" if model.served and not model.served.engine.ready() else model.status,
         "engine": model.engine.name,
         "precision": model.engine.precision,
         "max_length": model.bundle.manifest.max_length,
