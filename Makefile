@@ -7,8 +7,8 @@ SERVE_ARGS ?=
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check lock builtin model-repository triton triton-setup perf-analyzer-setup clients \
-	aiperf peers clean
+.PHONY: help serve test test-all check lock openapi builtin model-repository triton triton-setup perf-analyzer-setup \
+	clients aiperf peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -68,6 +68,9 @@ aiperf: .venv-aiperf/.ready ## NVIDIA's load generator, in an environment of its
 
 triton: triton-setup ## serve the built-in model with the real tritonserver on this CPU
 	$(BIN)/crossrank triton
+
+openapi: $(VENV)/.dev ## write the OpenAPI document that the tests compare
+	$(BIN)/python -m tests.openapi_document > tests/golden/openapi.json
 
 model-repository: $(VENV)/.dev ## put the built-in model's weights into model_repository/
 	$(BIN)/crossrank repository builtin --target cpu --out model_repository

@@ -3,5 +3,6 @@
 app.py         puts the routes, the middleware and the error handlers together
 gateway.py     what all routes share: who calls, the body, the disconnect, the answer
 routes/        one dialect each
-schema.py      fields of requests and answers; json_body.py, body.py read them within limits
+schema/        fields of requests and answers; json_body.py, body.py read them within limits
+openapi.py     the document that describes them all
 """

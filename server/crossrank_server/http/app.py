@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+from importlib.metadata import version
+
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
@@ -9,12 +12,13 @@ from crossrank_server.http.error_handlers import add_error_handlers
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.methods import HeadMiddleware
 from crossrank_server.http.middleware import RequestIdMiddleware
+from crossrank_server.http.openapi import openapi_document
 from crossrank_server.http.routes.health import health_routes
 from crossrank_server.http.routes.models import models_routes
-from crossrank_server.http.routes.openapi import openapi_routes
 from crossrank_server.http.routes.ranking import ranking_routes
 from crossrank_server.http.routes.rerank import rerank_routes
 from crossrank_server.http.routes.score import score_routes
+from crossrank_server.http.routes.specification import specification_routes
 from crossrank_server.http.routes.tei import tei_routes
 from crossrank_server.service import RerankService
 
@@ -23,6 +27,7 @@ def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
     """Return the ASGI application in front of a service."""
     app = FastAPIOffline(
         title="crossrank",
+        version=version("crossrank"),
         summary="Reranks documents with cross-encoders.",
         description="Scores are sigmoid probabilities in [0, 1]; `raw_scores` gives the model's logits.",
     )
@@ -37,7 +42,8 @@ def create_app(service: RerankService, *, max_body_bytes: int) -> FastAPI:
         ranking_routes,
         models_routes,
         health_routes,
-        openapi_routes,
+        specification_routes,
     ):
         app.include_router(routes(gateway))
+    app.openapi = cache(partial(openapi_document, app))  # type: ignore[method-assign]
     return app

@@ -64,7 +64,7 @@ def models_routes(gateway: Gateway) -> APIRouter:
         entries = [entry(model) | extra for model in gateway.service.models.models]
         return JsonResponse({"object": "list", "data": entries})
 
-    @router.get("/v1/models/{model_id:path}", response_model=Model, responses=ERRORS)
+    @router.get("/v1/models/{model_id:path}", response_model=Model, responses=GET_ERRORS | {404: ERRORS[404]})
     async def model(request: Request, model_id: str) -> Response:
         """Describe a model; ids contain slashes."""
         await gateway.open(request)
