@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-_LISTENING = re.compile(r"listening on (https?://[^\s"]+)")
+CROSSRANK = str(Path(sysconfig.get_path("scripts")) / "crossrank")
+_LISTENING = re.compile(r"listening on (https?://[^\s\"]+)")
 _START_S = 60.0
 _STOP_S = 30.0
 
@@ -57,7 +58,7 @@ def running_server(*args: str, env: Mapping[str, str] | None = None) -> Iterator
         RuntimeError: It did not become ready; the message ends with its log.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CROSSRANK_")}
-    command = [str(Path(sysconfig.get_path("scripts")) / "crossrank"), "serve", "--port", "0", *args]
+    command = [CROSSRANK, "serve", "--port", "0", *args]
     with tempfile.TemporaryDirectory(prefix="crossrank-test-") as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as output:
