@@ -47,6 +47,7 @@ class LoadPlan:
         requests: Measure this many requests instead of `duration_s`.
         timeout_s: A request without an answer after this time is an error.
         seed: Decides the arrival times.
+        tier: `realtime` or `batch`.
     """
 
     documents: int
@@ -57,6 +58,7 @@ class LoadPlan:
     requests: int | None = None
     timeout_s: float = 60.0
     seed: int = 0
+    tier: str = "realtime"
 
 
 @dataclass
@@ -148,7 +150,7 @@ class _Generator:
 
         timeout = aiohttp.ClientTimeout(total=self._plan.timeout_s)
         connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=60)
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", "x-tier": self._plan.tier}
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
             await self._probe(session)
             ticker = asyncio.create_task(self._tick())

@@ -40,10 +40,11 @@ class ServedModel:
         self.bundle = bundle
         self.engine = engine
         self.encoder = PairEncoder(bundle)
+        self.cores = cores or Cores()
         self.batcher: Batcher | Passage = (
             Passage(engine, max_waiting_documents, max_waiting_batch_documents)
             if engine_merges
-            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, cores)
+            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, self.cores)
         )
 
     @property

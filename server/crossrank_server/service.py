@@ -143,7 +143,7 @@ class RerankService:
         self, served: ServedModel, request: RerankRequest, call: Call
     ) -> tuple[EncodedPairs, NDArray[np.float32]]:
         query, documents = request.query, request.documents
-        with call.stage("tokenize"):
+        with call.stage("tokenize"), served.cores.tokenizing(call.tier):
             if len(query) + sum(map(len, documents)) <= _INLINE_CHARACTERS:
                 pairs = served.encoder.encode(query, documents)
             else:
