@@ -62,14 +62,13 @@ def tiers(model: str | None, rate: float, flood: int, duration: float, json_path
     rounds = Rounds(workload.documents, rate, flood, duration, options["seed"])
     with (
         started_server(server_arguments(model, options)) as server,
-        Progress("realtime and batch requests") as progress,
+        Progress("realtime and batch") as progress,
     ):
         report["server"] = {"url": server.url, "models": served_models(server.url)}
         report["rounds"] = compare_tiers(server.url, workload.bodies(), rounds, progress.say)
     print_tier_report(report)
     if json_path:
         write_json(json_path, report)
-    if failed := sum(
-        sum(figures["errors"].values()) for each in report["rounds"] for figures in each["loads"].values()
-    ):
+    failed = sum(sum(load["errors"].values()) for each in report["rounds"] for load in each["loads"].values())
+    if failed:
         raise SetupError(f"{failed} requests failed; --json shows how")
