@@ -48,7 +48,7 @@ def compare_tiers(
     """
     same: dict[str, Any] = {
         "documents": rounds.documents,
-        "warm_up_s": _WARM_UP_S,
+        "warm_up_s": min(_WARM_UP_S, rounds.duration_s),
         "duration_s": rounds.duration_s,
         "seed": rounds.seed,
     }

@@ -32,7 +32,11 @@ from crossrank_server.settings import ServeSettings
     help="Requests of the flood that are under way at any time.",
 )
 @click.option(
-    "--duration", type=click.FloatRange(min=1), default=15.0, show_default=True, help="Seconds measured in each round."
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    default=15.0,
+    show_default=True,
+    help="Seconds measured in each round.",
 )
 @workload_options
 @options_from_settings(ServeSettings, only=SERVER_OPTIONS)
