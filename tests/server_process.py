@@ -16,7 +16,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 CROSSRANK = str(Path(sysconfig.get_path("scripts")) / "crossrank")
-_LISTENING = re.compile(r"listening on (https?://[^\s\"]+)")
+_LISTENING = re.compile(r"listening on (https?://\S+)")
 _START_S = 60.0
 _STOP_S = 30.0
 

@@ -207,7 +207,7 @@ class RerankService:
         call: Call,
         charge: Charge,
     ) -> tuple[EncodedPairs, NDArray[np.float32]]:
-        with call.stage("tokenize"):
+        with call.stage("tokenize"), served.cores.tokenizing(call.tier):
             characters = sum(len(query) + sum(map(len, documents)) for query, documents in groups)
             encode = functools.partial(served.encoder.encode_groups, groups, truncation, field)
             if characters <= _INLINE_CHARACTERS:
