@@ -7,7 +7,7 @@ SERVE_ARGS ?=
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check lock builtin model-repository triton triton-setup perf-analyzer-setup peers clean
+.PHONY: help serve test test-all check lock builtin model-repository triton triton-setup perf-analyzer-setup services peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -60,6 +60,10 @@ model-repository: $(VENV)/.dev ## put the built-in model's weights into model_re
 builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/crossrank-mini
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \
 		--card server/crossrank_server/builtin/README.md
+
+services: ## install the real PostgreSQL and Redis that tests start (Debian packages; needs root); without them those are skipped
+	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server >/dev/null 2>&1 || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql redis-server; }
 
 .venv-peers/.ready: perf/peers/sentence-transformers.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
