@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -185,6 +184,6 @@ def test_names_that_look_like_markup_are_printed_as_they_are(run: Run) -> None:
     assert "[red]x[/]" in run("keys", "list").stdout
 
 
-def test_the_help_of_every_command_works(run: Run, tmp_path: Path) -> None:
+def test_the_help_of_every_command_works(run: Run) -> None:
     for command in (["keys"], ["keys", "create"], ["keys", "list"], ["keys", "revoke"], ["keys", "credit"], ["usage"]):
         assert "Usage:" in run(*command, "--help").stdout
