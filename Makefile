@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi builtin model-repository triton triton-setup perf-analyzer-setup \
-	clients aiperf peers clean
+	services clients aiperf peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -78,6 +78,11 @@ model-repository: $(VENV)/.dev ## put the built-in model's weights into model_re
 builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/crossrank-mini
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \
 		--card server/crossrank_server/builtin/README.md
+
+services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packages; needs root); without them those tests skip
+	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server /usr/bin/chromedriver >/dev/null 2>&1 || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+			postgresql redis-server chromium chromium-driver fonts-dejavu-core; }
 
 .venv-peers/.ready: perf/peers/sentence-transformers.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
