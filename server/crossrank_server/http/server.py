@@ -25,8 +25,6 @@ from crossrank_server.telemetry.logs import log_loop_failure
 from crossrank_server.tls import TlsFiles
 
 _log = logging.getLogger("crossrank")
-# After the grace: what closing engines, writing usage and sending traces may take before the process is ended.
-_LAST_RESORT_S = 15.0
 
 
 class GracefulServer(uvicorn.Server):
@@ -37,9 +35,19 @@ class GracefulServer(uvicorn.Server):
         service: Is told that it is draining, and closed in the end.
         settings: `shutdown_delay_s`, `shutdown_grace_s`.
         tls: None speaks plain HTTP.
+        last_resort_s: After delay and grace, seconds that closing engines, writing usage and sending traces may take;
+            then the process is ended with exit code 1.
     """
 
-    def __init__(self, app: FastAPI, service: RerankService, settings: ServeSettings, tls: TlsFiles | None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        service: RerankService,
+        settings: ServeSettings,
+        tls: TlsFiles | None = None,
+        *,
+        last_resort_s: float = 15.0,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -53,7 +61,7 @@ class GracefulServer(uvicorn.Server):
         )
         self._service = service
         self._delay_s = settings.shutdown_delay_s
-        self._grace_s = settings.shutdown_grace_s
+        self._end_after_s = settings.shutdown_delay_s + settings.shutdown_grace_s + last_resort_s
         self._drained_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -62,7 +70,7 @@ class GracefulServer(uvicorn.Server):
         if self._drained_at is None:
             self._service.draining = True
             self._drained_at = time.monotonic() + self._delay_s
-            _end_process_after(self._delay_s + self._grace_s + _LAST_RESORT_S)
+            _end_process_after(self._end_after_s)
         elif sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
 
