@@ -72,7 +72,7 @@ class RerankService:
     ) -> None:
         self.models = models
         self.accounts = accounts or OpenAccounts()
-        self._max_documents = max_documents
+        self.max_documents = max_documents
         self._timeout_s = timeout_s
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize")
 
@@ -90,9 +90,9 @@ class RerankService:
             Overloaded, EngineFailure, BackendError, BackendUnavailable: See `Batcher.score` and `Engine.score`.
             BackendTimeout: The time limit passed.
         """
-        if len(request.documents) > self._max_documents:
+        if len(request.documents) > self.max_documents:
             raise InvalidRequest(
-                f"documents holds {len(request.documents)} documents, the limit is {self._max_documents}; "
+                f"documents holds {len(request.documents)} documents, the limit is {self.max_documents}; "
                 "split the request, or raise --max-documents",
                 param="documents",
                 code="too_many_documents",
