@@ -90,7 +90,7 @@ class RerankService:
         self.accounts = accounts or OpenAccounts()
         self.observers = observers or Observers()
         self.draining = False
-        self._max_documents = max_documents
+        self.max_documents = max_documents
         self._timeout_s = timeout_s
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize")
 
@@ -108,15 +108,16 @@ class RerankService:
             Overloaded, EngineFailure, BackendError, BackendUnavailable: See `Batcher.score` and `Engine.score`.
             BackendTimeout: The time limit passed.
         """
-        if len(request.documents) > self._max_documents:
+        if len(request.documents) > self.max_documents:
             raise InvalidRequest(
-                f"documents holds {len(request.documents)} documents, the limit is {self._max_documents}; "
+                f"documents holds {len(request.documents)} documents, the limit is {self.max_documents}; "
                 "split the request, or raise --max-documents",
                 param="documents",
                 code="too_many_documents",
             )
         model_id = self.models.resolve(request.model)
-        call.model, call.documents = model_id, len(request.documents)
+        call.model = model_id
+        call.documents += len(request.documents)
         async with (
             self.accounts.admit(
                 call.account,
@@ -134,8 +135,11 @@ class RerankService:
                     f"the request took longer than {self._timeout_s:g} s; "
                     "send fewer documents, or raise --request-timeout-s"
                 ) from None
-            call.tokens = charge.tokens = len(pairs.batch.input_ids)
-            call.truncated_documents, call.query_truncated = len(pairs.truncated), pairs.query_truncated
+            charge.tokens = len(pairs.batch.input_ids)
+            # A call may be made of several requests.
+            call.tokens += charge.tokens
+            call.truncated_documents += len(pairs.truncated)
+            call.query_truncated |= pairs.query_truncated
         # The order is that of the logits: sigmoids of distinct logits may be equal.
         order = np.argsort(-logits, kind="stable")
         return Ranking(

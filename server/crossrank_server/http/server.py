@@ -1,4 +1,4 @@
-"""The web server: uvicorn with an orderly end.
+"""The web server: uvicorn with an orderly end, and gRPC beside it on the same event loop where that is asked for.
 
 On SIGTERM or SIGINT the server first says that it is not ready, then (after a delay in which load balancers look
 elsewhere) refuses new connections, lets requests under way finish within a grace, and always writes what is not
@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -23,6 +24,9 @@ from crossrank_server.service import RerankService
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.logs import log_loop_failure
 from crossrank_server.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from crossrank_server.rpc.server import RpcServer
 
 _log = logging.getLogger("crossrank")
 
@@ -34,6 +38,7 @@ class GracefulServer(uvicorn.Server):
         app: The application in front of the service.
         service: Is told that it is draining, and closed in the end.
         settings: `shutdown_delay_s`, `shutdown_grace_s`.
+        rpc: The gRPC port; None has none.
         tls: None speaks plain HTTP.
         last_resort_s: After delay and grace, seconds that closing engines, writing usage and sending traces may take;
             then the process is ended with exit code 1.
@@ -44,6 +49,7 @@ class GracefulServer(uvicorn.Server):
         app: FastAPI,
         service: RerankService,
         settings: ServeSettings,
+        rpc: RpcServer | None = None,
         tls: TlsFiles | None = None,
         *,
         last_resort_s: float = 15.0,
@@ -60,6 +66,8 @@ class GracefulServer(uvicorn.Server):
             )
         )
         self._service = service
+        self._rpc = rpc
+        self._grace_s = settings.shutdown_grace_s
         self._delay_s = settings.shutdown_delay_s
         self._end_after_s = settings.shutdown_delay_s + settings.shutdown_grace_s + last_resort_s
         self._drained_at: float | None = None
@@ -77,6 +85,8 @@ class GracefulServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         asyncio.get_running_loop().set_exception_handler(log_loop_failure)
+        if self._rpc is not None:
+            await self._rpc.start()
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
@@ -88,7 +98,8 @@ class GracefulServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new connections, wait for requests under way, and close the service whatever happened."""
         try:
-            await super().shutdown(sockets)
+            stops = [] if self._rpc is None else [self._rpc.stop(0.0 if self.force_exit else self._grace_s)]
+            await asyncio.gather(super().shutdown(sockets), *stops)
         finally:
             if tasks := set(self.server_state.tasks):
                 # Requests given up return what they hold before it is closed.

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
+from crossrank_server.listing import model_entry
 
 
 def models_routes(gateway: Gateway) -> APIRouter:
@@ -16,17 +17,7 @@ def models_routes(gateway: Gateway) -> APIRouter:
     async def models(request: Request) -> Response:
         """List the models served; the first one is the default."""
         await gateway.open(request)
-        entries = [
-            {
-                "id": model.id,
-                "object": "model",
-                "owned_by": "crossrank",
-                "engine": model.engine.name,
-                "precision": model.engine.precision,
-                "max_length": model.bundle.manifest.max_length,
-            }
-            for model in gateway.service.models.models
-        ]
+        entries = [model_entry(model) for model in gateway.service.models.models]
         return JsonResponse({"object": "list", "data": entries})
 
     return router
