@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from crossrank_server.rpc.server import RpcServer
 
 _log = logging.getLogger("crossrank")
+# What closing engines, writing usage and sending traces may take.
+LAST_RESORT_S = 15.0
 
 
 class GracefulServer(uvicorn.Server):
@@ -52,7 +54,7 @@ class GracefulServer(uvicorn.Server):
         rpc: RpcServer | None = None,
         tls: TlsFiles | None = None,
         *,
-        last_resort_s: float = 15.0,
+        last_resort_s: float = LAST_RESORT_S,
     ) -> None:
         super().__init__(
             uvicorn.Config(

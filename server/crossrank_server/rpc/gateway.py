@@ -86,6 +86,8 @@ class Scope:
     def answered(self, call: Call) -> None:
         """Take what is to be sent with the answer to a call."""
         self._trailers.update(call.response_headers)
+        if call.tokens:
+            self._trailers["server-timing"] = call.server_timing()
 
     def send_trailers(self, status: Status | None = None) -> None:
         """Set the trailing metadata: headers of the answer and, of an error, its details."""
