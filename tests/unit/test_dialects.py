@@ -334,9 +334,7 @@ async def test_long_documents_are_scored_by_chunks_and_billed_by_them(app: FastA
 
 
 async def test_more_than_a_hundred_billed_documents_are_two_search_units(app: FastAPI) -> None:
-    answer = await post(
-        service, "/v2/rerank", {"query": "q", "documents": ["word " * 600] * 60, "max_chunks_per_doc": 2}
-    )
+    answer = await post(app, "/v2/rerank", {"query": "q", "documents": ["word " * 600] * 60, "max_chunks_per_doc": 2})
     assert answer["meta"]["billed_units"] == {"search_units": 2, "documents": 120}
 
 
