@@ -17,7 +17,7 @@ CHECKS = (
     "response_headers_conformance",
     "response_schema_conformance",
 )
-EXAMPLES = 25
+EXAMPLES = 15
 
 
 def test_no_generated_request_breaks_the_server_or_its_document() -> None:
