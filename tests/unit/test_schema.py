@@ -10,9 +10,9 @@ import pytest
 from crossrank_server.errors import InvalidRequest
 from crossrank_server.http.json_body import parse_object
 from crossrank_server.http.routes.ranking import RankingBody
-from crossrank_server.http.routes.score import ScoreBody
 from crossrank_server.http.routes.tei import TextsBody
 from crossrank_server.http.schema.bodies import Options, RerankBody
+from crossrank_server.http.schema.pairs import ScoreBody
 from crossrank_server.request import RerankRequest, ScoreRequest, Truncation
 
 
