@@ -236,7 +236,7 @@ def overloaded(state: str, added: int, limit: int, tier: str) -> Overloaded:
     """Say that the queue of a tier is full."""
     retry_after_s = 5.0 if tier == "batch" else 1.0
     return Overloaded(
-        f"{state} and this request adds {added}; the tier {tier} holds {limit}: "
+        f"{state} and this request adds {added}; the queue of tier {tier} holds {limit}: "
         f"try again in {retry_after_s:g} s, or send less at a time",
         retry_after_s=retry_after_s,
     )

@@ -105,7 +105,10 @@ def test_one_that_does_not_retry_tells_that_the_queue_is_full(environment, name,
     asked = {"query": QUERY, "documents": DOCUMENTS, "model": MODEL}
     if name == "litellm_sdk":
         asked["provider"] = "cohere"
-    with BusyServer(narrow_server) as busy, pytest.raises(Refused, match="the queue holds 1") as raised:
+    with (
+        BusyServer(narrow_server) as busy,
+        pytest.raises(Refused, match="the queue of tier realtime holds 1") as raised,
+    ):
         program(environment, name).ask(call, base_url=busy.recorder.base_url, key="any", **asked)
     assert raised.value.classes[0] == kind
     assert busy.statuses == [429]

@@ -55,7 +55,7 @@ def get(server: RunningServer, path: str, token: str | None) -> httpx.Response:
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
     body = response.json()
-    assert set(body) == {"error", "message", "detail"}
+    assert set(body) == {"error", "error_type", "message", "detail"}
     assert body["message"] == body["detail"] == body["error"]["message"]
     return dict(body["error"])
 

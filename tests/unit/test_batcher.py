@@ -165,7 +165,7 @@ async def test_a_request_over_the_queue_is_refused_with_a_time_to_retry() -> Non
     first = asyncio.ensure_future(batcher.score(pairs(*[100] * 10)))
     await asyncio.sleep(0)
     with pytest.raises(
-        Overloaded, match=r"8 documents wait and this request adds 3; the tier realtime holds 10"
+        Overloaded, match=r"8 documents wait and this request adds 3; the queue of tier realtime holds 10"
     ) as refused:
         await batcher.score(pairs(5, 5, 5))
     assert refused.value.retry_after_s == 1.0
