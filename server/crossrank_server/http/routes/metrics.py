@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from crossrank_server.errors import Forbidden
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.telemetry.metrics import Metrics
 from crossrank_server.telemetry.state import StateCollector
-
-SCOPE = "metrics"
 
 
 def metrics_routes(gateway: Gateway, metrics: Metrics) -> APIRouter:
