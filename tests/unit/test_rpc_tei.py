@@ -81,6 +81,17 @@ async def test_a_stream_with_nothing_or_too_much_is_refused(builtin: Bundle, cou
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("truncate", True), ("truncation_direction", tei.TRUNCATION_DIRECTION_LEFT)]
+)
+async def test_a_stream_is_truncated_in_one_way(builtin: Bundle, field: str, value: object) -> None:
+    messages = [tei.RerankStreamRequest(query="q", text="t"), tei.RerankStreamRequest(query="q", text="t")]
+    setattr(messages[1], field, value)
+    with pytest.raises(grpc.aio.AioRpcError, match="message 1 of the stream has another truncate or") as raised:
+        await stream(builtin, messages)
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_info_names_the_default_model_a_reranker(builtin: Bundle) -> None:
     accounts = RefusingAccounts()
     async with rpc_channel(service_of(builtin, GatedEngine(), accounts)) as channel:
