@@ -101,8 +101,8 @@ lock: $(VENV)/.dev ## write the lock files anew
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
 	for name in clients clients-older; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done
-	$(LOCK) pyproject.toml --extra openvino --extra grpc --extra triton --constraint requirements/dev.txt \
-		--output-file deploy/docker/gateway.txt
+	$(LOCK) pyproject.toml $(addprefix --extra ,openvino grpc triton postgresql redis tls otel) \
+		--constraint requirements/dev.txt --output-file deploy/docker/gateway.txt
 	$(LOCK) pyproject.toml deploy/docker/nvidia.in --output-file deploy/docker/nvidia.txt
 
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I client \
