@@ -124,7 +124,7 @@ def _longest_first(query: int, document: int, window: int) -> tuple[int, int]:
 
 @dataclass(eq=False)
 class _Job:
-    """The pairs of one request that are still to be scored, longest last."""
+    """The pairs of one request that are still to be scored; longest last, if the engine pads."""
 
     batch: PairBatch
     logits: NDArray[np.float32]
@@ -178,7 +178,8 @@ class Batcher:
                 retry_after_s=1.0,
             )
         lengths = batch.lengths
-        order = np.argsort(lengths, kind="stable")
+        # In order of length where similar pairs are sought; else as they come, so that batches take equally long.
+        order = np.argsort(lengths, kind="stable") if self._engine.pads else np.arange(len(batch))
         job = _Job(
             batch=batch,
             logits=np.empty(len(batch), np.float32),
@@ -221,6 +222,8 @@ class Batcher:
         """Take similar pairs: those of the most urgent request first, then fitting ones of others."""
         now = time.monotonic()
         jobs = sorted(self._jobs, key=lambda job: job.waiting_tokens - _AGING_TOKENS_PER_S * (now - job.arrived_s))
+        if not self._engine.pads:
+            return self._fill(jobs, budget_tokens)
         longest = jobs[0].lengths[-1]
         most = max(self._engine.batch_tokens // longest, 1)
         if most > _ROW_STEP:
@@ -236,6 +239,21 @@ class Batcher:
                 if not job.indices:
                     self._jobs.remove(job)
             if room <= 0:
+                break
+        return parts
+
+    def _fill(self, jobs: list[_Job], budget_tokens: int) -> list[tuple[_Job, list[int]]]:
+        """Take whole documents of any length until the budget is spent, for an engine that does not pad."""
+        parts: list[tuple[_Job, list[int]]] = []
+        for job in jobs:
+            start = stop = len(job.indices)
+            while start and budget_tokens > 0:
+                start -= 1
+                budget_tokens -= job.lengths[start]
+            parts.append((job, job.take(start, stop)))
+            if not job.indices:
+                self._jobs.remove(job)
+            if budget_tokens <= 0:
                 break
         return parts
 

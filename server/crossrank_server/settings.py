@@ -18,10 +18,11 @@ class ServeSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on. Anything but loopback is reachable by others.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one and prints it.")
-    engine: Literal["auto", "onnxruntime", "openvino", "triton"] = Field(
+    engine: Literal["auto", "native", "openvino", "onnxruntime", "triton"] = Field(
         "auto",
-        description="What computes the scores. auto takes OpenVINO where it is installed, else ONNX Runtime; triton"
-        " sends token ids to the Triton servers of --triton-url.",
+        description="What computes the scores. auto takes the native encoder for TinyBERT-L2 models on CPUs with AMX or"
+        " AVX2, else OpenVINO where it is installed, else ONNX Runtime; triton sends token ids to the Triton servers of"
+        " --triton-url.",
     )
     triton_url: str = Field(
         "grpc://127.0.0.1:8001",

@@ -23,8 +23,9 @@ struct FmaKernel {
   static int64_t panel_offset(int64_t k, int64_t n) { return k * kCols + n; }
 
   // c[kRows][kCols] (row stride ldc) = a[kRows][depth] (row stride lda) x panel + bias[kCols], none if null.
-  static CROSSRANK_INLINE void block(const float* a, int64_t lda, const float* panel, int64_t depth, const float* bias,
-                                     float* c, int64_t ldc) {
+  // Not inlined: what follows the product would take registers from it.
+  static CROSSRANK_NOINLINE void block(const float* a, int64_t lda, const float* panel, int64_t depth,
+                                              const float* bias, float* c, int64_t ldc) {
     Vector left[kRows], right[kRows];
     const Vector start_left = bias ? load(bias) : Vector{}, start_right = bias ? load(bias + kLanes) : Vector{};
 #pragma GCC unroll 12

@@ -63,21 +63,21 @@ struct EmulatedTiles {
   static void end() {}
 
   template <int t>
-  static void zero() {
+  static CROSSRANK_NOINLINE void zero() {
     std::memset(tiles[t], 0, sizeof tiles[t]);
   }
   template <int t>
-  static void load(const void* from, int64_t stride) {
+  static CROSSRANK_NOINLINE void load(const void* from, int64_t stride) {
     for (int row = 0; row < kTileRows; ++row)
       std::memcpy(tiles[t][row], static_cast<const char*>(from) + row * stride, kTileBytes);
   }
   template <int t>
-  static void store(void* to, int64_t stride) {
+  static CROSSRANK_NOINLINE void store(void* to, int64_t stride) {
     for (int row = 0; row < kTileRows; ++row)
       std::memcpy(static_cast<char*>(to) + row * stride, tiles[t][row], kTileBytes);
   }
   template <int c, int a, int b>
-  static void dot() {
+  static CROSSRANK_NOINLINE void dot() {
     for (int row = 0; row < kTileRows; ++row) {
       float even[16] = {}, odd[16] = {};
       for (int pair = 0; pair < 16; ++pair) {

@@ -14,6 +14,7 @@
 #endif
 
 #define CROSSRANK_INLINE inline __attribute__((always_inline))
+#define CROSSRANK_NOINLINE __attribute__((noinline))
 
 namespace crossrank {
 
