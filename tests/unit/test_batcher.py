@@ -115,8 +115,10 @@ async def test_an_engine_that_does_not_pad_gets_documents_of_all_lengths_until_t
         # The last one taken may reach over: a remainder of a few tokens would be a batch of its own.
         assert int(batch.lengths[1:].sum()) < 2000
         assert {10, 500} == set(batch.lengths.tolist())
+    # Towards the end they shrink, so that both cores are done together.
     sizes = [len(batch.input_ids) for batch in engine.batches]
-    assert max(sizes) <= min(sizes) + 512
+    assert sizes[-1] < sizes[0] / 2
+    assert min(sizes) >= 512
 
 
 @pytest.mark.parametrize("pads", [True, False])
