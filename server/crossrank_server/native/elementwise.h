@@ -16,7 +16,7 @@ CROSSRANK_INLINE Vector polynomial(const float (&p)[N], Vector x) {
   return sum;
 }
 
-// 2^x for -126 <= x <= 127 (smaller is taken as -126), relative error below 2e-7.
+// 2^x for -126 <= x <= 127 (smaller is taken as -126), relative error below 3e-7.
 //
 // x = n + f with n whole and |f| <= 1/2. Adding 1.5 * 2^23 rounds x to n in the low bits of the sum; those bits, moved
 // into the exponent of the minimax polynomial of 2^f, multiply it by 2^n.
