@@ -1,4 +1,4 @@
-// Attention of one document: full in all layers but the last, for the first token only in the last.
+// Attention of every token of a document to every other, in all layers but the last.
 #pragma once
 
 #include "product.h"
@@ -70,26 +70,5 @@ class Attention {
   Buffer<Operand> weights_;
   Buffer<float> inverse_sums_;
 };
-
-// One head of the first token: mean of the rows of x under softmax(x . query), where `query` is the [CLS] query seen
-// through the keys, Wk^T q. With it neither keys nor values of the document need to be computed: q (x Wk)^T = (Wk q^T) x^T
-// and p (x Wv) = (p x) Wv.
-//
-// x: [length][width]; query: [width] fp32; scores: room for `length`; mean: [width].
-template <class Operand>
-inline void attend_first(const Operand* x, int64_t length, int64_t width, const float* query, float* scores,
-                         float* sums, Operand* mean) {
-  for (int64_t t = 0; t < length; ++t) {
-    Vector sum = {};
-    for (int64_t i = 0; i < width; i += kLanes) sum += load(x + t * width + i) * load(query + i);
-    scores[t] = sum_of(sum);
-  }
-  const float inverse = softmax_row(scores, scores, length, length);
-  std::memset(sums, 0, static_cast<size_t>(width) * sizeof(float));
-  for (int64_t t = 0; t < length; ++t)
-    for (int64_t i = 0; i < width; i += kLanes)
-      store(sums + i, load(sums + i) + load(x + t * width + i) * scores[t]);
-  for (int64_t i = 0; i < width; i += kLanes) store(mean + i, load(sums + i) * inverse);
-}
 
 }  // namespace crossrank

@@ -8,6 +8,7 @@
 
 #include "api.h"
 #include "elementwise.h"
+#include "fma_kernel.h"
 
 namespace crossrank {
 
@@ -115,15 +116,18 @@ struct Layer {
   LayerNorm attention_norm, output_norm;
 };
 
+// The last layer, pooler and classifier concern one token a document. They cost next to nothing, their errors go
+// straight into the logit, and so they are computed in fp32 whatever the kernel.
 template <class Kernel>
 class Model {
  public:
   Model(const crossrank_shape& given, const Weights& weights) : shape(given) {
     const Shape& s = shape;
     read_embeddings(weights);
-    layers.resize(s.layers);
-    for (int i = 0; i < s.layers; ++i) read_layer(weights, "layer." + std::to_string(i) + ".", i + 1 == s.layers, layers[i]);
-    pooler = linear(weights, "pooler.", s.hidden, s.width, s.hidden, s.width);
+    layers.resize(s.layers - 1);
+    for (int i = 0; i + 1 < s.layers; ++i) read_layer(weights, i, layers[i]);
+    read_layer(weights, s.layers - 1, last);
+    pooler = linear<FmaKernel>(weights, "pooler.", s.hidden, s.width, s.hidden, s.width);
     classifier = Buffer<float>(s.width);
     std::memcpy(classifier.get(), weights.find("classifier.weight", s.hidden), s.hidden * sizeof(float));
     classifier_bias = *weights.find("classifier.bias", 1);
@@ -133,8 +137,9 @@ class Model {
   Buffer<float> words;      // [vocab_size][width]
   Buffer<float> positions;  // [segments][positions][width]: both embeddings added up
   LayerNorm embedding_norm;
-  std::vector<Layer<Kernel>> layers;
-  Linear<Kernel> pooler;
+  std::vector<Layer<Kernel>> layers;  // all but the last
+  Layer<FmaKernel> last;
+  Linear<FmaKernel> pooler;
   Buffer<float> classifier;  // [width]
   float classifier_bias = 0;
 
@@ -155,27 +160,31 @@ class Model {
     embedding_norm = norm(weights, "embeddings.norm.");
   }
 
-  void read_layer(const Weights& weights, const std::string& at, bool last, Layer<Kernel>& layer) {
+  template <class K>
+  void read_layer(const Weights& weights, int number, Layer<K>& layer) {
     const Shape& s = shape;
+    const std::string at = "layer." + std::to_string(number) + ".";
+    const bool is_last = number + 1 == s.layers;
     // softmax(x) = 2^(x log2 e) / sum: the factor and 1 / sqrt(head) are folded into the queries.
     const float scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(s.head)));
-    layer.qkv.weight = Packed<Kernel>(s.width, (last ? 2 : 3) * s.inner);
-    layer.qkv.bias = Buffer<float>((last ? 2 : 3) * s.inner);
+    layer.qkv.weight = Packed<K>(s.width, (is_last ? 2 : 3) * s.inner);
+    layer.qkv.bias = Buffer<float>((is_last ? 2 : 3) * s.inner);
     read_heads(weights, at + "query.", 0, scale, layer.qkv);
-    read_heads(weights, at + "value.", (last ? 1 : 2) * s.inner, 1, layer.qkv);
-    if (last)
+    read_heads(weights, at + "value.", (is_last ? 1 : 2) * s.inner, 1, layer.qkv);
+    if (is_last)
       read_transposed_keys(weights, at + "key.", layer);
     else
       read_heads(weights, at + "key.", s.inner, 1, layer.qkv);
-    layer.output = output(weights, at + "output.");
+    layer.output = output<K>(weights, at + "output.");
     layer.attention_norm = norm(weights, at + "attention_norm.");
-    layer.up = linear(weights, at + "up.", s.hidden, s.width, s.ffn, s.ffn_width);
-    layer.down = linear(weights, at + "down.", s.ffn, s.ffn_width, s.hidden, s.width);
+    layer.up = linear<K>(weights, at + "up.", s.hidden, s.width, s.ffn, s.ffn_width);
+    layer.down = linear<K>(weights, at + "down.", s.ffn, s.ffn_width, s.hidden, s.width);
     layer.output_norm = norm(weights, at + "output_norm.");
   }
 
   // Columns of one projection, each head padded, from column `first` on.
-  void read_heads(const Weights& weights, const std::string& at, int64_t first, float scale, Linear<Kernel>& to) {
+  template <class K>
+  void read_heads(const Weights& weights, const std::string& at, int64_t first, float scale, Linear<K>& to) {
     const Shape& s = shape;
     const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
     const float* bias = weights.find(at + "bias", s.hidden);
@@ -187,12 +196,13 @@ class Model {
   }
 
   // The key bias adds the same to every score of a query, which softmax cancels: only [CLS] asks in the last layer.
-  void read_transposed_keys(const Weights& weights, const std::string& at, Layer<Kernel>& layer) {
+  template <class K>
+  void read_transposed_keys(const Weights& weights, const std::string& at, Layer<K>& layer) {
     const Shape& s = shape;
     const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
     weights.find(at + "bias", s.hidden);
     for (int64_t h = 0; h < s.heads; ++h) {
-      Packed<Kernel> keys(s.head_width, s.width);
+      Packed<K> keys(s.head_width, s.width);
       for (int64_t k = 0; k < s.head; ++k)
         for (int64_t n = 0; n < s.hidden; ++n) keys.set(k, n, weight[n * s.hidden + h * s.head + k]);
       layer.key_transposed.push_back(std::move(keys));
@@ -200,20 +210,22 @@ class Model {
   }
 
   // Its rows are the heads' columns, padded as they are.
-  Linear<Kernel> output(const Weights& weights, const std::string& at) const {
+  template <class K>
+  Linear<K> output(const Weights& weights, const std::string& at) const {
     const Shape& s = shape;
     const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
-    Linear<Kernel> result{Packed<Kernel>(s.inner, s.width), bias(weights, at, s.hidden, s.width)};
+    Linear<K> result{Packed<K>(s.inner, s.width), bias(weights, at, s.hidden, s.width)};
     for (int64_t k = 0; k < s.hidden; ++k)
       for (int64_t n = 0; n < s.hidden; ++n)
         result.weight.set(k / s.head * s.head_width + k % s.head, n, weight[k * s.hidden + n]);
     return result;
   }
 
-  Linear<Kernel> linear(const Weights& weights, const std::string& at, int64_t in, int64_t in_width, int64_t out,
-                        int64_t out_width) const {
+  template <class K>
+  Linear<K> linear(const Weights& weights, const std::string& at, int64_t in, int64_t in_width, int64_t out,
+                   int64_t out_width) const {
     const float* weight = weights.find(at + "weight", in * out);
-    Linear<Kernel> result{Packed<Kernel>(in_width, out_width), bias(weights, at, out, out_width)};
+    Linear<K> result{Packed<K>(in_width, out_width), bias(weights, at, out, out_width)};
     for (int64_t k = 0; k < in; ++k)
       for (int64_t n = 0; n < out; ++n) result.weight.set(k, n, weight[k * out + n]);
     return result;

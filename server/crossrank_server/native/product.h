@@ -36,4 +36,13 @@ CROSSRANK_INLINE void for_each_vector(int64_t row, int64_t column, int64_t rows,
     for (int64_t j = 0; j < Kernel::kCols; j += kLanes) f(load(c + i * Kernel::kCols + j), row + i, column + j);
 }
 
+// A `finish` that stores a product as it is, in rows of `ld` columns.
+template <class Kernel, class Target>
+auto store_into(Target* target, int64_t ld) {
+  return [=](int64_t row, int64_t column, int64_t wanted, const float* c) {
+    for_each_vector<Kernel>(row, column, wanted, c,
+                            [&](Vector v, int64_t i, int64_t j) { store(target + i * ld + j, v); });
+  };
+}
+
 }  // namespace crossrank
