@@ -66,9 +66,13 @@ def library_path(kernel: Kernel) -> Path | None:
 def usable_kernels() -> tuple[Kernel, ...]:
     """Return the kernels that are built and that this CPU runs."""
     portable = library_path("portable")
-    if portable is None:
+    try:
+        library = ctypes.CDLL(str(portable)) if portable else None
+    except OSError:  # built for another C library than this machine's
+        library = None
+    if library is None:
         return ()
-    runs = ctypes.CDLL(str(portable)).crossrank_cpu_runs
+    runs = library.crossrank_cpu_runs
     runs.argtypes, runs.restype = [_BUFFER], ctypes.c_bool
     everywhere = ("portable", "amx_emulated")
     return tuple(name for name in KERNELS if library_path(name) and (name in everywhere or runs(name.encode())))
@@ -83,7 +87,10 @@ def load_library(kernel: Kernel) -> ctypes.CDLL:
     """
     if kernel not in usable_kernels():
         raise NativeError(f"kernel {kernel} is not built or not for this CPU; there are: {', '.join(usable_kernels())}")
-    library = ctypes.CDLL(str(library_path(kernel)))
+    try:
+        library = ctypes.CDLL(str(library_path(kernel)))
+    except OSError as error:
+        raise NativeError(f"kernel {kernel} cannot be loaded: {error}") from error
     for name, (arguments, result) in _FUNCTIONS.items():
         function = getattr(library, f"crossrank_{name}")
         function.argtypes, function.restype = arguments, result
