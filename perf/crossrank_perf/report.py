@@ -154,7 +154,8 @@ def print_engine_report(report: Mapping[str, Any]) -> None:
 
     _print_header(report)
     table = Table()
-    for title in ("engine", "pairs/s", "CPU us a pair", "time, of the first's", "CPU, of the first's", "max |delta logit|"):
+    titles = ("engine", "pairs/s", "CPU us a pair", "time, of the first's", "CPU, of the first's", "max |delta logit|")
+    for title in titles:
         table.add_column(title, justify="left" if title == "engine" else "right")
     for engine in report["engines"]:
         table.add_row(

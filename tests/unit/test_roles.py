@@ -39,7 +39,9 @@ LEGACY = Exporter(False, "eager", 17)
 def logits_of(model: ir.Model, batch: PairBatch) -> NDArray[np.float32]:
     """float32 [pairs, labels] by ONNX Runtime."""
     session = session_of(model)
-    arrays = zip(("input_ids", "token_type_ids", "attention_mask"), batch.padded(int(batch.lengths.max()), 0), strict=True)
+    arrays = zip(
+        ("input_ids", "token_type_ids", "attention_mask"), batch.padded(int(batch.lengths.max()), 0), strict=True
+    )
     names = {value.name for value in session.get_inputs()}
     logits: NDArray[np.float32] = session.run(
         ["logits"], {name: array.astype(np.int64) for name, array in arrays if name in names}
@@ -80,7 +82,9 @@ def test_other_families_have_no_roles(family: str, tmp_path: Path) -> None:
 
 def test_another_number_of_layers_is_named(tmp_path: Path) -> None:
     deeper = BERT.model_copy(update={"layers": 3})
-    with pytest.raises(NoRolesError, match="2 attention blocks, 5 layer normalizations and 14 linear layers, where BERT"):
+    with pytest.raises(
+        NoRolesError, match="2 attention blocks, 5 layer normalizations and 14 linear layers, where BERT"
+    ):
         find_roles(export_named("bert", LEGACY, tmp_path / "model.onnx"), deeper, label=0)
 
 
