@@ -68,13 +68,13 @@ SANITIZED = CROSSRANK_NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=$(
 	$(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
 	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank_server/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so)" \
 	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 \
-	$(BIN)/python -m pytest --timeout 1800 tests/unit/test_native_kernels.py tests/unit/test_native_input.py
+	$(BIN)/python -m pytest --timeout 1800 $(3)
 
 native-asan: $(VENV)/.dev ## the native engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(call SANITIZED,address$(COMMA)undefined,asan)
+	$(call SANITIZED,address$(COMMA)undefined,asan,tests/unit/test_native_kernels.py tests/unit/test_native_input.py)
 
-native-tsan: $(VENV)/.dev ## the same under ThreadSanitizer
-	$(call SANITIZED,thread,tsan)
+native-tsan: $(VENV)/.dev ## its threads under ThreadSanitizer
+	$(call SANITIZED,thread,tsan,tests/unit/test_native_kernels.py -k threads)
 
 builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/crossrank-mini
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \

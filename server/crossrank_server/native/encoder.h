@@ -30,7 +30,7 @@ class Encoder {
         end_(shape_),
         last_(model),
         exact_(group_rows() * shape_.width),
-        rounded_(kExactOperands ? 0 : group_rows() * shape_.width),
+        rounded_(kExactOperands ? 0 : group_rows() * Kernel::kParts * shape_.width),
         qkv_(group_rows() * 3 * shape_.inner),
         context_((group_rows() + LayerEnd<Kernel>::kRows) * shape_.inner),
         sum_(shape_.width) {}
@@ -57,7 +57,7 @@ class Encoder {
     for (int64_t d = 0; d < documents; ++d)
       embed(ids + offsets[d], types + offsets[d], offsets[d + 1] - offsets[d], offsets[d] - offsets[0]);
     for (const Layer<Kernel>& layer : model_.layers) {
-      multiply<Kernel>(operand(), shape_.width, rows, layer.qkv, store_into<Kernel>(qkv_.get(), ld));
+      multiply<Kernel>(operand(), Kernel::kParts * shape_.width, rows, layer.qkv, store_into<Kernel>(qkv_.get(), ld));
       for (int64_t d = 0; d < documents; ++d) {
         const int64_t row = offsets[d] - offsets[0];
         attention_.document(&qkv_[row * ld], offsets[d + 1] - offsets[d], &context_[row * shape_.inner]);
@@ -88,7 +88,11 @@ class Encoder {
   // x is kept in fp32, for residuals and the last layer, and as an operand of products.
   void put(int64_t row, int64_t column, Vector v) {
     store(&exact_[row * shape_.width + column], v);
-    if constexpr (!kExactOperands) store(&rounded_[row * shape_.width + column], v);
+    if constexpr (!kExactOperands) {
+      Operand* parts = &rounded_[row * Kernel::kParts * shape_.width + column];
+      store(parts, v);
+      store(parts + shape_.width, v - load(parts));
+    }
   }
   const Operand* operand() const {
     if constexpr (kExactOperands)
@@ -103,7 +107,7 @@ class Encoder {
   LayerEnd<Kernel> end_;
   LastLayer last_;
   Buffer<float> exact_;             // x: [group rows][width]
-  Buffer<Operand> rounded_;         // the same, unless operands are fp32
+  Buffer<Operand> rounded_;         // the same as operands, [group rows][kParts * width], unless they are fp32
   Buffer<Operand> qkv_, context_;   // [group rows][3 * inner], [group rows][inner]
   Buffer<float> sum_;               // [width]
 };

@@ -110,7 +110,9 @@ struct Linear {
 
 template <class Kernel>
 struct Layer {
-  Linear<Kernel> qkv;  // columns: all queries, all keys, all values; head by head. The last layer has no keys.
+  // Columns: all queries, all keys, all values; head by head. The last layer has no keys. Rows: width, Kernel::kParts
+  // times over.
+  Linear<Kernel> qkv;
   std::vector<Packed<Kernel>> key_transposed;  // last layer only, one a head: [head_width][width]
   Linear<Kernel> output, up, down;
   LayerNorm attention_norm, output_norm;
@@ -167,7 +169,7 @@ class Model {
     const bool is_last = number + 1 == s.layers;
     // softmax(x) = 2^(x log2 e) / sum: the factor and 1 / sqrt(head) are folded into the queries.
     const float scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(s.head)));
-    layer.qkv.weight = Packed<K>(s.width, (is_last ? 2 : 3) * s.inner);
+    layer.qkv.weight = Packed<K>(K::kParts * s.width, (is_last ? 2 : 3) * s.inner);
     layer.qkv.bias = Buffer<float>((is_last ? 2 : 3) * s.inner);
     read_heads(weights, at + "query.", 0, scale, layer.qkv);
     read_heads(weights, at + "value.", (is_last ? 1 : 2) * s.inner, 1, layer.qkv);
@@ -191,7 +193,9 @@ class Model {
     for (int64_t n = 0; n < s.hidden; ++n) {
       const int64_t column = first + n / s.head * s.head_width + n % s.head;
       to.bias[column] = bias[n] * scale;
-      for (int64_t k = 0; k < s.hidden; ++k) to.weight.set(k, column, weight[k * s.hidden + n] * scale);
+      for (int64_t part = 0; part < K::kParts; ++part)
+        for (int64_t k = 0; k < s.hidden; ++k)
+          to.weight.set(part * s.width + k, column, weight[k * s.hidden + n] * scale);
     }
   }
 
