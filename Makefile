@@ -6,14 +6,16 @@ SERVE_ARGS ?=
 # PyTorch is needed by tests and by export from safetensors only. It is not in the lock: its wheels differ by platform.
 TORCH := torch==2.13.0
 
+COMMA := ,
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
-	perf-analyzer-setup services clients aiperf peers clean
+	perf-analyzer-setup services clients aiperf peers native native-asan native-tsan clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-$(VENV)/.serve: requirements/serve.txt pyproject.toml
+$(VENV)/.serve: requirements/serve.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r requirements/serve.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
@@ -74,6 +76,22 @@ openapi: $(VENV)/.dev ## write the OpenAPI document that the tests compare
 
 model-repository: $(VENV)/.dev ## put the built-in model's weights into model_repository/
 	$(BIN)/crossrank repository builtin --target cpu --out model_repository
+
+native: $(VENV)/.dev ## compile the native engine into the tree (CROSSRANK_NATIVE_FLAGS adds flags, like -g)
+	$(BIN)/python setup.py --quiet build_ext --inplace --force
+
+# Built aside and loaded from there. Python itself has no sanitizer, so its library comes first, and leaks are not sought.
+SANITIZED = CROSSRANK_NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=$(1) -fno-sanitize-recover=all" \
+	$(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
+	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank_server/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so)" \
+	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 \
+	$(BIN)/python -m pytest --timeout 1800 $(3)
+
+native-asan: $(VENV)/.dev ## the native engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call SANITIZED,address$(COMMA)undefined,asan,tests/unit/test_native_kernels.py tests/unit/test_native_input.py)
+
+native-tsan: $(VENV)/.dev ## its threads under ThreadSanitizer
+	$(call SANITIZED,thread,tsan,tests/unit/test_native_kernels.py -k threads)
 
 builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/crossrank-mini
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \

@@ -164,6 +164,31 @@ def print_tier_report(report: Mapping[str, Any]) -> None:
     _print(table)
 
 
+def print_engine_report(report: Mapping[str, Any]) -> None:
+    """Print the result of `bench engines`: speed and CPU time of each, and how many times as long as the first."""
+    from rich.table import Table
+
+    _print_header(report)
+    table = Table()
+    titles = ("engine", "pairs/s", "CPU us a pair", "time, of the first's", "CPU, of the first's", "max |delta logit|")
+    for title in titles:
+        table.add_column(title, justify="left" if title == "engine" else "right")
+    for engine in report["engines"]:
+        table.add_row(
+            f"{engine['name']} {engine['precision']}",
+            f"{engine['pairs_per_s']:,.0f}",
+            f"{engine['cpu_us_per_pair']:,.0f}",
+            f"{engine['wall_ratio']:.2f} x",
+            f"{engine['cpu_ratio']:.2f} x",
+            f"{engine['max_delta_logit']:.1e}",
+        )
+    _print(table)
+    click.echo(
+        f"{report['pairs']} pairs of {report['mean_tokens']} tokens on average, one request at a time, "
+        f"{report['threads']} threads, {report['rounds']} rounds"
+    )
+
+
 def _print_header(report: Mapping[str, Any]) -> None:
     hardware = report["hardware"]
     flags = [name for name in ("amx_bf16", "avx512_bf16") if hardware["flags"][name]]

@@ -17,7 +17,7 @@ def metrics_routes(gateway: Gateway, metrics: Metrics) -> APIRouter:
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def exposition(request: Request) -> Response:
         """Give the metrics in Prometheus' text format, or as OpenMetrics where the Accept header asks for it."""
-        call = await gateway.open(request, SCOPE)
+        call = await gateway.open(request, "metrics")
         body, content_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(body, headers={**call.response_headers, "content-type": content_type})
 
