@@ -76,12 +76,13 @@ builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/cro
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \
 		--card server/crossrank_server/builtin/README.md
 
-.venv-peers/.ready: perf/peers/sentence-transformers.txt
-	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet -r $<
+PEERS := sentence-transformers flashrank fastembed infinity
+.venv-peer-%/.ready: perf/peers/%.txt
+	test -x .venv-peer-$*/bin/python || $(PYTHON) -m venv .venv-peer-$*
+	.venv-peer-$*/bin/pip install --quiet -r $<
 	touch $@
 
-peers: .venv-peers/.ready ## prepare the environment of `crossrank bench peers`
+peers: $(PEERS:%=.venv-peer-%/.ready) ## the systems of `crossrank bench peers`, each in an environment of its own
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links

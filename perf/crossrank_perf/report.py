@@ -81,7 +81,7 @@ def print_load_report(report: Mapping[str, Any]) -> None:
     """Print the result of `bench load` as a table, one column for each measurement."""
     from rich.table import Table
 
-    _print_header(report)
+    print_header(report)
     columns = [report[name] for name in ("load", "single_document") if name in report]
     table = Table()
     table.add_column("")
@@ -97,36 +97,17 @@ def print_load_report(report: Mapping[str, Any]) -> None:
     table.add_row("server CPU, s/s", *(_cores(column, "server_cpu_s") for column in columns))
     table.add_row("generator CPU, s/s", *(_cores(column, "generator_cpu_s") for column in columns))
     table.add_row("server memory, peak MB", *(_number(column["server_peak_rss_mb"]) for column in columns))
-    _print(table)
+    print_table(table)
     start = report["server"].get("start_to_ready_s")
     if start is not None:
         click.echo(f"from start to ready: {start:.2f} s, then {report['server']['rss_at_ready_mb']:,.0f} MB resident")
-
-
-def print_peer_report(report: Mapping[str, Any]) -> None:
-    """Print the result of `bench peers`: documents/s of each round and how many times crossrank was faster."""
-    from rich.table import Table
-
-    _print_header(report)
-    table = Table()
-    for title in ("system", "documents/s (min - max)", "batch size", "crossrank is faster by (min - max)"):
-        table.add_column(title, justify="left" if title == "system" else "right")
-    for name, system in report["systems"].items():
-        speed, ratio = system["documents_per_s"], system.get("crossrank_ratio")
-        table.add_row(
-            name,
-            f"{speed['median']:,.0f} ({speed['min']:,.0f} - {speed['max']:,.0f})",
-            str(system.get("batch_size", "")),
-            "" if ratio is None else f"{ratio['median']:.2f} x ({ratio['min']:.2f} - {ratio['max']:.2f})",
-        )
-    _print(table)
 
 
 def print_graph_report(report: Mapping[str, Any]) -> None:
     """Print the result of `bench graphs`: both graphs, and how many times faster the optimized one was."""
     from rich.table import Table
 
-    _print_header(report)
+    print_header(report)
     table = Table()
     for title in ("graph", "nodes", "MFLOP a 96-token pair", "pairs/s"):
         table.add_column(title, justify="left" if title == "graph" else "right")
@@ -138,7 +119,7 @@ def print_graph_report(report: Mapping[str, Any]) -> None:
             "?" if mflop is None else f"{mflop:,.1f}",
             f"{graph['pairs_per_s']:,.0f}",
         )
-    _print(table)
+    print_table(table)
     ratios = report["ratios"]
     click.echo(
         f"{report['pairs']} pairs of {report['mean_tokens']} tokens on average, onnxruntime "
@@ -148,7 +129,8 @@ def print_graph_report(report: Mapping[str, Any]) -> None:
     )
 
 
-def _print_header(report: Mapping[str, Any]) -> None:
+def print_header(report: Mapping[str, Any]) -> None:
+    """Print the machine, the models, the text and the day of a measurement."""
     hardware = report["hardware"]
     flags = [name for name in ("amx_bf16", "avx512_bf16") if hardware["flags"][name]]
     click.echo(f"{hardware['cpu']}, {hardware['cores']} cores, {' '.join(flags) or 'no bf16 instructions'}")
@@ -158,7 +140,8 @@ def _print_header(report: Mapping[str, Any]) -> None:
     click.echo(f"{report['workload']['source']}, {report['date']}")
 
 
-def _print(table: Any) -> None:
+def print_table(table: Any) -> None:
+    """Print a table on stdout, whole also where that is a file."""
     from rich.console import Console
 
     # Piped output has no width of its own; a table must not be cut to 80 columns then.

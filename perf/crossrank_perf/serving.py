@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,13 +68,35 @@ def running_command(arguments: Sequence[str], port: int, health: str) -> Iterato
     Raises:
         SetupError: It ended, or was not ready within three minutes; with its last words.
     """
+    command = [sys.executable, "-m", "crossrank_server", *arguments]
+    with running_server_process(command, f"crossrank {arguments[0]}", port, health) as pid:
+        yield pid
+
+
+@contextmanager
+def running_server_process(
+    command: Sequence[str], name: str, port: int, health: str, env: Mapping[str, str] | None = None
+) -> Iterator[int]:
+    """Run a command that serves HTTP, yield its process id once it is ready, and end it afterwards.
+
+    Args:
+        command: Program and arguments.
+        name: How messages call it.
+        port: Where it answers over HTTP on 127.0.0.1.
+        health: The path that answers 200 once it is ready.
+        env: Its environment; this process's if None.
+
+    Raises:
+        SetupError: It ended, or was not ready within three minutes; with its last words.
+    """
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "server.log"
-        command = [sys.executable, "-m", "crossrank_server", *arguments]
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env
+            )
         try:
-            _wait_ready(process, f"crossrank {arguments[0]}", port, health, log)
+            _wait_ready(process, name, port, health, log)
             yield process.pid
         finally:
             process.terminate()
