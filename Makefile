@@ -7,8 +7,8 @@ SERVE_ARGS ?=
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check lock builtin model-repository triton triton-setup perf-analyzer-setup clients \
-	aiperf peers clean
+.PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
+	perf-analyzer-setup services clients aiperf peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -69,12 +69,20 @@ aiperf: .venv-aiperf/.ready ## NVIDIA's load generator, in an environment of its
 triton: triton-setup ## serve the built-in model with the real tritonserver on this CPU
 	$(BIN)/crossrank triton
 
+openapi: $(VENV)/.dev ## write the OpenAPI document that the tests compare
+	$(BIN)/python -m tests.openapi_document > tests/golden/openapi.json
+
 model-repository: $(VENV)/.dev ## put the built-in model's weights into model_repository/
 	$(BIN)/crossrank repository builtin --target cpu --out model_repository
 
 builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/crossrank-mini
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \
 		--card server/crossrank_server/builtin/README.md
+
+services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packages; needs root); without them those tests skip
+	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server /usr/bin/chromedriver >/dev/null 2>&1 || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+			postgresql redis-server chromium chromium-driver fonts-dejavu-core; }
 
 PEERS := sentence-transformers flashrank fastembed infinity
 .venv-peer-%/.ready: perf/peers/%.txt
@@ -89,13 +97,20 @@ LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashe
 lock: $(VENV)/.dev ## write the lock files anew
 	$(LOCK) pyproject.toml requirements/torch-needs.in --extra dev --override requirements/no-torch.override \
 		--output-file requirements/dev.txt
-	$(LOCK) pyproject.toml --extra openvino --constraint requirements/dev.txt --output-file requirements/serve.txt
+	$(LOCK) pyproject.toml --extra openvino --extra grpc --constraint requirements/dev.txt \
+		--output-file requirements/serve.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
 	for name in clients clients-older; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done
-	$(LOCK) pyproject.toml --extra openvino --extra triton --constraint requirements/dev.txt \
+	$(LOCK) pyproject.toml --extra openvino --extra grpc --extra triton --constraint requirements/dev.txt \
 		--output-file deploy/docker/gateway.txt
 	$(LOCK) pyproject.toml deploy/docker/nvidia.in --output-file deploy/docker/nvidia.txt
+
+PROTOC = $(BIN)/python -m grpc_tools.protoc -I client \
+	-I $$($(BIN)/python -c "import google.rpc; print(*google.rpc.__path__)")/../..
+proto: $(VENV)/.dev ## generate the Python code of the .proto files anew
+	$(PROTOC) --python_out client --pyi_out client client/crossrank_client/proto/*.proto
+	$(PROTOC) --grpc_python_out client client/crossrank_client/proto/crossrank_v1.proto
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) .venv-* .triton .perf-analyzer .pytest_cache .mypy_cache .ruff_cache .hypothesis build

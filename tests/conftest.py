@@ -6,13 +6,14 @@ import gzip
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from crossrank_server.bundle import Bundle, load_bundle
+from tests.services import PostgresServer, running_postgresql, running_redis
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CROSSRANK_SHARED", ROOT.parent / "shared"))
@@ -84,3 +85,24 @@ def free_port() -> Callable[[], int]:
 def builtin() -> Bundle:
     """The built-in model."""
     return load_bundle(ROOT / "server" / "crossrank_server" / "builtin")
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresServer]:
+    with running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    with running_redis() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty store of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    server: PostgresServer = request.getfixturevalue("postgresql")
+    return server.new_database()

@@ -18,7 +18,10 @@ from crossrank_server.cli import cli
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
-DASHBOARD = json.loads((DEPLOY / "monitoring" / "grafana" / "triton.json").read_text(encoding="utf-8"))
+DASHBOARDS = {
+    name: json.loads((DEPLOY / "monitoring" / "grafana" / f"{name}.json").read_text(encoding="utf-8"))
+    for name in ("gateway", "triton")
+}
 # Those of GPUs, which no server in the tests has; the dashboard's others are looked for in the real server.
 # Source: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/metrics.html
 GPU_METRICS = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes"}
@@ -85,9 +88,9 @@ def option_default(command: str, name: str) -> Any:
 
 
 def metrics_in(dashboard: Any) -> set[str]:
-    """Return the names of Triton's metrics that the panels of a Grafana dashboard ask for."""
+    """Return the names of metrics that the panels of a Grafana dashboard ask for."""
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    return {name for expression in expressions for name in re.findall(r"\bnv_\w+", expression)}
+    return {name for expression in expressions for name in re.findall(r"\b(?:nv|crossrank|process)_\w+", expression)}
 
 
 def locked_versions(path: Path) -> dict[str, set[str]]:
@@ -101,5 +104,9 @@ def locked_versions(path: Path) -> dict[str, set[str]]:
 def routes() -> set[str]:
     """Return the paths that a gateway answers."""
     from crossrank_server.http.app import create_app
+    from crossrank_server.models import ModelPool
+    from crossrank_server.service import RerankService
 
-    return set(create_app(None, max_body_bytes=1024).openapi()["paths"])  # type: ignore[arg-type]
+    return set(
+        create_app(RerankService(ModelPool([]), max_documents=1, timeout_s=1), max_body_bytes=1024).openapi()["paths"]
+    )

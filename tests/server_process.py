@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import ssl
 import subprocess
 import sysconfig
 import tempfile
@@ -15,7 +16,8 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-_LISTENING = re.compile(r"listening on (https?://[^\s"]+)")
+CROSSRANK = str(Path(sysconfig.get_path("scripts")) / "crossrank")
+_LISTENING = re.compile(r"listening on (https?://\S+)")
 _START_S = 60.0
 _STOP_S = 30.0
 
@@ -46,18 +48,21 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running_server(*args: str, env: Mapping[str, str] | None = None) -> Iterator[RunningServer]:
+def running_server(
+    *args: str, env: Mapping[str, str] | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[RunningServer]:
     """Run `crossrank serve` on a free port of loopback until the block ends.
 
     Args:
         args: Further arguments of `serve`.
         env: Added to the environment, from which all other settings (CROSSRANK_*) are removed.
+        tls: How it is asked whether it is ready, where it speaks HTTPS.
 
     Raises:
         RuntimeError: It did not become ready; the message ends with its log.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CROSSRANK_")}
-    command = [str(Path(sysconfig.get_path("scripts")) / "crossrank"), "serve", "--port", "0", *args]
+    command = [CROSSRANK, "serve", "--port", "0", *args]
     with tempfile.TemporaryDirectory(prefix="crossrank-test-") as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as output:
@@ -65,26 +70,26 @@ def running_server(*args: str, env: Mapping[str, str] | None = None) -> Iterator
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**inherited, **(env or {})}
             )
         try:
-            yield RunningServer(_wait_until_ready(process, log), log, process)
+            yield RunningServer(_wait_until_ready(process, log, tls), log, process)
         finally:
             _stop(process)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, tls: ssl.SSLContext | None) -> str:
     """Return the address once /health/ready answers 200."""
     give_up_at = time.monotonic() + _START_S
     while process.poll() is None and time.monotonic() < give_up_at:
         address = _LISTENING.search(log.read_text())
-        if address and _ready(address[1]):
+        if address and _ready(address[1], tls):
             return address[1]
         time.sleep(0.02)
     state = "still starting" if process.poll() is None else f"exit status {process.returncode}"
     raise RuntimeError(f"the server is not ready ({state}):\n{log.read_text()}")
 
 
-def _ready(base_url: str) -> bool:
+def _ready(base_url: str, tls: ssl.SSLContext | None) -> bool:
     try:
-        with urlopen(f"{base_url}/health/ready", timeout=5) as response:
+        with urlopen(f"{base_url}/health/ready", timeout=5, context=tls) as response:
             return bool(response.status == 200)
     except (URLError, OSError):
         return False

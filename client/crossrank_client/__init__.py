@@ -1,9 +1,10 @@
 """The Python client of a crossrank server: typed answers, an error tree, retries, sync and async.
 
-client.py      Client and AsyncClient: what you call
-operations.py  what can be asked, and how each question and answer reads on the wire
-transport.py   the seam that carries an operation to a server; HTTP here
-retries.py     when to try again, and how long to wait
+client.py      Client and AsyncClient: what you call; many.py: thousands of documents, few requests under way
+operations.py  what can be asked, and how each question and answer reads as JSON
+endpoint.py    where the server is; retries.py: when to try again, and how long to wait
+transport.py   the seam that carries an operation to a server, and HTTP
+grpc_*.py      gRPC, imported for grpc:// addresses only; proto/: its interface
 results.py, errors.py  what comes back, or is raised
 """
 
@@ -13,8 +14,10 @@ from crossrank_client.errors import (
     BadRequest,
     ConnectionFailed,
     CrossrankClientError,
+    Forbidden,
     InvalidResponse,
     NotFound,
+    PartialFailure,
     PaymentRequired,
     RateLimited,
     ServerError,
@@ -24,6 +27,7 @@ from crossrank_client.errors import (
     Unauthorized,
     Unavailable,
 )
+from crossrank_client.operations import RerankOptions
 from crossrank_client.results import Model, RerankResponse, RerankResult, Usage
 
 __all__ = [
@@ -33,11 +37,14 @@ __all__ = [
     "Client",
     "ConnectionFailed",
     "CrossrankClientError",
+    "Forbidden",
     "InvalidResponse",
     "Model",
     "NotFound",
+    "PartialFailure",
     "PaymentRequired",
     "RateLimited",
+    "RerankOptions",
     "RerankResponse",
     "RerankResult",
     "ServerError",

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from types import TracebackType
-from typing import TypeVar
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, TypeVar
 
-from crossrank_client.operations import CheckReady, ListModels, rerank_from_arguments
+from crossrank_client.endpoint import Endpoint
+from crossrank_client.many import DEFAULT_BATCH_SIZE, DEFAULT_CONCURRENCY, Batches, Progress, Run
+from crossrank_client.operations import CheckReady, ListModels, RerankOptions, rerank_from_arguments
 from crossrank_client.results import Model, RerankResponse
 from crossrank_client.retries import RetryPolicy
-from crossrank_client.transport import AsyncHttpTransport, AsyncTransport, Endpoint, HttpTransport, Transport
+from crossrank_client.transport import AsyncHttpTransport, AsyncTransport, HttpTransport, Transport
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 # Longer than a server's own limit (60 s), so that its answer says what happened.
@@ -27,15 +32,20 @@ class _ConfiguredClient(ABC):
     """What both clients are told.
 
     Args:
-        base_url: Address of the server; `CROSSRANK_BASE_URL` if omitted, else http://127.0.0.1:8000.
+        base_url: Address of the server; `CROSSRANK_BASE_URL` if omitted, else http://127.0.0.1:8000. With grpc:// or
+            grpcs:// (TLS) in place of http:// or https:// it is spoken to over gRPC: pip install 'crossrank[grpc]'.
         api_key: Sent as a bearer token; `CROSSRANK_API_KEY` if omitted. Empty: none is sent.
-        timeout: Seconds to wait for one step (connecting, sending, the answer) of one attempt.
+        timeout: Seconds to wait for one step (connecting, sending, the answer) of one attempt; over gRPC for one
+            attempt.
         max_retries: Further attempts after 429, 503 or a failed connection, with growing pauses, or as long as the
             server's Retry-After says.
         max_retry_wait_s: Seconds after which a call begins no further attempt, whatever the server asks for.
+        ca_file: PEM of the authorities to trust in place of the usual ones.
+        client_cert: PEM files of the certificate to present and of its key, where the server wants one.
 
     Raises:
         ValueError: An option is out of range.
+        ImportError: The address is one of gRPC, which is not installed.
     """
 
     def __init__(
@@ -46,12 +56,16 @@ class _ConfiguredClient(ABC):
         timeout: float = DEFAULT_TIMEOUT_S,
         max_retries: int = DEFAULT_MAX_RETRIES,
         max_retry_wait_s: float = DEFAULT_MAX_RETRY_WAIT_S,
+        ca_file: str | None = None,
+        client_cert: tuple[str, str] | None = None,
     ) -> None:
         self._endpoint = Endpoint(
             base_url or os.environ.get("CROSSRANK_BASE_URL") or DEFAULT_BASE_URL,
             os.environ.get("CROSSRANK_API_KEY", "") if api_key is None else api_key,
             timeout,
             RetryPolicy(max_retries, max_retry_wait_s),
+            ca_file,
+            client_cert,
         )
         self._connect()
 
@@ -75,44 +89,85 @@ class Client(_ConfiguredClient):
     _transport: Transport
 
     def _connect(self) -> None:
-        self._transport = HttpTransport(self._endpoint)
+        grpc = self._endpoint.is_grpc
+        self._transport = (_grpc_transport().GrpcTransport if grpc else HttpTransport)(self._endpoint)
 
     def rerank(
-        self,
-        query: str,
-        documents: Iterable[str],
-        *,
-        top_n: int | None = None,
-        return_documents: bool = False,
-        raw_scores: bool = False,
-        model: str | None = None,
-        timeout: float | None = None,
+        self, query: str, documents: Iterable[str], *, timeout: float | None = None, **options: Unpack[RerankOptions]
     ) -> RerankResponse:
         """Order documents by how well they answer a query.
 
         Args:
             query: What to rank for.
             documents: The candidates: any iterable of strings, read once.
-            top_n: How many of the best to return; all if omitted.
-            return_documents: Repeat each document's text in its result.
-            raw_scores: Give the model's logits, not their sigmoid.
-            model: One of `models()`; the server's first if omitted.
             timeout: Seconds, in place of the client's.
+            options: `top_n`, `return_documents`, `raw_scores`, `model` and more: see RerankOptions.
 
         Raises:
             BadRequest: The server cannot score the request; `param` names the field. No documents are such a case.
             CrossrankClientError: See crossrank_client.errors for the tree.
-            TypeError: The documents are a single string, or no iterable.
+            TypeError: The documents are a single string, or no iterable; or there is no such option.
         """
-        operation = rerank_from_arguments(
-            query,
-            documents,
-            top_n=top_n,
-            return_documents=return_documents,
-            raw_scores=raw_scores,
-            model=model,
-        )
-        return self._transport.send(operation, timeout)
+        return self._transport.send(rerank_from_arguments(query, documents, **options), timeout)
+
+    def rerank_many(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        on_progress: Progress | None = None,
+        timeout: float | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> RerankResponse:
+        """Order more documents than one request may have, in batches, into one ranking as if they had been one request.
+
+        Args:
+            query: What to rank for.
+            documents: The candidates, thousands of them.
+            batch_size: Documents of one request.
+            concurrency: Requests under way at a time.
+            on_progress: Is called with (documents answered, documents in all) after each batch.
+            timeout: Seconds for each request, in place of the client's.
+            options: See RerankOptions.
+
+        Raises:
+            PartialFailure: A batch failed after its retries; no further one was begun. It holds what was answered.
+            InvalidResponse: The batches were scored by different models.
+            TypeError, ValueError: The arguments cannot be used.
+        """
+        batches = Batches(rerank_from_arguments(query, documents, **options), batch_size)
+        run = Run(batches.requests(), concurrency, on_progress, parts_of_one=True)
+        with batches.failure_placed():
+            return batches.merged(run.run(lambda request: self._transport.send(request, timeout)))
+
+    def rerank_each(
+        self,
+        requests: Iterable[tuple[str, Iterable[str]]],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        on_progress: Progress | None = None,
+        timeout: float | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> list[RerankResponse]:
+        """Order the documents of many queries, each by itself; the answers are in the order of the requests.
+
+        Args:
+            requests: Query and documents of each.
+            concurrency: Requests under way at a time.
+            on_progress: Is called with (documents answered, documents in all) after each request.
+            timeout: Seconds for each request, in place of the client's.
+            options: See RerankOptions; the same for all.
+
+        Raises:
+            PartialFailure: A request failed after its retries. It holds the answers to all others, unless the failure
+                concerns them too (no connection, no credit, ...): then no further one was begun.
+            TypeError, ValueError: The arguments cannot be used.
+        """
+        each = [rerank_from_arguments(query, documents, **options) for query, documents in requests]
+        run = Run(each, concurrency, on_progress, parts_of_one=False)
+        return run.run(lambda request: self._transport.send(request, timeout))
 
     def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
         """Return the models the server offers; the first is its default."""
@@ -146,29 +201,45 @@ class AsyncClient(_ConfiguredClient):
     _transport: AsyncTransport
 
     def _connect(self) -> None:
-        self._transport = AsyncHttpTransport(self._endpoint)
+        grpc = self._endpoint.is_grpc
+        self._transport = (_grpc_transport().AsyncGrpcTransport if grpc else AsyncHttpTransport)(self._endpoint)
 
     async def rerank(
+        self, query: str, documents: Iterable[str], *, timeout: float | None = None, **options: Unpack[RerankOptions]
+    ) -> RerankResponse:
+        """Order documents by how well they answer a query; see Client.rerank."""
+        return await self._transport.send(rerank_from_arguments(query, documents, **options), timeout)
+
+    async def rerank_many(
         self,
         query: str,
         documents: Iterable[str],
         *,
-        top_n: int | None = None,
-        return_documents: bool = False,
-        raw_scores: bool = False,
-        model: str | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        on_progress: Progress | None = None,
         timeout: float | None = None,
+        **options: Unpack[RerankOptions],
     ) -> RerankResponse:
-        """Order documents by how well they answer a query; see Client.rerank."""
-        operation = rerank_from_arguments(
-            query,
-            documents,
-            top_n=top_n,
-            return_documents=return_documents,
-            raw_scores=raw_scores,
-            model=model,
-        )
-        return await self._transport.send(operation, timeout)
+        """Order more documents than one request may have; see Client.rerank_many."""
+        batches = Batches(rerank_from_arguments(query, documents, **options), batch_size)
+        run = Run(batches.requests(), concurrency, on_progress, parts_of_one=True)
+        with batches.failure_placed():
+            return batches.merged(await run.arun(lambda request: self._transport.send(request, timeout)))
+
+    async def rerank_each(
+        self,
+        requests: Iterable[tuple[str, Iterable[str]]],
+        *,
+        concurrency: int = DEFAULT_CONCURRENCY,
+        on_progress: Progress | None = None,
+        timeout: float | None = None,
+        **options: Unpack[RerankOptions],
+    ) -> list[RerankResponse]:
+        """Order the documents of many queries, each by itself; see Client.rerank_each."""
+        each = [rerank_from_arguments(query, documents, **options) for query, documents in requests]
+        run = Run(each, concurrency, on_progress, parts_of_one=False)
+        return await run.arun(lambda request: self._transport.send(request, timeout))
 
     async def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
         """Return the models the server offers; the first is its default."""
@@ -189,3 +260,11 @@ class AsyncClient(_ConfiguredClient):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _grpc_transport() -> ModuleType:
+    try:
+        from crossrank_client import grpc_transport
+    except ModuleNotFoundError as error:
+        raise ImportError(f"grpc:// addresses need {error.name}: pip install 'crossrank[grpc]'") from error
+    return grpc_transport

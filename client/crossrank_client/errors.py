@@ -5,6 +5,7 @@ CrossrankClientError
 |  |- BadRequest          400, 422  the request cannot be scored as it stands; `param` names the field
 |  |- Unauthorized        401  the API key is missing or unknown
 |  |- PaymentRequired     402  the credit is spent
+|  |- Forbidden           403  the API key may not do this
 |  |- NotFound            404  no such model, or no such route: is base_url a crossrank server?
 |  |- TooLarge            413  the body is over the server's limit
 |  |- RateLimited         429  too much at once: try again after `retry_after_s`
@@ -13,15 +14,20 @@ CrossrankClientError
 |     `- Timeout          504  the server gave up on the request
 |- ConnectionFailed       no server was reached, or it hung up before it answered
 |- TimedOut               the server did not answer within the client's `timeout`
-`- InvalidResponse        the server answered, but not as a crossrank server does
+|- InvalidResponse        the server answered, but not as a crossrank server does
+`- PartialFailure         some requests of rerank_many or rerank_each failed; it holds the answers to the others
 
-429 and 503 are raised only after the retries are used up.
+Statuses are HTTP's; over gRPC an error has the status that HTTP has for it. 429 and 503 are raised only after the
+retries are used up.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
+
+from crossrank_client.results import RerankResponse
 
 # How much of an answer that is not ours (a proxy's HTML page, say) is worth quoting.
 _QUOTED_CHARACTERS = 200
@@ -47,7 +53,7 @@ class APIError(CrossrankClientError):
     """The server answered with an error.
 
     Attributes:
-        status: HTTP status code.
+        status: HTTP status code; over gRPC the one that HTTP has for this error.
         message: The server's sentence: value, limit and remedy.
         type: The kind of error, such as `invalid_request_error`.
         param: The request field at fault, such as `documents[3]`.
@@ -68,7 +74,7 @@ class APIError(CrossrankClientError):
 
     def __str__(self) -> str:
         request = f", request {self.request_id}" if self.request_id else ""
-        return f"{self.message} (HTTP {self.status}{request})"
+        return f"{self.message} (status {self.status}{request})"
 
 
 class BadRequest(APIError):
@@ -81,6 +87,10 @@ class Unauthorized(APIError):
 
 class PaymentRequired(APIError):
     """The credit is spent."""
+
+
+class Forbidden(APIError):
+    """The API key is good, but may not do this."""
 
 
 class NotFound(APIError):
@@ -107,10 +117,38 @@ class Timeout(ServerError):
     """The server gave up on the request at its own deadline."""
 
 
+class PartialFailure(CrossrankClientError):
+    """Some of many requests failed; nothing that was answered is lost.
+
+    Attributes:
+        responses: Answers by number of the request, from 0; those of rerank_many hold logits, and indices count over
+            all documents.
+        failures: Errors by number of the request. A request in neither was not begun.
+        total: How many requests there were.
+    """
+
+    def __init__(
+        self, responses: dict[int, RerankResponse], failures: dict[int, CrossrankClientError], total: int
+    ) -> None:
+        super().__init__(responses, failures, total)
+        self.responses = responses
+        self.failures = failures
+        self.total = total
+
+    def __str__(self) -> str:
+        first = min(self.failures)
+        left = self.total - len(self.responses) - len(self.failures)
+        return (
+            f"of {self.total} requests {len(self.responses)} were answered, {len(self.failures)} failed and {left} "
+            f"were not begun; request {first}: {self.failures[first]}"
+        )
+
+
 _CLASS_BY_STATUS: dict[int, type[APIError]] = {
     400: BadRequest,
     401: Unauthorized,
     402: PaymentRequired,
+    403: Forbidden,
     404: NotFound,
     413: TooLarge,
     422: BadRequest,
@@ -130,14 +168,39 @@ def error_from_reply(status: int, body: bytes, *, request_id: str | None, retry_
         retry_after_s: The answer's Retry-After in seconds; the body's `retry_after_s` if None.
     """
     detail = _detail(body)
-    message = _string(detail, "message") or _quoted(status, body)
+    wait_s = detail.get("retry_after_s") if retry_after_s is None else retry_after_s
+    return api_error(
+        status,
+        _string(detail, "message") or _quoted(status, body),
+        detail,
+        request_id=request_id,
+        retry_after_s=float(wait_s) if isinstance(wait_s, (int, float)) else None,
+    )
+
+
+def api_error(
+    status: int,
+    message: str,
+    detail: Mapping[str, Any],
+    *,
+    request_id: str | None = None,
+    retry_after_s: float | None = None,
+) -> APIError:
+    """Return the error of a status.
+
+    Args:
+        status: As HTTP has it.
+        message: For the caller.
+        detail: `type`, `param` and `code`, as far as they are known.
+        request_id: As the server calls the request.
+        retry_after_s: Seconds after which the server wants to be asked again.
+    """
     error = _CLASS_BY_STATUS.get(status, ServerError if status >= 500 else APIError)(status, message)
     error.type = _string(detail, "type")
     error.param = _string(detail, "param")
     error.code = _string(detail, "code")
     error.request_id = request_id
-    wait_s = detail.get("retry_after_s") if retry_after_s is None else retry_after_s
-    error.retry_after_s = float(wait_s) if isinstance(wait_s, (int, float)) else None
+    error.retry_after_s = retry_after_s
     return error
 
 
@@ -150,7 +213,7 @@ def _detail(body: bytes) -> dict[str, Any]:
     return detail if isinstance(detail, dict) else {}
 
 
-def _string(detail: dict[str, Any], name: str) -> str | None:
+def _string(detail: Mapping[str, Any], name: str) -> str | None:
     value = detail.get(name)
     return value if isinstance(value, str) else None
 

@@ -6,13 +6,17 @@ An operation holds its arguments as plain fields, so that a transport other than
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, TypeVar
 
 from crossrank_client.errors import InvalidResponse
 from crossrank_client.results import Model, RerankResponse, RerankResult, Usage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Answer = TypeVar("Answer")
 Kind = TypeVar("Kind")
@@ -26,6 +30,16 @@ class Operation(ABC, Generic[Answer]):
     http_answers: ClassVar[frozenset[int]] = frozenset({200})  # statuses that are an answer, not an error
     retried: ClassVar[bool] = True
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes beside the question: HTTP's headers, gRPC's metadata."""
+        return {}
+
+    @property
+    def may_wait_s(self) -> float:
+        """Seconds that the server may hold the question before it begins, in addition to the timeout."""
+        return 0.0
+
     def http_body(self) -> bytes | None:
         """Return the JSON body to send, if any."""
         return None
@@ -37,6 +51,36 @@ class Operation(ABC, Generic[Answer]):
         Raises:
             InvalidResponse: The body does not have the form of an answer.
         """
+
+
+class RerankOptions(TypedDict, total=False):
+    """What a rerank call may be told, by keyword; the class Rerank has the defaults.
+
+    Attributes:
+        top_n: How many of the best to return; None is all.
+        return_documents: Repeat each document's text in its result.
+        raw_scores: Give the model's logits, not their sigmoid.
+        model: One of `models()`; None is the server's first.
+        truncate: False has a document that does not fit the model's window refused, not cut.
+        truncation_direction: The side of a text that is cut.
+        max_tokens_per_doc: Tokens of a document that are read at most.
+        max_chunks_per_doc: A document that does not fit is scored in up to this many chunks (billed each), of which
+            the best counts.
+        tier: `batch` is cheaper and gives way to `realtime`.
+        wait_s: Seconds to wait for a model that is asleep, in addition to the timeout; else a sleeping model is
+            asked again as retries allow.
+    """
+
+    top_n: int | None
+    return_documents: bool
+    raw_scores: bool
+    model: str | None
+    truncate: bool
+    truncation_direction: Literal["right", "left"]
+    max_tokens_per_doc: int | None
+    max_chunks_per_doc: int | None
+    tier: Literal["realtime", "batch"]
+    wait_s: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +96,27 @@ class Rerank(Operation[RerankResponse]):
     return_documents: bool = False
     raw_scores: bool = False
     model: str | None = None
+    truncate: bool = True
+    truncation_direction: Literal["right", "left"] = "right"
+    max_tokens_per_doc: int | None = None
+    max_chunks_per_doc: int | None = None
+    tier: Literal["realtime", "batch"] = "realtime"
+    wait_s: float = 0.0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The tier and the time to wait, where they are not the default."""
+        headers: dict[str, str] = {}
+        if self.tier != "realtime":
+            headers["x-tier"] = self.tier
+        if self.wait_s:
+            headers["prefer"] = f"wait={math.ceil(self.wait_s)}"
+        return headers
+
+    @property
+    def may_wait_s(self) -> float:
+        """As asked for."""
+        return self.wait_s
 
     def http_body(self) -> bytes:
         """Return the request as JSON; fields left at their default are left out."""
@@ -61,6 +126,10 @@ class Rerank(Operation[RerankResponse]):
             "return_documents": self.return_documents or None,
             "raw_scores": self.raw_scores or None,
             "model": self.model,
+            "truncate": None if self.truncate else False,
+            "truncation_direction": None if self.truncation_direction == "right" else self.truncation_direction,
+            "max_tokens_per_doc": self.max_tokens_per_doc,
+            "max_chunks_per_doc": self.max_chunks_per_doc,
         }
         fields.update({name: value for name, value in optional.items() if value is not None})
         try:
@@ -79,7 +148,7 @@ class Rerank(Operation[RerankResponse]):
             model=_field(data, "model", str),
             results=tuple(self._result(row) for row in _field(data, "results", list)),
             usage=Usage(_field(usage, "prompt_tokens", int), _field(usage, "total_tokens", int)),
-            truncated_documents=tuple(self._checked(index) for index in _field(meta, "truncated_documents", list)),
+            truncated_documents=tuple(self.checked(index) for index in _field(meta, "truncated_documents", list)),
             query_truncated=_field(meta, "query_truncated", bool),
         )
 
@@ -89,10 +158,14 @@ class Rerank(Operation[RerankResponse]):
         text = _field(document, "text", str) if isinstance(document, dict) else document
         if text is not None and not isinstance(text, str):
             raise _unexpected("document", document, str)
-        return RerankResult(self._checked(data.get("index")), _field(data, "relevance_score", float), text)
+        return RerankResult(self.checked(data.get("index")), _field(data, "relevance_score", float), text)
 
-    def _checked(self, index: Any) -> int:
-        """Return the index of a document that was sent."""
+    def checked(self, index: Any) -> int:
+        """Return the index of a document that was sent.
+
+        Raises:
+            InvalidResponse: It is none.
+        """
         if type(index) is not int or not 0 <= index < len(self.documents):
             raise InvalidResponse(f"the answer speaks of document {index!r:.80}; {len(self.documents)} were sent")
         return index
@@ -126,16 +199,17 @@ class CheckReady(Operation[bool]):
         return status == 200
 
 
-def rerank_from_arguments(query: str, documents: Iterable[str], **options: Any) -> Rerank:
+def rerank_from_arguments(query: str, documents: Iterable[str], **options: Unpack[RerankOptions]) -> Rerank:
     """Return the operation for what a caller passed.
 
     Args:
         query: What to rank for.
         documents: Any iterable of strings; read once.
-        options: The other fields of Rerank.
+        options: See RerankOptions.
 
     Raises:
-        TypeError: The documents are one string (which would be ranked letter by letter), or no iterable.
+        TypeError: The documents are one string (which would be ranked letter by letter), or no iterable; or there is no
+            such option.
     """
     if isinstance(documents, (str, bytes, Mapping)) or not isinstance(documents, Iterable):
         raise TypeError(f"documents is {type(documents).__name__}; pass a list (or any iterable) of strings")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import httpx
 from httpx_retries import Retry
 
+from crossrank_client.errors import CrossrankClientError, RateLimited, Unavailable
+
 _RETRIED_STATUSES = frozenset({429, 503})
 # Pauses without a Retry-After: 0.5, 1, 2, 4... seconds, each shortened by up to a half so that clients spread out.
 _BACKOFF_FACTOR_S = 0.25
@@ -68,6 +70,37 @@ class RetryPolicy:
             total_timeout=self.max_wait_s,
             validate_response=judge,
         )
+
+
+class Attempts:
+    """The same policy for a transport that does not retry by itself: counts the attempts of one call.
+
+    Args:
+        policy: Its bounds; the clock starts now.
+    """
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._give_up_at = time.monotonic() + policy.max_wait_s
+        self._retry = Retry(
+            total=policy.max_retries,
+            backoff_factor=_BACKOFF_FACTOR_S,
+            backoff_jitter=_JITTER,
+            max_backoff_wait=policy.max_wait_s,
+        )
+
+    def pause_s(self, error: CrossrankClientError, *, never_sent: bool) -> float | None:
+        """Return how many seconds to wait before the next attempt; None: there is none, the error is to be raised.
+
+        Args:
+            error: What the last attempt ended with.
+            never_sent: The server cannot have seen that attempt.
+        """
+        if self._retry.is_exhausted() or not (never_sent or isinstance(error, (RateLimited, Unavailable))):
+            return None
+        self._retry = self._retry.increment()
+        asked_s = error.retry_after_s if isinstance(error, (RateLimited, Unavailable)) else None
+        pause_s = asked_s or self._retry.backoff_strategy()
+        return pause_s if time.monotonic() + pause_s <= self._give_up_at else None
 
 
 def retry_after_s(headers: httpx.Headers) -> float | None:

@@ -212,7 +212,9 @@ class HttpContestant:
         import httpx
 
         text = self._workload.requests[request]
-        body = orjson.dumps({"query": text.query, "documents": text.documents, "raw_scores": True})
+        body = orjson.dumps(
+            {"query": text.query, "documents": text.documents, "raw_scores": True, "top_n": len(text.documents)}
+        )
         headers = {"content-type": "application/json", **key_header()}
         try:
             response = httpx.post(f"{self.url}/v1/rerank", content=body, headers=headers, timeout=60)

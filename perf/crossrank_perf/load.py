@@ -48,6 +48,7 @@ class LoadPlan:
         requests: Measure this many requests instead of `duration_s`.
         timeout_s: A request without an answer after this time is an error.
         seed: Decides the arrival times.
+        tier: `realtime` or `batch`.
     """
 
     documents: int
@@ -58,6 +59,7 @@ class LoadPlan:
     requests: int | None = None
     timeout_s: float = 60.0
     seed: int = 0
+    tier: str = "realtime"
 
 
 @dataclass
@@ -149,7 +151,7 @@ class _Generator:
 
         timeout = aiohttp.ClientTimeout(total=self._plan.timeout_s)
         connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=60)
-        headers = {"content-type": "application/json", **key_header()}
+        headers = {"content-type": "application/json", "x-tier": self._plan.tier, **key_header()}
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
             await self._probe(session)
             ticker = asyncio.create_task(self._tick())

@@ -129,6 +129,22 @@ def print_graph_report(report: Mapping[str, Any]) -> None:
     )
 
 
+def print_tier_report(report: Mapping[str, Any]) -> None:
+    """Print the result of `bench tiers`: latency of the realtime requests and speed of the flood in each round."""
+    from rich.table import Table
+
+    print_header(report)
+    table = Table()
+    for title in ("round", "realtime p50, ms", "p99, ms", "max, ms", "realtime documents/s", "flood documents/s"):
+        table.add_column(title, justify="left" if title == "round" else "right")
+    for each in report["rounds"]:
+        realtime, flood = each["loads"].get("realtime"), each["loads"].get("flood")
+        latency = [f"{realtime['latency_ms'][name]:,.1f}" for name in ("p50", "p99", "max")] if realtime else ["-"] * 3
+        speeds = [f"{figures['documents_per_s']:,.0f}" if figures else "-" for figures in (realtime, flood)]
+        table.add_row(each["name"], *latency, *speeds)
+    print_table(table)
+
+
 def print_header(report: Mapping[str, Any]) -> None:
     """Print the machine, the models, the text and the day of a measurement."""
     hardware = report["hardware"]

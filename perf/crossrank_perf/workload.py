@@ -53,10 +53,16 @@ class Workload:
     requests: tuple[Request, ...]
 
     def bodies(self) -> list[bytes]:
-        """Return each request as the JSON body of POST /v1/rerank."""
+        """Return each request as the JSON body of POST /v1/rerank, asking for all results.
+
+        A body without `top_n` is answered for Voyage's clients too, with every result in two places.
+        """
         import orjson
 
-        return [orjson.dumps({"query": request.query, "documents": request.documents}) for request in self.requests]
+        return [
+            orjson.dumps({"query": each.query, "documents": each.documents, "top_n": self.documents})
+            for each in self.requests
+        ]
 
 
 def load_workload(candidates: Path | None, documents: int, *, synthetic: bool = False, seed: int = 0) -> Workload:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Protocol
 
 
@@ -12,11 +15,29 @@ class _Queue(Protocol):
 
 
 class Cores:
-    """Counts the batches under way over all models, and offers an idle core to those that wait for one in turn."""
+    """Counts what runs on them over all models, and offers an idle one to the queues that wait for one in turn.
+
+    Attributes:
+        running: Batches under way, and realtime texts being tokenized.
+    """
 
     def __init__(self) -> None:
         self.running = 0
         self._waiting: dict[_Queue, None] = {}
+
+    @contextlib.contextmanager
+    def tokenizing(self, tier: str) -> Iterator[None]:
+        """Count a core as taken inside the block, unless it is for the tier `batch` itself."""
+        if tier == "batch":
+            yield
+            return
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            # Not at once: the text that is ready now goes first.
+            asyncio.get_running_loop().call_soon(self.offer)
 
     def wait(self, queue: _Queue) -> None:
         """Ask to be offered idle cores until nothing waits."""

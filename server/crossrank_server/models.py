@@ -44,11 +44,12 @@ class ServedModel:
         self.bundle = bundle
         self.engine = engine
         self.encoder = PairEncoder(bundle)
+        self.cores = cores or Cores()
         self._observers = observers or Observers()
         self.batcher: Batcher | Passage = (
             Passage(engine, max_waiting_documents, max_waiting_batch_documents)
             if engine_merges
-            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, cores, self._batch_scored)
+            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, self.cores, self._batch_scored)
         )
 
     @property

@@ -167,7 +167,8 @@ class RerankService:
                 code="too_many_documents",
             )
         model_id = self.models.resolve(model)
-        call.model, call.documents = model_id, documents
+        call.model = model_id
+        call.documents += documents
         if call.wait_s:
             call.response_headers["preference-applied"] = f"wait={call.wait_s:.0f}"
         async with (
@@ -186,8 +187,11 @@ class RerankService:
                 )
             except asyncio.TimeoutError:
                 raise _timeout(call.tier, self._timeout_s[call.tier]) from None
-            call.tokens = charge.tokens = len(pairs.batch.input_ids)
-            call.truncated_documents, call.query_truncated = len(pairs.truncated), pairs.query_truncated
+            charge.tokens = len(pairs.batch.input_ids)
+            # A call may be made of several requests.
+            call.tokens += charge.tokens
+            call.truncated_documents += len(pairs.truncated)
+            call.query_truncated |= pairs.query_truncated
         return Scores(
             model=model_id,
             logits=pairs.document_logits(logits),
@@ -207,7 +211,7 @@ class RerankService:
         call: Call,
         charge: Charge,
     ) -> tuple[EncodedPairs, NDArray[np.float32]]:
-        with call.stage("tokenize"):
+        with call.stage("tokenize"), served.cores.tokenizing(call.tier):
             characters = sum(len(query) + sum(map(len, documents)) for query, documents in groups)
             encode = functools.partial(served.encoder.encode_groups, groups, truncation, field)
             if characters <= _INLINE_CHARACTERS:

@@ -54,6 +54,25 @@ def test_graphs_before_and_after_the_passes_are_timed_on_the_same_pairs(tmp_path
     assert f"the passes make it {report['ratio']:.2f} times as fast" in result.stdout
 
 
+def test_realtime_requests_are_measured_alone_and_beside_a_flood_of_each_tier(tmp_path: Path) -> None:
+    path = tmp_path / "tiers.json"
+    result = bench("tiers", "--duration", "1", "--documents", "5", "--rate", "20", "--flood", "3", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    rounds = {each["name"]: each["loads"] for each in json.loads(path.read_text())["rounds"]}
+    assert [sorted(loads) for loads in rounds.values()] == [
+        ["realtime"],
+        ["flood"],
+        ["flood"],
+        ["flood", "realtime"],
+        ["flood", "realtime"],
+    ]
+    assert all(
+        load["latency_ms"]["p99"] > 0 and not load["errors"] for loads in rounds.values() for load in loads.values()
+    )
+    for name in rounds:
+        assert name in result.stdout
+
+
 def test_load_starts_measures_and_ends_a_server(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     result = bench("load", *QUICK, "--engine", "onnxruntime", "--precision", "fp32", "--json", str(path))

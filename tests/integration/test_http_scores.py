@@ -197,12 +197,15 @@ def test_top_n_is_a_prefix_of_the_whole_ranking(fp32: RunningServer, top_n: int 
 
 
 def test_documents_are_returned_as_objects_only_when_asked_for(fp32: RunningServer) -> None:
-    documents: list[Any] = ["first", {"text": "second", "title": "ignored"}]
+    documents: list[Any] = ["first", {"text": "second", "title": "kept"}]
     answer = rerank(fp32.base_url, query="second", documents=documents, return_documents=True)
-    assert {r["index"]: r["document"] for r in answer["results"]} == {0: {"text": "first"}, 1: {"text": "second"}}
+    assert {r["index"]: r["document"] for r in answer["results"]} == {
+        0: {"text": "first"},
+        1: {"text": "second", "title": "kept"},
+    }
     assert all("document" not in r for r in rerank(fp32.base_url, query="second", documents=documents)["results"])
 
 
 def test_usage_counts_every_token_scored(fp32: RunningServer) -> None:
     answer = rerank(fp32.base_url, query="two words", documents=["one", "and three more", ""])
-    assert answer["usage"] == {"prompt_tokens": 3 * 5 + 1 + 3, "total_tokens": 3 * 5 + 1 + 3}
+    assert answer["usage"] == {"prompt_tokens": 3 * 5 + 1 + 3, "total_tokens": 3 * 5 + 1 + 3, "search_units": 1}

@@ -144,7 +144,7 @@ def test_an_answer_that_cannot_be_unpacked_is_an_invalid_response():
         (400, cc.BadRequest),
         (401, cc.Unauthorized),
         (402, cc.PaymentRequired),
-        (403, cc.APIError),
+        (403, cc.Forbidden),
         (404, cc.NotFound),
         (413, cc.TooLarge),
         (422, cc.BadRequest),
@@ -157,7 +157,7 @@ def test_an_answer_that_cannot_be_unpacked_is_an_invalid_response():
 )
 def test_each_status_raises_its_error(status, kind):
     detail = {"message": "m is 3", "type": "t", "param": "p", "code": "c", "retry_after_s": 2}
-    with pytest.raises(cc.APIError, match=rf"m is 3 \(HTTP {status}, request r-1\)") as raised:
+    with pytest.raises(cc.APIError, match=rf"m is 3 \(status {status}, request r-1\)") as raised:
         ask(Reply(status, json.dumps({"error": detail}).encode(), {"X-Request-Id": "r-1"}))
     error = raised.value
     assert type(error) is kind

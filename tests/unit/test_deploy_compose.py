@@ -11,7 +11,7 @@ import pytest
 from crossrank_export.triton.config import ACCELERATOR_CACHE
 from crossrank_server.engines.triton_address import targets_from_url
 from tests.deploy_files import (
-    DASHBOARD,
+    DASHBOARDS,
     DEPLOY,
     DOCKERFILE,
     GPU_METRICS,
@@ -100,37 +100,45 @@ def test_volumes_are_declared_and_files_are_there(name):
             assert source in COMPOSE["volumes"]
 
 
-def test_prometheus_scrapes_triton():
-    (job,) = load_yaml(MONITORING / "prometheus.yaml")["scrape_configs"]
-    (target,) = job["static_configs"][0]["targets"]
-    host, port = target.split(":")
-    assert host in SERVICES
-    assert int(port) == option_default("triton", "metrics_port")
+def test_prometheus_scrapes_triton_and_every_gateway():
+    jobs = {job["job_name"]: job for job in load_yaml(MONITORING / "prometheus.yaml")["scrape_configs"]}
+    targets = {name: job["static_configs"][0]["targets"] for name, job in jobs.items()}
+    port = read_stages()["gateway"].environment()["CROSSRANK_PORT"]
+    assert targets == {
+        "triton": [f"triton:{option_default('triton', 'metrics_port')}"],
+        "gateway": [f"{name}:{port}" for name in GATEWAYS],
+    }
+    assert {"triton", *GATEWAYS} <= set(SERVICES)
+    selected = set(re.findall(r'job="(\w+)"', json.dumps(DASHBOARDS).replace('\\"', '"')))
+    assert selected == {"gateway"}, "panels that pick a job by its name pick one that is there"
 
 
-def test_grafana_finds_its_data_and_its_dashboard():
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_grafana_finds_its_data_and_its_dashboards(name):
     (source,) = load_yaml(MONITORING / "grafana" / "datasource.yaml")["datasources"]
     host, port = source["url"].removeprefix("http://").split(":")
     assert SERVICES[host]["ports"] == [f"127.0.0.1:{port}:{port}"]
     (provider,) = load_yaml(MONITORING / "grafana" / "dashboards.yaml")["providers"]
     assert any(
-        volume.endswith(f"/triton.json:{provider['options']['path']}/triton.json:ro")
+        volume.endswith(f"/{name}.json:{provider['options']['path']}/{name}.json:ro")
         for volume in SERVICES["grafana"]["volumes"]
     )
-    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {source["uid"]}
+    assert {panel["datasource"]["uid"] for panel in DASHBOARDS[name]["panels"]} == {source["uid"]}
 
 
-def test_panels_lie_side_by_side():
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_lie_side_by_side(name):
+    panels = DASHBOARDS[name]["panels"]
     cells = [
         (x, y)
-        for panel in DASHBOARD["panels"]
+        for panel in panels
         for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
         for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
     ]
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) < 24
-    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    assert len({panel["id"] for panel in panels}) == len(panels)
 
 
 def test_metrics_of_gpus_are_documented_ones():
-    assert {name for name in metrics_in(DASHBOARD) if name.startswith("nv_gpu_")} == GPU_METRICS
+    assert {name for name in metrics_in(DASHBOARDS["triton"]) if name.startswith("nv_gpu_")} == GPU_METRICS

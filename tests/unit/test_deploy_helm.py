@@ -15,6 +15,7 @@ import yaml
 
 from crossrank_export.triton.config import ACCELERATOR_CACHE
 from crossrank_server.engines.triton_address import targets_from_url
+from crossrank_server.http.server import LAST_RESORT_S
 from crossrank_server.settings import ServeSettings
 from tests.deploy_files import DEPLOY, ROOT, load_yaml, option_default, read_command, read_stages, routes
 
@@ -46,6 +47,8 @@ SCHEMA = load_yaml(CHART / "values.schema.json")
 KUBERNETES = "1.37"
 # Set by the chart itself, or decided by the model in Triton.
 FIXED = {"host", "port", "engine", "triton_url", "cache_dir", "threads", "precision"}
+# The chart opens no port for gRPC, and leaves TLS to what stands before its gateways.
+FIXED |= {"grpc_port", "tls_cert", "tls_key", "tls_client_ca"}
 EVERYTHING = {
     "gateway": {
         "model": "/bundle",
@@ -56,6 +59,7 @@ EVERYTHING = {
             "offline": True,
             "log_level": "debug",
             "shutdown_grace_s": 60,
+            "shutdown_delay_s": 2.5,
         },
     },
     "triton": {"nodeSelector": {"gpu": "v100"}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]},
@@ -79,7 +83,7 @@ def ask_helm(**asked: Any) -> dict[str, Any]:
 def render(values: dict[str, Any], name: str = "r") -> dict[tuple[str, str], Any]:
     """Return the manifests by kind and component; Helm checks the values against their schema first."""
     texts = ask_helm(values=values, name=name)
-    manifests = [yaml.safe_load(text) for path, text in texts.items() if path.endswith(".yaml") and text.strip()]
+    manifests = [m for path, text in texts.items() if path.endswith(".yaml") for m in yaml.safe_load_all(text) if m]
     return {(m["kind"], m["metadata"]["labels"]["app.kubernetes.io/component"]): m for m in manifests}
 
 
@@ -213,7 +217,8 @@ def test_gateways_get_the_time_that_their_settings_ask_for(manifests):
     assert probe["periodSeconds"] * probe["failureThreshold"] > float(settings["CROSSRANK_TRITON_WAIT_S"])
     grace = int(settings.get("CROSSRANK_SHUTDOWN_GRACE_S", ServeSettings.model_fields["shutdown_grace_s"].default))
     before = int(container(deployment)["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert pod(deployment)["terminationGracePeriodSeconds"] > before + grace
+    delay = float(settings.get("CROSSRANK_SHUTDOWN_DELAY_S", ServeSettings.model_fields["shutdown_delay_s"].default))
+    assert pod(deployment)["terminationGracePeriodSeconds"] >= before + delay + grace + LAST_RESORT_S
 
 
 @pytest.mark.parametrize("component", ["gateway", "triton"])
@@ -262,14 +267,17 @@ def test_a_bundle_is_mounted_where_the_model_is_read():
     assert {"name": "bundle", "mountPath": "/bundle", "readOnly": True} in container(gateway)["volumeMounts"]
 
 
-def test_the_service_monitor_scrapes_the_metrics_port_of_tritons_service():
-    assert ("ServiceMonitor", "triton") not in render({})
+@pytest.mark.parametrize("component", ["gateway", "triton"])
+def test_service_monitors_scrape_the_ports_that_have_metrics(component):
+    assert ("ServiceMonitor", component) not in render({})
     manifests = render(EVERYTHING)
-    monitor, service = manifests["ServiceMonitor", "triton"], manifests["Service", "triton"]
+    monitor, service = manifests["ServiceMonitor", component], manifests["Service", component]
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] == {"gateway": "http", "triton": "metrics"}[component]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert component == "triton" or endpoint["path"] in routes()
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
 
 

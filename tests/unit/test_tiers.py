@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 
 import numpy as np
@@ -119,6 +120,30 @@ class Named(list):  # type: ignore[type-arg]
 
     def append(self, _: object) -> None:
         self.order.append(self.name)
+
+
+async def test_a_realtime_text_that_is_tokenized_takes_a_core_and_goes_first_when_it_is_ready() -> None:
+    cores = Cores()
+    engine = ArithmeticEngine(concurrency=1, batch_tokens=100)
+    batcher = Batcher(engine, 1000, 1000, cores)
+    with cores.tokenizing("realtime"):
+        batch = asyncio.ensure_future(batcher.score(pairs(*[100] * 3), tier="batch"))
+        await asyncio.sleep(0.01)
+        assert engine.batches == []
+    await batcher.score(pairs(90))
+    await batch
+    assert lengths_of(engine) == [{90}, {100}, {100}, {100}]
+
+
+async def test_batch_work_goes_on_after_a_realtime_text_that_could_not_be_tokenized() -> None:
+    cores = Cores()
+    batcher = Batcher(ArithmeticEngine(concurrency=1), 1000, 1000, cores)
+    with contextlib.suppress(ValueError), cores.tokenizing("realtime"):
+        batch = asyncio.ensure_future(batcher.score(pairs(9), tier="batch"))
+        await asyncio.sleep(0.01)
+        raise ValueError
+    with cores.tokenizing("batch"):
+        np.testing.assert_array_equal(await asyncio.wait_for(batch, 10), expected(pairs(9)))
 
 
 async def test_waiting_batch_work_takes_no_place_of_realtime_work() -> None:

@@ -7,6 +7,7 @@ import click
 from crossrank_perf.commands.bench_graphs import graphs
 from crossrank_perf.commands.bench_load import load
 from crossrank_perf.commands.bench_peers import peers
+from crossrank_perf.commands.bench_tiers import tiers
 
 
 @click.group()
@@ -19,6 +20,7 @@ def bench() -> None:
       crossrank bench load --url http://127.0.0.1:8000   a server that runs already
       crossrank bench peers --checkpoint DIR             against sentence-transformers, same weights
       crossrank bench graphs DIR                         what the graph passes bring in ONNX Runtime
+      crossrank bench tiers                              realtime latency beside a flood of batch requests
 
     Quote ratios taken in one run: machines differ, and one machine differs from minute to minute.
     """  # noqa: D301 - click reads the backspace itself
@@ -27,3 +29,4 @@ def bench() -> None:
 bench.add_command(load)
 bench.add_command(peers)
 bench.add_command(graphs)
+bench.add_command(tiers)

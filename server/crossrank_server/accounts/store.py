@@ -28,7 +28,16 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, InterfaceError, InternalError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from crossrank_server.errors import BackendUnavailable, SetupError
@@ -181,7 +190,9 @@ def _reported() -> Iterator[None]:
     """Tell callers that the store is out of reach; what exactly is wrong is for the log."""
     try:
         yield
-    except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
+    except (IntegrityError, ProgrammingError, DataError, NotSupportedError):
+        raise  # the store answers, and it is this code that is wrong
+    except (DatabaseError, InterfaceError, PoolTimeout) as error:
         _log.error("the account store failed: %s", str(getattr(error, "orig", error)).strip())
         raise BackendUnavailable(
             f"the account store does not answer, so that keys and credit cannot be checked; "

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,10 @@ from crossrank_server.options import options_from_settings, settings_from_option
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.logs import configure_logging
 from crossrank_server.tls import TlsFiles, read_tls_files
+
+if TYPE_CHECKING:
+    from crossrank_server.rpc.server import RpcServer
+    from crossrank_server.service import RerankService
 
 
 @click.command()
@@ -32,13 +36,14 @@ from crossrank_server.tls import TlsFiles, read_tls_files
 )
 @options_from_settings(ServeSettings)
 def serve(models: tuple[str, ...], **options: Any) -> None:
-    """Serve models over HTTP.
+    """Serve models over HTTP, and over gRPC with --grpc-port.
 
     \b
     Examples:
       crossrank serve
       crossrank serve --model cross-encoder/ms-marco-TinyBERT-L2-v2 --port 9000
       crossrank serve --model ./my-bundle --model builtin --precision fp32
+      crossrank serve --grpc-port 9000
 
     \b
     Then:
@@ -51,14 +56,21 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     _refuse_open_to_all(settings)
     tls = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     # Loading takes most of a second: a taken port is said before it, not after.
-    listener = _listen(settings.host, settings.port)
+    listener = _listen(settings.host, settings.port, "--port")
     try:
-        _run(models, settings, listener, tls)
+        grpc_port = None if settings.grpc_port is None else _usable_port(settings.host, settings.grpc_port)
+        _run(models, settings, listener, grpc_port, tls)
     finally:
         listener.close()
 
 
-def _run(models: tuple[str, ...], settings: ServeSettings, listener: socket.socket, tls: TlsFiles | None) -> None:
+def _run(
+    models: tuple[str, ...],
+    settings: ServeSettings,
+    listener: socket.socket,
+    grpc_port: int | None,
+    tls: TlsFiles | None,
+) -> None:
     from crossrank_server.http.app import create_app
     from crossrank_server.http.server import GracefulServer
     from crossrank_server.startup import load_service
@@ -73,18 +85,17 @@ def _run(models: tuple[str, ...], settings: ServeSettings, listener: socket.sock
     observers = Observers([*([tracing] if tracing else []), metrics, AccessLog()])
     service = load_service(models, settings, observers)
     app = create_app(service, max_body_bytes=settings.max_body_bytes, metrics=metrics)
-    server = GracefulServer(app, service, settings, tls)
+    rpc = None if grpc_port is None else _rpc_server(service, settings, grpc_port, tls)
+    server = GracefulServer(app, service, settings, rpc, tls)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     # uvicorn raises the signal that stopped it once more when it has drained: that is a clean end, not a failure.
     # So is one that comes before uvicorn listens to signals.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    message = f"listening on {'https' if tls else 'http'}://{shown}:{port}  (documentation at /docs)"
-    if settings.log_format == "json":
-        logging.getLogger("crossrank").info(message)
-    else:
-        click.echo(message, err=True)
+    _announce(settings, f"listening on {'https' if tls else 'http'}://{shown}:{port}  (documentation at /docs)")
+    if rpc is not None:
+        _announce(settings, f"listening on {'grpcs' if tls else 'grpc'}://{shown}:{grpc_port}")
     try:
         server.run(sockets=[listener])
     finally:
@@ -107,10 +118,37 @@ def _refuse_open_to_all(settings: ServeSettings) -> None:
         )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _announce(settings: ServeSettings, message: str) -> None:
+    if settings.log_format == "json":
+        logging.getLogger("crossrank").info(message)
+    else:
+        click.echo(message, err=True)
+
+
+def _rpc_server(service: RerankService, settings: ServeSettings, port: int, tls: TlsFiles | None) -> RpcServer:
+    try:
+        from crossrank_server.rpc.server import RpcServer
+    except ModuleNotFoundError as error:
+        raise SetupError(f"--grpc-port needs {error.name}: pip install 'crossrank[grpc]'") from None
+    return RpcServer(
+        service,
+        max_message_bytes=settings.max_body_bytes,
+        host=settings.host,
+        port=port,
+        credentials=tls.grpc_credentials() if tls else None,
+    )
+
+
+def _usable_port(host: str, port: int) -> int:
+    """Return the port, or a free one in place of 0, which gRPC binds when the models are loaded."""
+    with _listen(host, port, "--grpc-port") as probe:
+        return int(probe.getsockname()[1])
+
+
+def _listen(host: str, port: int, flag: str) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise SetupError(f"cannot listen on {host}:{port}: {reason}; choose another with --host or --port") from None
+        raise SetupError(f"cannot listen on {host}:{port}: {reason}; choose another with --host or {flag}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -22,8 +23,6 @@ class OpenVinoEngine(EmbeddedEngine):
     name = "openvino"
 
     def __init__(self, bundle: Bundle, precision: Literal["fp32", "bf16"] = "fp32", threads: int | None = None) -> None:
-        import openvino
-
         graph = bundle.manifest.graph("fp32")
         super().__init__(bundle, graph, precision, threads)
         settings = {
@@ -35,7 +34,7 @@ class OpenVinoEngine(EmbeddedEngine):
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            self._model: Any = openvino.Core().compile_model(str(self._path), "CPU", settings)
+            self._model: Any = _core().compile_model(str(self._path), "CPU", settings)
         except Exception as error:  # OpenVINO raises plain RuntimeError
             raise BundleError(f"OpenVINO cannot load {self._path}: {error}") from error
         dtypes = {"i32": "int32", "i64": "int64"}
@@ -52,6 +51,14 @@ class OpenVinoEngine(EmbeddedEngine):
         request.infer(inputs, share_inputs=True)
         output: NDArray[np.float32] = request.get_tensor(self._graph.output.name).data
         return output
+
+
+@cache
+def _core() -> Any:
+    # One for all models: each more keeps half a MB for good, also when its models are gone (openvino 2026.4).
+    import openvino
+
+    return openvino.Core()
 
 
 def _columns(shape: Any) -> int | None:

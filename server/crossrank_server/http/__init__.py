@@ -4,5 +4,6 @@ app.py         puts the routes, the middleware and the error handlers together
 gateway.py     what all routes share: who calls, the body, the disconnect, the answer
 routes/        one dialect each, and the page at `/`
 page/          the page's files, sent as they are
-schema.py      fields of requests and answers; json_body.py, body.py read them within limits
+schema/        fields of requests and answers; json_body.py, body.py read them within limits
+openapi.py     the document that describes them all
 """

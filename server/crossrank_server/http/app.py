@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+from importlib.metadata import version
+
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
@@ -9,15 +12,16 @@ from crossrank_server.http.error_handlers import add_error_handlers
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.methods import HeadMiddleware
 from crossrank_server.http.middleware import ObservingMiddleware
+from crossrank_server.http.openapi import openapi_document
 from crossrank_server.http.routes.account import account_routes
 from crossrank_server.http.routes.health import health_routes
 from crossrank_server.http.routes.metrics import metrics_routes
 from crossrank_server.http.routes.models import models_routes
-from crossrank_server.http.routes.openapi import openapi_routes
 from crossrank_server.http.routes.page import page_routes
 from crossrank_server.http.routes.ranking import ranking_routes
 from crossrank_server.http.routes.rerank import rerank_routes
 from crossrank_server.http.routes.score import score_routes
+from crossrank_server.http.routes.specification import specification_routes
 from crossrank_server.http.routes.tei import tei_routes
 from crossrank_server.service import RerankService
 from crossrank_server.telemetry.metrics import Metrics
@@ -33,6 +37,7 @@ def create_app(service: RerankService, *, max_body_bytes: int, metrics: Metrics 
     """
     app = FastAPIOffline(
         title="crossrank",
+        version=version("crossrank"),
         summary="Reranks documents with cross-encoders.",
         description="Scores are sigmoid probabilities in [0, 1]; `raw_scores` gives the model's logits.",
     )
@@ -48,9 +53,10 @@ def create_app(service: RerankService, *, max_body_bytes: int, metrics: Metrics 
         models_routes,
         account_routes,
         health_routes,
-        openapi_routes,
+        specification_routes,
         page_routes,
     ):
         app.include_router(routes(gateway))
     app.include_router(metrics_routes(gateway, metrics or Metrics()))
+    app.openapi = cache(partial(openapi_document, app))  # type: ignore[method-assign]
     return app

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -12,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from crossrank_server.errors import CrossrankError, InvalidRequest
 from crossrank_server.http.body import JsonResponse, LingeringResponse
 
+_NONE: Mapping[str, str] = MappingProxyType({})
 _log = logging.getLogger("crossrank.http")
 # The word of nginx for a client that did not wait for its answer.
 CLIENT_CLOSED_REQUEST = 499
@@ -30,12 +33,19 @@ def _on_error(request: Request, error: Exception) -> Response:
     if error.http_status == 500:
         return internal_error(request.state.request_id, error)
     call = getattr(request.state, "call", None)
-    headers = dict(call.response_headers) if call else {}
+    kind = LingeringResponse if getattr(request.state, "body_unread", False) else JsonResponse
+    return error_response(error, call.response_headers if call else {}, kind)
+
+
+def error_response(
+    error: CrossrankError, more_headers: Mapping[str, str] = _NONE, kind: type[JsonResponse] = JsonResponse
+) -> Response:
+    """Return the answer that tells a caller of an error."""
+    headers = dict(more_headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
     if error.http_status == 401:
         headers["www-authenticate"] = "Bearer"
-    kind = LingeringResponse if getattr(request.state, "body_unread", False) else JsonResponse
     return kind(error.as_body(), status_code=error.http_status, headers=headers)
 
 

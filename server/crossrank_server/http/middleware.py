@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crossrank_server.calls import usable_request_id
-from crossrank_server.http.error_handlers import CLIENT_CLOSED_REQUEST, internal_error
-from crossrank_server.telemetry.base import OK, Exchange, Observers
+from crossrank_server.errors import BackendUnavailable
+from crossrank_server.http.error_handlers import error_response, internal_error
+from crossrank_server.telemetry.base import Exchange, Observers
 from crossrank_server.telemetry.logs import current_request
+
+_SHUTTING_DOWN = BackendUnavailable(
+    "the server is shutting down and the request was not done in time: send it again", retry_after_s=1.0
+)
 
 
 class ObservingMiddleware:
@@ -35,7 +41,7 @@ class ObservingMiddleware:
             return
         headers = Headers(scope=scope)
         request_id = usable_request_id(headers.get("x-request-id", ""))
-        exchange = Exchange("http", scope["method"], request_id, headers, status=str(CLIENT_CLOSED_REQUEST))
+        exchange = Exchange("http", scope["method"], request_id, headers)
         state: dict[str, Any] = scope.setdefault("state", {})
         state |= {"request_id": request_id, "exchange": exchange}
         started = False
@@ -52,13 +58,17 @@ class ObservingMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
+            exchange.code, exchange.status = "internal_error", "500"
             response = internal_error(request_id, error)
-            exchange.code, exchange.status = "internal_error", str(response.status_code)
             if not started:
                 await response(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # The web server gives up what is still under way when its grace after SIGTERM is over.
+            exchange.code, exchange.status = _SHUTTING_DOWN.code, str(_SHUTTING_DOWN.http_status)
+            if started:
+                raise
+            await error_response(_SHUTTING_DOWN)(scope, receive, send_with_id)
         finally:
-            if not started and exchange.code == OK:
-                exchange.code = "cancelled"
             # Set by the router as soon as a route fits.
             exchange.route = getattr(scope.get("route"), "path", exchange.route)
             exchange.call = state.get("call")

@@ -1,4 +1,4 @@
-"""The web server: uvicorn with an orderly end.
+"""The web server: uvicorn with an orderly end, and gRPC beside it on the same event loop where that is asked for.
 
 On SIGTERM or SIGINT the server first says that it is not ready, then (after a delay in which load balancers look
 elsewhere) refuses new connections, lets requests under way finish within a grace, and always writes what is not
@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,9 +25,12 @@ from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.logs import log_loop_failure
 from crossrank_server.tls import TlsFiles
 
+if TYPE_CHECKING:
+    from crossrank_server.rpc.server import RpcServer
+
 _log = logging.getLogger("crossrank")
-# After the grace: what closing engines, writing usage and sending traces may take before the process is ended.
-_LAST_RESORT_S = 15.0
+# What closing engines, writing usage and sending traces may take.
+LAST_RESORT_S = 15.0
 
 
 class GracefulServer(uvicorn.Server):
@@ -36,10 +40,22 @@ class GracefulServer(uvicorn.Server):
         app: The application in front of the service.
         service: Is told that it is draining, and closed in the end.
         settings: `shutdown_delay_s`, `shutdown_grace_s`.
+        rpc: The gRPC port; None has none.
         tls: None speaks plain HTTP.
+        last_resort_s: After delay and grace, seconds that closing engines, writing usage and sending traces may take;
+            then the process is ended with exit code 1.
     """
 
-    def __init__(self, app: FastAPI, service: RerankService, settings: ServeSettings, tls: TlsFiles | None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        service: RerankService,
+        settings: ServeSettings,
+        rpc: RpcServer | None = None,
+        tls: TlsFiles | None = None,
+        *,
+        last_resort_s: float = LAST_RESORT_S,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -52,8 +68,10 @@ class GracefulServer(uvicorn.Server):
             )
         )
         self._service = service
-        self._delay_s = settings.shutdown_delay_s
+        self._rpc = rpc
         self._grace_s = settings.shutdown_grace_s
+        self._delay_s = settings.shutdown_delay_s
+        self._end_after_s = settings.shutdown_delay_s + settings.shutdown_grace_s + last_resort_s
         self._drained_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -62,13 +80,15 @@ class GracefulServer(uvicorn.Server):
         if self._drained_at is None:
             self._service.draining = True
             self._drained_at = time.monotonic() + self._delay_s
-            _end_process_after(self._delay_s + self._grace_s + _LAST_RESORT_S)
+            _end_process_after(self._end_after_s)
         elif sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         asyncio.get_running_loop().set_exception_handler(log_loop_failure)
+        if self._rpc is not None:
+            await self._rpc.start()
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
@@ -80,7 +100,8 @@ class GracefulServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new connections, wait for requests under way, and close the service whatever happened."""
         try:
-            await super().shutdown(sockets)
+            stops = [] if self._rpc is None else [self._rpc.stop(0.0 if self.force_exit else self._grace_s)]
+            await asyncio.gather(super().shutdown(sockets), *stops)
         finally:
             if tasks := set(self.server_state.tasks):
                 # Requests given up return what they hold before it is closed.

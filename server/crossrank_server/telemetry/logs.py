@@ -23,7 +23,7 @@ from crossrank_server.errors import CrossrankError
 current_request: contextvars.ContextVar[str] = contextvars.ContextVar("current_request", default="")
 
 # What a record holds beside the facts given as `extra`; color_message is uvicorn's second copy for terminals.
-_NOT_FACTS = [*RESERVED_ATTRS, "message", "asctime", "color_message"]
+_NOT_FACTS = frozenset([*RESERVED_ATTRS, "message", "asctime", "color_message"])
 _log = logging.getLogger("crossrank")
 
 
@@ -39,6 +39,11 @@ class TextFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line and what is below it."""
+        record.exc_text = None  # another formatter's, with messages
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line, with what `extra` holds at its end."""
@@ -58,7 +63,7 @@ class JsonFormatter(OrjsonFormatter):
             ["levelname", "name", "message"],
             rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
             timestamp="time",
-            reserved_attrs=_NOT_FACTS,
+            reserved_attrs=list(_NOT_FACTS),
         )
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:

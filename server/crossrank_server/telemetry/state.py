@@ -50,7 +50,7 @@ class StateCollector(Collector):
         yield waiting
         yield engine
         yield GaugeMetricFamily(
-            "crossrank_request_bodies_held_bytes", "Request bodies in memory.", value=self._held_bytes()
+            "crossrank_request_bodies_held_bytes", "Bodies of HTTP requests in memory.", value=self._held_bytes()
         )
         yield GaugeMetricFamily(
             "crossrank_ready", "1 while requests can be scored, as /health/ready says.", value=self._service.ready()

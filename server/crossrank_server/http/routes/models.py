@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any, Literal, get_args
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from crossrank_server.calls import Tier
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.schema.answers import ERRORS, GET_ERRORS
-from crossrank_server.residency import ModelSlot
+from crossrank_server.listing import model_entry
 
 
 class Pricing(BaseModel):
@@ -47,31 +45,13 @@ class ModelList(BaseModel):
 def models_routes(gateway: Gateway) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
-    started = int(time.time())
-    prices = gateway.service.prices
-
-    def entry(model: ModelSlot) -> dict[str, Any]:
-        return {
-            "id": model.id,
-            "object": "model",
-            "created": started,
-            "owned_by": "crossrank",
-            "engine": model.engine.name,
-            "precision": model.engine.precision,
-            "status": model.status,
-            "pinned": model.pinned,
-            "max_length": model.bundle.manifest.max_length,
-            "pricing": {
-                "currency": "USD",
-                "per_1000_documents": {tier: prices.usd_per_1000(model.id, tier) for tier in get_args(Tier)},
-            },
-        }
+    service = gateway.service
 
     @router.get("/v1/models", response_model=ModelList, responses=GET_ERRORS)
     async def models(request: Request) -> Response:
         """List the models served, the default first; engine and precision of one never loaded are null."""
         call = await gateway.open(request, "models")
-        entries = [entry(model) for model in gateway.service.models.models]
+        entries = [model_entry(service, model) for model in service.models.models]
         return JsonResponse({"object": "list", "data": entries}, headers=call.response_headers)
 
     @router.get("/models", response_model=ModelList, responses=GET_ERRORS)
@@ -79,16 +59,15 @@ def models_routes(gateway: Gateway) -> APIRouter:
         """List the models in infinity's form, whose client knows no other owner and wants `stats`."""
         call = await gateway.open(request, "models")
         extra = {"owned_by": "infinity", "backend": "", "capabilities": ["rerank"], "stats": {}}
-        entries = [entry(model) | extra for model in gateway.service.models.models]
+        entries = [model_entry(service, model) | extra for model in service.models.models]
         return JsonResponse({"object": "list", "data": entries}, headers=call.response_headers)
 
-    @router.get("/v1/models/{model_id:path}", response_model=Model, responses=ERRORS)
+    @router.get("/v1/models/{model_id:path}", response_model=Model, responses=GET_ERRORS | {404: ERRORS[404]})
     async def model(request: Request, model_id: str) -> Response:
         """Describe a model; ids contain slashes."""
         call = await gateway.open(request, "models")
-        pool = gateway.service.models
-        served = pool.resolve(model_id)
-        found = next(entry(model) for model in pool.models if model.id == served)
-        return JsonResponse(found, headers=call.response_headers)
+        served = service.models.resolve(model_id)
+        found = next(model for model in service.models.models if model.id == served)
+        return JsonResponse(model_entry(service, found), headers=call.response_headers)
 
     return router

@@ -25,7 +25,7 @@ class Result(BaseModel):
 
     index: int = Field(description="its position in the request")
     relevance_score: float = Field(description="sigmoid of the logit, in float64; the logit with raw_scores")
-    document: DocumentText | None = None
+    document: DocumentText | str | None = Field(None, description="a plain string only for infinity's client")
 
 
 class Usage(BaseModel):

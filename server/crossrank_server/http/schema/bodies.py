@@ -118,10 +118,15 @@ class RerankBody(Options):
 
 
 def body_schema(*bodies: type[Options]) -> dict[str, Any]:
-    """Return the OpenAPI part of a route that reads one of these bodies."""
-    schemas = [body.model_json_schema() for body in bodies]
-    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    """Return the OpenAPI part of a route that reads one of these bodies, which `body_components` describes."""
+    references = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in bodies]
+    schema = references[0] if len(references) == 1 else {"anyOf": references}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def body_components() -> dict[str, Any]:
+    """Return the JSON schemas of the bodies of all dialects, by name."""
+    return {body.__name__: body.model_json_schema() for body in Options.__subclasses__()}
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

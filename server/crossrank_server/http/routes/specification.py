@@ -8,12 +8,12 @@ from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
 
 
-def openapi_routes(gateway: Gateway) -> APIRouter:
+def specification_routes(gateway: Gateway) -> APIRouter:
     """Return the route; it needs nothing of the gateway."""
     router = APIRouter()
 
     @router.get("/v1/openapi.json", include_in_schema=False)
-    async def openapi(request: Request) -> Response:
+    async def specification(request: Request) -> Response:
         """Return the same document as /openapi.json."""
         return JsonResponse(request.app.openapi())
 

@@ -1,0 +1,78 @@
+"""`crossrank bench tiers`: what realtime requests notice of a flood of requests with X-Tier: batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from crossrank_perf.commands.bench_options import (
+    SERVER_OPTIONS,
+    check_installed,
+    server_arguments,
+    workload_facts,
+    workload_options,
+)
+from crossrank_server.errors import SetupError
+from crossrank_server.options import options_from_settings
+from crossrank_server.settings import ServeSettings
+
+
+@click.command()
+@click.option("--model", "-m", help="What is served, as for crossrank serve.  [default: builtin]")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Realtime requests/s."
+)
+@click.option(
+    "--flood",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Requests of the flood that are under way at any time.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    default=15.0,
+    show_default=True,
+    help="Seconds measured in each round.",
+)
+@workload_options
+@options_from_settings(ServeSettings, only=SERVER_OPTIONS)
+def tiers(model: str | None, rate: float, flood: int, duration: float, json_path: Path | None, **options: Any) -> None:
+    """Measure realtime requests alone, beside a flood of the tier batch, and beside the same flood as realtime.
+
+    The realtime requests come at random times (open loop); the flood is a closed loop of the same requests.
+
+    \b
+    Examples:
+      crossrank bench tiers --rate 10 --json tiers.json
+      crossrank bench tiers --documents 10 --rate 50 --flood 16
+    """  # noqa: D301 - click reads the backspace itself
+    from crossrank_perf.environment import describe_run
+    from crossrank_perf.report import Progress, check_writable, print_tier_report, write_json
+    from crossrank_perf.serving import served_models, started_server
+    from crossrank_perf.tiers import Rounds, compare_tiers
+    from crossrank_perf.workload import load_workload
+
+    check_installed()
+    if json_path:
+        check_writable(json_path)
+    workload = load_workload(
+        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
+    )
+    report: dict[str, Any] = {"kind": "tiers", **describe_run(), "workload": workload_facts(workload)}
+    rounds = Rounds(workload.documents, rate, flood, duration, options["seed"])
+    with (
+        started_server(server_arguments(model, options)) as server,
+        Progress("realtime and batch") as progress,
+    ):
+        report["server"] = {"url": server.url, "models": served_models(server.url)}
+        report["rounds"] = compare_tiers(server.url, workload.bodies(), rounds, progress.say)
+    print_tier_report(report)
+    if json_path:
+        write_json(json_path, report)
+    failed = sum(sum(load["errors"].values()) for each in report["rounds"] for load in each["loads"].values())
+    if failed:
+        raise SetupError(f"{failed} requests failed; --json shows how")

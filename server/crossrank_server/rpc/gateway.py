@@ -1,0 +1,256 @@
+"""What all methods share: who calls, messages within their limits, errors as statuses, trailing metadata."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc.status_pb2 import Status
+
+from crossrank_server.calls import Call, open_call, usable_request_id
+from crossrank_server.errors import CrossrankError, InvalidRequest, Overloaded, RequestTooLarge
+from crossrank_server.rpc.errors import DETAILS_KEY, status_from_error
+from crossrank_server.service import RerankService
+from crossrank_server.telemetry.base import OK, Exchange
+from crossrank_server.telemetry.logs import current_request
+
+Question = TypeVar("Question", bound=Message)
+
+# Full name of the method that the running task answers.
+current_method: contextvars.ContextVar[str] = contextvars.ContextVar("current_method")
+# Messages of the largest size that may be held at a time; small ones are counted by their bytes.
+_LARGEST_MESSAGES_HELD = 8
+
+
+@dataclass(frozen=True)
+class Received(Generic[Question]):
+    """A message as it came: read only when it is known who sent it, so that what is wrong with it can be answered."""
+
+    kind: type[Question]
+    data: bytes
+
+    def read(self, call: Call) -> Question:
+        """Return the message.
+
+        Raises:
+            InvalidRequest: It is none of this kind.
+        """
+        with call.stage("parse"):
+            try:
+                message: Question = self.kind.FromString(self.data)
+                return message
+            except DecodeError:
+                raise InvalidRequest(
+                    f"the message is no {self.kind.DESCRIPTOR.full_name}, or a text in it is not UTF-8; "
+                    "send what its .proto describes",
+                    code="invalid_message",
+                ) from None
+
+
+class Scope:
+    """One RPC: its metadata, and what is sent at its end.
+
+    Attributes:
+        request_id: The caller's `x-request-id` if usable.
+        exchange: What the observers are told in the end.
+    """
+
+    def __init__(self, service: RerankService, context: grpc.aio.ServicerContext) -> None:
+        self._service = service
+        self._context = context
+        self._method = current_method.get()
+        self._metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        self.request_id = usable_request_id(self._metadata.get("x-request-id", ""))
+        self.exchange = self.observe(self.request_id)
+        self._trailers: dict[str, str] = {"x-request-id": self.request_id}
+
+    async def open(self, request_id: str = "") -> Call:
+        """Return who calls and how, for the RPC or for one message of its stream.
+
+        Raises:
+            CrossrankError: See `open_call`.
+        """
+        return await open_call(self._service.accounts, self._metadata, request_id or self.request_id)
+
+    def observe(self, request_id: str) -> Exchange:
+        """Return what is to be told to the observers of the RPC, or of one message of its stream."""
+        current_request.set(request_id)  # Each RPC and each message of a stream has a task of its own.
+        return Exchange("grpc", self._method, request_id, self._metadata, route=self._method, status="OK")
+
+    def answered(self, call: Call) -> None:
+        """Take what is to be sent with the answer to a call."""
+        self._trailers.update(call.response_headers)
+        if call.tokens:
+            self._trailers["server-timing"] = call.server_timing()
+
+    def send_trailers(self, status: Status | None = None) -> None:
+        """Set the trailing metadata: headers of the answer and, of an error, its details."""
+        trailers: list[tuple[str, str | bytes]] = list(self._trailers.items())
+        if status is not None:
+            trailers.append((DETAILS_KEY, status.SerializeToString()))
+        self._context.set_trailing_metadata(tuple(trailers))
+
+
+class RpcGateway:
+    """Between the methods and the service.
+
+    Args:
+        service: Scores.
+        max_message_bytes: Of one message.
+    """
+
+    def __init__(self, service: RerankService, max_message_bytes: int) -> None:
+        self.service = service
+        self._max_message_bytes = max_message_bytes
+        self._max_held_bytes = _LARGEST_MESSAGES_HELD * max_message_bytes
+        self._held_bytes = 0
+
+    def unary(
+        self, kind: type[Question], respond: Callable[[Question, Call], Awaitable[Message]]
+    ) -> grpc.RpcMethodHandler:
+        """Return a method that answers one message with one; cancelled with its RPC, whose deadline so bounds it."""
+
+        async def method(received: Received[Question], context: grpc.aio.ServicerContext) -> Message | None:
+            async with self._scope(context) as scope:
+                call = await scope.open()
+                scope.exchange.call = call
+                try:
+                    with self.held(received):
+                        return await respond(received.read(call), call)
+                finally:
+                    scope.answered(call)
+
+        return grpc.unary_unary_rpc_method_handler(method, _reader(kind), _written)
+
+    def client_stream(
+        self, kind: type[Question], respond: Callable[[AsyncIterator[Received[Question]], Call], Awaitable[Message]]
+    ) -> grpc.RpcMethodHandler:
+        """Return a method that answers a stream of messages with one."""
+
+        async def method(
+            received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
+        ) -> Message | None:
+            async with self._scope(context) as scope:
+                call = await scope.open()
+                scope.exchange.call = call
+                try:
+                    return await respond(received, call)
+                finally:
+                    scope.answered(call)
+
+        return grpc.stream_unary_rpc_method_handler(method, _reader(kind), _written)
+
+    def bidirectional(
+        self,
+        kind: type[Question],
+        respond: Callable[[AsyncIterator[Received[Question]], Scope], AsyncGenerator[Message, None]],
+    ) -> grpc.RpcMethodHandler:
+        """Return a method that answers a stream of messages with another."""
+
+        async def method(
+            received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
+        ) -> AsyncIterator[Message]:
+            async with self._scope(context, tell_success=False) as scope:
+                await scope.open()  # An unknown key is told at once.
+                async with contextlib.aclosing(respond(received, scope)) as answers:
+                    async for answer in answers:
+                        yield answer
+
+        return grpc.stream_stream_rpc_method_handler(method, _reader(kind), _written)
+
+    @contextlib.contextmanager
+    def held(self, received: Received[Any]) -> Iterator[None]:
+        """Count a message as held until the block ends.
+
+        Raises:
+            RequestTooLarge: It is over the limit.
+            Overloaded: The messages of all requests under way are over theirs.
+        """
+        size = len(received.data)
+        if size > self._max_message_bytes:
+            raise RequestTooLarge(
+                f"the message has {size} bytes, the limit is {self._max_message_bytes}; split the request, "
+                "or raise --max-body-bytes",
+                param="body",
+            )
+        self._held_bytes += size
+        try:
+            if self._held_bytes > self._max_held_bytes:
+                raise Overloaded(
+                    f"requests under way hold {self._held_bytes} bytes, the limit is {self._max_held_bytes}; "
+                    "try again in a second, or send smaller requests",
+                    retry_after_s=1.0,
+                )
+            yield
+        finally:
+            self._held_bytes -= size
+
+    @contextlib.asynccontextmanager
+    async def _scope(self, context: grpc.aio.ServicerContext, *, tell_success: bool = True) -> AsyncIterator[Scope]:
+        """End an RPC with its trailing metadata, and what is raised within with its status.
+
+        Args:
+            context: Of the RPC.
+            tell_success: Whether observers are told of it if all went well: of a stream they are told each message.
+        """
+        scope = Scope(self.service, context)
+        exchange = scope.exchange
+        try:
+            yield scope
+            scope.send_trailers()
+        except Exception as error:
+            status = status_from_error(error, scope.request_id)
+            fail_exchange(exchange, error, status)
+            scope.send_trailers(status)
+            context.set_code(_CODES[status.code])
+            context.set_details(status.message)
+        except asyncio.CancelledError:
+            fail_exchange(exchange)
+            raise
+        finally:
+            if tell_success or exchange.code != OK:
+                self.service.observers.finished(exchange)
+
+
+class MethodInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Remembers which method is called: handlers are not told."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Pass the call on, in whose task this runs."""
+        current_method.set(handler_call_details.method)
+        return await continuation(handler_call_details)
+
+
+def handlers_of(name: str, methods: Mapping[str, grpc.RpcMethodHandler]) -> grpc.GenericRpcHandler:
+    """Return a service of a server."""
+    return grpc.method_handlers_generic_handler(name, methods)
+
+
+def fail_exchange(exchange: Exchange, error: Exception | None = None, status: Status | None = None) -> None:
+    """Note how a request failed; without an error it was cancelled, by its caller or its deadline."""
+    if error is None or status is None:
+        exchange.status, exchange.code = "CANCELLED", "client_closed_request"
+        return
+    exchange.status = _CODES[status.code].name
+    exchange.code = error.code if isinstance(error, CrossrankError) else "internal_error"
+
+
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _reader(kind: type[Question]) -> Callable[[bytes], Received[Question]]:
+    return lambda data: Received(kind, data)
+
+
+def _written(answer: Message) -> bytes:
+    return bytes(answer.SerializeToString())

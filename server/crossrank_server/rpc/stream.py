@@ -1,0 +1,54 @@
+"""Answers the requests of one stream as they are ready, few at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
+
+async def pipelined(
+    questions: AsyncIterable[Question], answer: Callable[[Question], Awaitable[Answer]], most_under_way: int
+) -> AsyncGenerator[Answer, None]:
+    """Give the answers in the order in which they are ready.
+
+    A question counts as under way until its answer is taken, so that a reader that does not read, as much as a scorer
+    that is slow, stops the reading of questions, and flow control then stops their sender.
+
+    Args:
+        questions: Read while fewer than `most_under_way` are under way.
+        answer: Of one question; what it raises ends the stream.
+        most_under_way: At a time.
+    """
+    slots = asyncio.Semaphore(most_under_way)
+    ready: asyncio.Queue[asyncio.Task[Answer | None]] = asyncio.Queue()
+    running: set[asyncio.Task[Answer | None]] = set()
+
+    def start(work: Coroutine[Any, Any, Answer | None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        running.add(task)
+        task.add_done_callback(ready.put_nowait)
+
+    async def read() -> None:
+        async for question in questions:
+            await slots.acquire()
+            start(_awaited(answer(question)))
+
+    start(read())
+    try:
+        while running:
+            task = await ready.get()
+            running.discard(task)
+            if (result := task.result()) is not None:
+                yield result
+                slots.release()
+    finally:
+        for task in running:
+            task.cancel()
+
+
+async def _awaited(work: Awaitable[Answer]) -> Answer:
+    return await work
