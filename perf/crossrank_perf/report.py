@@ -15,6 +15,8 @@ import click
 from crossrank_perf.load import Tick
 from crossrank_server.errors import SetupError
 
+# The measurements of `bench load` that a report may hold.
+LOADS = ("load", "grpc_load", "single_document", "grpc_single_document")
 # A log wants a line now and then, a terminal one that moves.
 _LOG_EVERY_S = 5.0
 
@@ -82,7 +84,7 @@ def print_load_report(report: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     print_header(report)
-    columns = [report[name] for name in ("load", "single_document") if name in report]
+    columns = [report[name] for name in LOADS if name in report]
     table = Table()
     table.add_column("")
     for column in columns:
@@ -168,8 +170,8 @@ def _load_title(column: Mapping[str, Any]) -> str:
     count = column["documents_per_request"]
     documents = "1 document" if count == 1 else f"{count} documents"
     if column["loop"] == "closed":
-        return f"{documents}, concurrency {column['concurrency']}"
-    return f"{documents}, {column['rate_per_s']:g} requests/s"
+        return f"{column['over']}, {documents}, concurrency {column['concurrency']}"
+    return f"{column['over']}, {documents}, {column['rate_per_s']:g} requests/s"
 
 
 def _errors(errors: Mapping[str, int]) -> str:

@@ -52,11 +52,18 @@ class Workload:
     documents: int
     requests: tuple[Request, ...]
 
-    def bodies(self) -> list[bytes]:
-        """Return each request as the JSON body of POST /v1/rerank, asking for all results.
+    def bodies(self, *, grpc: bool = False) -> list[bytes]:
+        """Return each request as the JSON body of POST /v1/rerank, or as a message of crossrank.v1.
 
-        A body without `top_n` is answered for Voyage's clients too, with every result in two places.
+        All results are asked for: a JSON body without `top_n` is answered for Voyage's clients too, with every result
+        in two places.
         """
+        if grpc:
+            from crossrank_client.proto.crossrank_v1_pb2 import RerankRequest
+
+            return [
+                RerankRequest(query=each.query, documents=each.documents).SerializeToString() for each in self.requests
+            ]
         import orjson
 
         return [
