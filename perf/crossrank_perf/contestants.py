@@ -240,6 +240,8 @@ class HttpContestant:
         result = run_load(self.url, self._bodies, plan, on_tick=lambda _: None, on_start=usage.start, on_end=usage.end)
         if result.errors:
             raise SetupError(f"{self.name} failed requests: {result.examples}")
+        if not result.latencies_s:
+            raise SetupError(f"{self.name} answered no request within {seconds:g} s: give it more with --seconds")
         return _turn(len(result.latencies_s) * plan.documents, result.window_s, result.latencies_s, usage)
 
     def close(self) -> None:
