@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from crossrank_perf.contestants import IN_PROCESS, OVER_HTTP
 from crossrank_perf.peers import describe_setting
 from crossrank_perf.plot_style import BETTER, NEUTRAL, new_figure, save_figure
 from crossrank_perf.report import print_header, print_table
@@ -22,17 +23,18 @@ def print_peer_report(report: Mapping[str, Any]) -> None:
 
     print_header(report)
     table = Table()
-    titles = ("system", "documents/s (min - max)", "setting", "CPU s/1,000", "crossrank is faster by", "over HTTP by")
-    for title in titles:
-        table.add_column(title, justify="left" if title in ("system", "setting") else "right")
+    table.add_column("system", no_wrap=True)
+    for title in ("documents/s (min - max)", "CPU s/1,000", "crossrank is faster by", "over HTTP by"):
+        table.add_column(title, justify="right")
+    table.add_column("precision, setting")
     for name, system in _by_speed(report):
         speed, cpu_s = system["documents_per_s"], system["cpu_s_per_1000_documents"]
         table.add_row(
-            f"{_label(name, system)}, {system['precision']}",
+            _label(name, system),
             f"{speed['median']:,.0f} ({speed['min']:,.0f} - {speed['max']:,.0f})",
-            describe_setting(_setting(system)),
             "-" if cpu_s is None else f"{cpu_s:.2f}",
             *(_ratio(system, own) for own in OWN),
+            ", ".join(filter(None, (system["precision"], describe_setting(_setting(system))))),
         )
     print_table(table)
     for over, name in report["fastest_peer"].items():
@@ -75,7 +77,10 @@ def _by_speed(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _label(name: str, system: Mapping[str, Any]) -> str:
-    return f"{name.removesuffix('-http')} {system['over']}"
+    """Return a system's name; `in process` goes without saying but for crossrank."""
+    if name == "crossrank" or system["over"] == OVER_HTTP:
+        return f"{name.removesuffix('-http')} {system['over']}"
+    return name
 
 
 def _setting(system: Mapping[str, Any]) -> dict[str, int]:
@@ -87,12 +92,12 @@ def _ratio(system: Mapping[str, Any], own: str) -> str:
     if "crossrank_ratio" not in system:
         return ""
     ratio = system["crossrank_ratio"][own]
-    return f"{ratio['median']:.2f} x ({ratio['min']:.2f} - {ratio['max']:.2f})"
+    return f"{ratio['median']:.1f} x ({ratio['min']:.1f} - {ratio['max']:.1f})"
 
 
 def _like_with_like(system: Mapping[str, Any]) -> float | None:
     """Return the ratio to crossrank called in the same way."""
     if "crossrank_ratio" not in system:
         return None
-    own = "crossrank" if system["over"] == "in process" else "crossrank-http"
+    own = "crossrank" if system["over"] == IN_PROCESS else "crossrank-http"
     return float(system["crossrank_ratio"][own]["median"])

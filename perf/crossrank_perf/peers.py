@@ -18,7 +18,7 @@ from crossrank_server.errors import SetupError
 # bf16 against fp32 stays within 0.05; different weights differ by whole units.
 _MAX_LOGIT_DIFFERENCE = 0.25
 _TUNING_SHARE = 0.5  # of a turn, for each setting
-_WARM_UP_SHARE = 0.25  # of that
+_WARM_UP_SHARE, _LEAST_WARM_UP_S = 0.25, 1.0  # of that
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class _Comparison:
         tried = []
         for setting in contestant.settings:
             self._progress.say(f"trying {entrant.name} {describe_setting(setting)}")
-            contestant.run(seconds * _WARM_UP_SHARE, setting)
+            contestant.run(max(seconds * _WARM_UP_SHARE, _LEAST_WARM_UP_S), setting)
             tried.append((contestant.run(seconds, setting).documents_per_s, setting))
         entrant.setting = max(tried, key=lambda each: each[0])[1]
         entrant.facts["setting"] = entrant.setting

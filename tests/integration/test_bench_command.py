@@ -127,7 +127,7 @@ def test_load_measures_grpc_beside_http(tmp_path: Path) -> None:
 def test_load_over_grpc_of_a_server_with_keys_gets_the_key_of_the_environment(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path}/keys.db"
     made = subprocess.run(
-        [CROSSRANK, "keys", "create", "bench", "--store", store], capture_output=True, text=True, check=True
+        [CROSSRANK, "keys", "create", "--name", "bench", "--store", store], capture_output=True, text=True, check=True
     )
     key = re.search(r"cr-\S+|cr_\S+", made.stdout)
     assert key, made.stdout

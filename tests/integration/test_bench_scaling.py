@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from crossrank_perf.scaling import DOCUMENTS, Point, make_points, rounds_from_report, summarize_points
+from crossrank_perf.scaling import DOCUMENTS, Point, _server_on, make_points, rounds_from_report, summarize_points
 from crossrank_perf.scaling_report import plot_scaling, usd_per_1000_documents
 from crossrank_perf.workload import fixed_length_workload, tokenizer_from
 from crossrank_server.errors import SetupError
@@ -29,7 +31,7 @@ def test_cores_are_measured_and_an_interrupted_run_goes_on_where_it_was(tmp_path
     first = bench("scaling", *options, "--rounds", "1")
     assert first.returncode == 0, first.stderr
     before = json.loads(path.read_text())["series"]["cores"]
-    assert [point["x"] for point in before][0] == 1
+    assert before[0]["x"] == 1
     assert all(point["documents_per_s"]["median"] > 0 for point in before)
 
     # As if it had been interrupted within the second round.
@@ -48,13 +50,7 @@ def test_cores_are_measured_and_an_interrupted_run_goes_on_where_it_was(tmp_path
     assert "other plan" in other.stderr
 
 
-def test_the_server_gets_only_the_cores_of_the_point(tmp_path: Path) -> None:
-    import os
-
-    import psutil
-
-    from crossrank_perf.scaling import _server_on
-
+def test_the_server_gets_only_the_cores_of_the_point() -> None:
     allowed = os.sched_getaffinity(0)
     with _server_on(1, ["--engine", "onnxruntime", "--precision", "fp32", "--log-level", "warning"]) as server:
         assert len(psutil.Process(server.pid).cpu_affinity()) == 1
