@@ -102,12 +102,13 @@ services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packa
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 			postgresql redis-server chromium chromium-driver fonts-dejavu-core; }
 
-.venv-peers/.ready: perf/peers/sentence-transformers.txt
-	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet -r $<
+PEERS := sentence-transformers flashrank fastembed infinity
+.venv-peer-%/.ready: perf/peers/%.txt
+	test -x .venv-peer-$*/bin/python || $(PYTHON) -m venv .venv-peer-$*
+	.venv-peer-$*/bin/pip install --quiet -r $<
 	touch $@
 
-peers: .venv-peers/.ready ## prepare the environment of `crossrank bench peers`
+peers: $(PEERS:%=.venv-peer-%/.ready) ## the systems of `crossrank bench peers`, each in an environment of its own
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links

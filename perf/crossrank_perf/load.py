@@ -1,8 +1,7 @@
-"""The load generator: keep-alive HTTP requests, closed loop or open loop, timed where the caller would time them.
+"""The load generator: requests over HTTP or gRPC, closed loop or open loop, timed where the caller would time them.
 
-It shares the machine with the server, so it must be cheap: bodies are serialized beforehand, answers are counted and
-not parsed. Measured on a 2.6 GHz Zen 5 core, a request of 100 documents costs 65 us of CPU with aiohttp on uvloop and
-670 us with httpx; a server that does 9,000 documents/s then loses 0.6% of a core to it.
+It shares the machine with the server, so it must be cheap: see `senders`. A server that does 9,000 documents/s loses
+0.6% of a core to it.
 """
 
 from __future__ import annotations
@@ -14,25 +13,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from crossrank_perf.serving import key_header
+from crossrank_perf.senders import CONNECTION, INCOMPLETE, TIMEOUT, Sender, opened_sender
 from crossrank_server.errors import SetupError
 
-if TYPE_CHECKING:
-    import aiohttp
-
 _TICK_S = 0.5
-_MAX_CONNECTIONS = 1000
 # A server that is gone would otherwise be hammered until the end.
 _MAX_LOST_IN_A_ROW = 50
 _LOST_PAUSE_S = 0.05
-# Found once for each result; counting it is far cheaper than parsing the answer.
-_RESULT_MARK = b'"relevance_score"'
-_SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,7 @@ class LoadResult:
         latencies_s: Of each good answer: from sending, or in the open loop from the moment it should have been sent,
             so that a stalled server cannot hide the requests it held back (no coordinated omission).
         lags_s: Open loop: how late the generator itself sent each request; also part of the latency.
-        errors: Failed requests by HTTP status, or `connection`, `timeout`, `incomplete answer`.
+        errors: Failed requests by HTTP or gRPC status, or `connection`, `timeout`, `incomplete answer`.
         examples: One message for each kind of error.
     """
 
@@ -96,18 +86,6 @@ OnTick = Callable[[Tick], None]
 OnWindow = Callable[[], None]
 
 
-def check_url(url: str) -> str:
-    """Return the base URL without a slash at its end.
-
-    Raises:
-        SetupError: It is not http or https, or names no host.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SetupError(f"--url is {url!r}: give scheme, host and port, such as http://127.0.0.1:8000")
-    return url.rstrip("/")
-
-
 def run_load(
     url: str, bodies: Sequence[bytes], plan: LoadPlan, *, on_tick: OnTick, on_start: OnWindow, on_end: OnWindow
 ) -> LoadResult:
@@ -115,7 +93,7 @@ def run_load(
 
     Args:
         url: Base URL of the server.
-        bodies: JSON bodies for POST /v1/rerank.
+        bodies: From `Workload.bodies` for this URL.
         plan: How to send them.
         on_tick: Told the progress.
         on_start: Called as the measured window begins.
@@ -136,8 +114,7 @@ class _Generator:
     def __init__(
         self, url: str, bodies: Sequence[bytes], plan: LoadPlan, on_tick: OnTick, on_start: OnWindow, on_end: OnWindow
     ) -> None:
-        self._base = url
-        self._url = f"{url}/v1/rerank"
+        self._url = url
         self._bodies = itertools.cycle(bodies)
         self._plan = plan
         self._on_tick, self._on_start, self._on_end = on_tick, on_start, on_end
@@ -147,54 +124,32 @@ class _Generator:
         self._stop = asyncio.Event()
 
     async def run(self) -> LoadResult:
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=self._plan.timeout_s)
-        connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=60)
-        headers = {"content-type": "application/json", "x-tier": self._plan.tier, **key_header()}
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
-            await self._probe(session)
+        plan = self._plan
+        async with opened_sender(self._url, plan.documents, plan.timeout_s, plan.tier) as sender:
+            await self._probe(sender)
             ticker = asyncio.create_task(self._tick())
             try:
-                await (self._closed_loop if self._plan.rate is None else self._open_loop)(session)
+                await (self._closed_loop if plan.rate is None else self._open_loop)(sender)
             finally:
                 ticker.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await ticker
         if self._lost_in_a_row >= _MAX_LOST_IN_A_ROW:
             last = next(reversed(self._result.examples.values()))
-            raise SetupError(f"{self._base} stopped answering: {self._lost_in_a_row} requests in a row failed ({last})")
+            raise SetupError(f"{self._url} stopped answering: {self._lost_in_a_row} requests in a row failed ({last})")
         return self._result
 
-    async def _probe(self, session: aiohttp.ClientSession) -> None:
+    async def _probe(self, sender: Sender) -> None:
         """Send one request, so that a wrong address is one clear message and not thousands of errors."""
-        problem, message = await self._send(session)
+        problem, message = await sender.send(next(self._bodies))
         if problem is None:
             return
-        if problem.isdigit():
-            raise SetupError(f"{self._url} answered {problem} to the first request: {message}")
+        if problem not in (CONNECTION, TIMEOUT, INCOMPLETE):
+            raise SetupError(f"{sender.address} answered {problem} to the first request: {message}")
         raise SetupError(
-            f"no usable answer from {self._url} ({problem}: {message}); check --url, or leave it out to have the "
+            f"no usable answer from {sender.address} ({problem}: {message}); check --url, or leave it out to have the "
             "server started here"
         )
-
-    async def _send(self, session: aiohttp.ClientSession) -> tuple[str | None, str]:
-        """Send the next body; return the kind of problem, None if there was none, and a message."""
-        import aiohttp
-
-        try:
-            async with session.post(self._url, data=next(self._bodies)) as response:
-                answer = await response.read()
-        except asyncio.TimeoutError:
-            return "timeout", f"no answer within {self._plan.timeout_s:g} s"
-        except (aiohttp.ClientError, OSError) as error:
-            return "connection", str(error) or type(error).__name__
-        if response.status != 200:
-            return str(response.status), answer[:_SHOWN_CHARACTERS].decode("utf-8", "replace")
-        results = answer.count(_RESULT_MARK)
-        if results != self._plan.documents:
-            return "incomplete answer", f"{results} results for {self._plan.documents} documents"
-        return None, ""
 
     def _record(self, latency_s: float, problem: str | None, message: str) -> None:
         """Keep one outcome of the measured window."""
@@ -206,7 +161,7 @@ class _Generator:
 
     def _note_lost(self, problem: str | None, message: str) -> None:
         """Stop the run when the server has gone away."""
-        if problem != "connection":
+        if problem != CONNECTION:
             self._lost_in_a_row = 0
             return
         self._lost_in_a_row += 1
@@ -214,9 +169,9 @@ class _Generator:
             self._result.examples.setdefault(problem, message)
             self._stop.set()
 
-    async def _closed_loop(self, session: aiohttp.ClientSession) -> None:
+    async def _closed_loop(self, sender: Sender) -> None:
         """Keep `concurrency` requests under way; count those that end inside the window."""
-        workers = [asyncio.create_task(self._worker(session)) for _ in range(self._plan.concurrency)]
+        workers = [asyncio.create_task(self._worker(sender)) for _ in range(self._plan.concurrency)]
         try:
             await self._pause(self._plan.warm_up_s)
             self._open_window()
@@ -227,19 +182,19 @@ class _Generator:
             # A worker's own failure (a bug, an interrupt) must surface; the others end with their last answer.
             await asyncio.gather(*workers)
 
-    async def _worker(self, session: aiohttp.ClientSession) -> None:
+    async def _worker(self, sender: Sender) -> None:
         while not self._stop.is_set():
             started = time.perf_counter()
-            problem, message = await self._send(session)
+            problem, message = await sender.send(next(self._bodies))
             if self._window_start is not None and not self._stop.is_set():
                 self._record(time.perf_counter() - started, problem, message)
                 if self._plan.requests is not None and self._finished() >= self._plan.requests:
                     self._stop.set()
             self._note_lost(problem, message)
-            if problem == "connection":
+            if problem == CONNECTION:
                 await asyncio.sleep(_LOST_PAUSE_S)
 
-    async def _open_loop(self, session: aiohttp.ClientSession) -> None:
+    async def _open_loop(self, sender: Sender) -> None:
         """Send at random moments; count the requests due inside the window, however late they are answered."""
         plan = self._plan
         assert plan.rate is not None
@@ -253,16 +208,16 @@ class _Generator:
             measured = due >= plan.warm_up_s
             if measured and self._window_start is None:
                 self._open_window()
-            task = asyncio.create_task(self._send_one(session, begin + due, measured))
+            task = asyncio.create_task(self._send_one(sender, begin + due, measured))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
             due += float(rng.exponential(1 / plan.rate))
         await asyncio.gather(*under_way)
         self._close_window()
 
-    async def _send_one(self, session: aiohttp.ClientSession, due: float, measured: bool) -> None:
+    async def _send_one(self, sender: Sender, due: float, measured: bool) -> None:
         lag_s = time.perf_counter() - due
-        problem, message = await self._send(session)
+        problem, message = await sender.send(next(self._bodies))
         if measured:
             self._result.lags_s.append(lag_s)
             self._record(time.perf_counter() - due, problem, message)

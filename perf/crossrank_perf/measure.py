@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossrank_perf.load import LoadPlan, LoadResult, OnTick, Tick, run_load
+from crossrank_perf.senders import is_grpc
 from crossrank_perf.serving import Usage
 
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
@@ -20,7 +21,7 @@ def measure_load(url: str, pid: int | None, bodies: Sequence[bytes], plan: LoadP
     Args:
         url: Base URL.
         pid: The server's process, or None to leave out its CPU and memory.
-        bodies: JSON bodies, sent in order and then again.
+        bodies: From `Workload.bodies` for this URL, sent in order and then again.
         plan: How to send them.
         on_tick: Told the progress.
 
@@ -44,6 +45,7 @@ def measure_load(url: str, pid: int | None, bodies: Sequence[bytes], plan: LoadP
 
     result = run_load(url, bodies, plan, on_tick=tick, on_start=start, on_end=end)
     return {
+        "over": "gRPC" if is_grpc(url) else "HTTP",
         **_plan_facts(plan),
         **summarize(result, plan.documents),
         "server_cpu_s": _rounded(usage.cpu_s, 2),

@@ -1,235 +1,209 @@
-"""crossrank beside sentence-transformers: the same weights and requests, taking turns in one run.
+"""crossrank beside its peers: the same weights and requests, taking turns in one run.
 
 Turns cancel what a noisy machine does to one of them; the ratio is taken within a round, and the median over rounds.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from crossrank_perf import peer_worker
-from crossrank_perf.load import LoadPlan
-from crossrank_perf.measure import latency_ms, measure_load
+from crossrank_perf.contestants import Contestant, Setting, Turn
+from crossrank_perf.measure import latency_ms
 from crossrank_perf.report import Progress
-from crossrank_perf.serving import StartedServer, last_words, served_models
-from crossrank_perf.workload import Workload
 from crossrank_server.errors import SetupError
 
 # bf16 against fp32 stays within 0.05; different weights differ by whole units.
 _MAX_LOGIT_DIFFERENCE = 0.25
-_COMPARED_REQUESTS = 5
-_TUNING_SHARE = 0.5  # of a round, for each batch size
-_STOP_LIMIT_S = 10.0
+_TUNING_SHARE = 0.5  # of a turn, for each setting
+_WARM_UP_SHARE, _LEAST_WARM_UP_S = 0.25, 1.0  # of that
 
 
 @dataclass(frozen=True)
-class PeerPlan:
-    """What is compared, and how long.
+class Rounds:
+    """How long is measured.
 
     Attributes:
-        checkpoint: Hugging Face directory that the peers load.
-        python: Interpreter of their environment.
-        backends: Of CrossEncoder: torch, torch-bf16, onnx, openvino.
-        batch_sizes: Tried for each back end; its best is used.
-        threads: For each back end.
-        rounds: Each system runs once in each.
-        round_s: Seconds for each system in each round.
-        concurrency: Requests under way at crossrank.
+        count: Each system runs once in each.
+        turn_s: Seconds for each system in each round.
+        compared_requests: Whose scores are compared before.
     """
 
-    checkpoint: Path
-    python: Path
-    backends: Sequence[str]
-    batch_sizes: Sequence[int]
-    threads: int
-    rounds: int
-    round_s: float
-    concurrency: int
+    count: int
+    turn_s: float
+    compared_requests: int = 5
 
 
-class Peer:
-    """A worker process with one back end loaded."""
+@dataclass
+class _Entrant:
+    """A contestant with what became of it."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str], log: Path) -> None:
-        self.name = name
-        self.batch_size = 0
-        self._process = process
-        self._log = log
+    contestant: Contestant
+    facts: dict[str, Any] = field(default_factory=dict)
+    setting: Setting = field(default_factory=dict)
+    turns: list[Turn] = field(default_factory=list)
 
-    def ask(self, **message: Any) -> dict[str, Any]:
-        """Send one message and return the answer.
+    @property
+    def name(self) -> str:
+        return self.contestant.name
 
-        Raises:
-            SetupError: The worker ended instead; with its last words.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise SetupError(f"{self.name} failed at {message['op']}: {last_words(self._log)}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def documents_per_s(self, seconds: float, batch_size: int, documents: int) -> tuple[float, list[float]]:
-        """Score requests for some seconds; return documents/s and the latency of each request."""
-        answer = self.ask(op="run", seconds=seconds, batch_size=batch_size)
-        latencies_s: list[float] = answer["latencies_s"]
-        return len(latencies_s) * documents / answer["seconds"], latencies_s
+    @property
+    def speeds(self) -> list[float]:
+        return [turn.documents_per_s for turn in self.turns]
 
 
-def compare(server: StartedServer, workload: Workload, plan: PeerPlan) -> dict[str, Any]:
+def compare(
+    own: Sequence[Contestant],
+    peers: Sequence[Contestant],
+    rounds: Rounds,
+    progress: Progress,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """Run every system in turn and return the figures, ready for JSON.
 
+    A peer that fails is left out and told under `failed`; the others go on.
+
+    Args:
+        own: crossrank; the first one's scores are what the others' are compared with.
+        peers: The others.
+        rounds: How long.
+        progress: Told what runs.
+        keep: Given the figures after every round, so that an interrupted run is not lost.
+
     Raises:
-        SetupError: A peer cannot be loaded, its scores are of other weights, or crossrank failed a request.
+        SetupError: crossrank failed, or all peers did.
     """
-    models = served_models(server.url)
-    with ExitStack() as stack, Progress("peers") as progress:
-        loaded = []
-        for backend in plan.backends:
-            progress.say(f"loading {backend}")
-            peer = stack.enter_context(running_peer(plan.python, f"sentence-transformers {backend}"))
-            facts = peer.ask(
-                op="load",
-                checkpoint=str(plan.checkpoint),
-                backend=backend,
-                threads=plan.threads,
-                max_length=models[0]["max_length"],
-                requests=[{"query": each.query, "documents": each.documents} for each in workload.requests],
-            )
-            facts["max_logit_difference"] = _check_same_scores(server.url, peer, workload, plan.batch_sizes[0])
-            loaded.append((peer, facts))
-        for peer, facts in loaded:
-            progress.say(f"trying batch sizes on {peer.name}")
-            facts |= _tune(peer, workload.documents, plan)
-        speeds, latencies = _run_rounds(server, workload, plan, [peer for peer, _ in loaded], progress)
-    systems: dict[str, Any] = {"crossrank": {"documents_per_s": _spread(speeds["crossrank"])}}
-    for peer, facts in loaded:
-        ratios = [own / other for own, other in zip(speeds["crossrank"], speeds[peer.name], strict=True)]
-        systems[peer.name] = {
-            "documents_per_s": _spread(speeds[peer.name]),
-            "crossrank_ratio": _spread(ratios),
-            "latency_ms": latency_ms(latencies[peer.name]),
-            **facts,
+    comparison = _Comparison(own, peers, rounds, progress)
+    try:
+        comparison.prepare()
+        for number in range(1, rounds.count + 1):
+            comparison.run_round(number)
+            figures = comparison.figures()
+            keep(figures)
+    finally:
+        comparison.close()
+    return figures
+
+
+class _Comparison:
+    def __init__(
+        self, own: Sequence[Contestant], peers: Sequence[Contestant], rounds: Rounds, progress: Progress
+    ) -> None:
+        self._own = [_Entrant(each) for each in own]
+        self._peers = [_Entrant(each) for each in peers]
+        self._rounds = rounds
+        self._progress = progress
+        self._reference: list[list[float]] = []
+        self._failed: dict[str, str] = {}
+
+    def prepare(self) -> None:
+        """Load every system, compare its scores, and find the setting it is fastest with."""
+        for entrant in self._own:
+            self._load(entrant)
+        for entrant in list(self._peers):
+            self._attempt(entrant, self._load)
+        for entrant in self._own:
+            self._tune(entrant)
+        for entrant in list(self._peers):
+            self._attempt(entrant, self._tune)
+
+    def run_round(self, number: int) -> None:
+        """Let every system run once; who begins moves on, so that nobody always follows the same one."""
+        entrants = [*self._own, *self._peers]
+        first = number % len(entrants)
+        for entrant in (*entrants[first:], *entrants[:first]):
+            self._progress.say(f"round {number} of {self._rounds.count}, {entrant.name}")
+            if entrant in self._own:
+                self._run(entrant)
+            else:
+                self._attempt(entrant, self._run)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what is known after the rounds so far."""
+        systems = {entrant.name: _figures(entrant) for entrant in (*self._own, *self._peers)}
+        for peer in self._peers:
+            systems[peer.name]["crossrank_ratio"] = {
+                own.name: _spread(a / b for a, b in zip(own.speeds, peer.speeds, strict=True)) for own in self._own
+            }
+        fastest = {}
+        for peer in sorted(self._peers, key=lambda each: median(each.speeds)):
+            fastest[peer.contestant.over] = peer.name
+        return {
+            "rounds": len(self._own[0].turns),
+            "turn_s": self._rounds.turn_s,
+            "fastest_peer": fastest,
+            "systems": systems,
+            "failed": self._failed,
         }
-    fastest = max((peer.name for peer, _ in loaded), key=lambda name: median(speeds[name]))
-    return {
-        "server": {"models": models, "concurrency": plan.concurrency, "over": "HTTP"},
-        "plan": {"rounds": plan.rounds, "round_s": plan.round_s, "peer_threads": plan.threads, "over": "function call"},
-        "fastest_peer": fastest,
-        "systems": systems,
-    }
 
+    def close(self) -> None:
+        """End all processes."""
+        for entrant in (*self._own, *self._peers):
+            entrant.contestant.close()
 
-def check_python(python: Path) -> None:
-    """Raise SetupError where the peers' interpreter is missing, before minutes are spent."""
-    if not os.access(python, os.X_OK):
-        raise SetupError(
-            f"no Python at {python}: make peers prepares the peers' environment, or name another with --python"
-        )
-
-
-@contextmanager
-def running_peer(python: Path, name: str) -> Iterator[Peer]:
-    """Start a worker in the peers' environment, and end it afterwards."""
-    with tempfile.TemporaryDirectory() as directory:
-        log = Path(directory) / "peer.log"
-        with log.open("wb") as errors:
-            # -I keeps this package's directory out of the worker's import path.
-            process = subprocess.Popen(
-                [str(python), "-I", peer_worker.__file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                encoding="utf-8",
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"},
-            )
+    def _attempt(self, peer: _Entrant, step: Callable[[_Entrant], None]) -> None:
+        """Do a step, or leave the peer out."""
         try:
-            yield Peer(name, process, log)
-        finally:
-            # The end of its input ends a worker; one that still computes is not waited for long.
-            assert process.stdin is not None
-            assert process.stdout is not None
-            try:
-                process.communicate(timeout=_STOP_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+            step(peer)
+        except SetupError as error:
+            self._failed[peer.name] = str(error)
+            self._peers.remove(peer)
+            peer.contestant.close()
+            if not self._peers:
+                raise SetupError("no peer is left: " + "; ".join(self._failed.values())) from None
 
-
-def _check_same_scores(url: str, peer: Peer, workload: Workload, batch_size: int) -> float:
-    """Return the largest difference of logits over a few requests."""
-    import httpx
-
-    worst = 0.0
-    for number, request in enumerate(workload.requests[:_COMPARED_REQUESTS]):
-        body = {"query": request.query, "documents": request.documents, "raw_scores": True}
-        response = httpx.post(f"{url}/v1/rerank", json=body, timeout=60)
-        if response.status_code != 200:
-            raise SetupError(f"{url}/v1/rerank answered {response.status_code}: {response.text[:300]}")
-        own = {each["index"]: each["relevance_score"] for each in response.json()["results"]}
-        theirs = peer.ask(op="score", request=number, batch_size=batch_size)["logits"]
-        worst = max(worst, *(abs(own[index] - logit) for index, logit in enumerate(theirs)))
-    if worst > _MAX_LOGIT_DIFFERENCE:
-        raise SetupError(
-            f"scores of crossrank and {peer.name} differ by up to {worst:.3f}, more than {_MAX_LOGIT_DIFFERENCE}: "
-            "these are not the same weights; give the --checkpoint of the --model"
+    def _load(self, entrant: _Entrant) -> None:
+        self._progress.say(f"loading {entrant.name}")
+        entrant.facts = entrant.contestant.open()
+        scores = [entrant.contestant.logits(request) for request in range(self._rounds.compared_requests)]
+        self._reference = self._reference or scores
+        worst = max(
+            abs(theirs - ours)
+            for request, reference in zip(scores, self._reference, strict=True)
+            for theirs, ours in zip(request, reference, strict=True)
         )
-    return round(worst, 6)
+        if worst > _MAX_LOGIT_DIFFERENCE:
+            raise SetupError(
+                f"scores of {self._own[0].name} and {entrant.name} differ by up to {worst:.3f}, more than "
+                f"{_MAX_LOGIT_DIFFERENCE}: these are not the same weights; give the --checkpoint of the --model"
+            )
+        entrant.facts["max_logit_difference"] = round(worst, 6)
+
+    def _tune(self, entrant: _Entrant) -> None:
+        """Choose the fastest setting, after one short run of each to warm up."""
+        contestant, seconds = entrant.contestant, self._rounds.turn_s * _TUNING_SHARE
+        tried = []
+        for setting in contestant.settings:
+            self._progress.say(f"trying {entrant.name} {describe_setting(setting)}")
+            contestant.run(max(seconds * _WARM_UP_SHARE, _LEAST_WARM_UP_S), setting)
+            tried.append((contestant.run(seconds, setting).documents_per_s, setting))
+        entrant.setting = max(tried, key=lambda each: each[0])[1]
+        entrant.facts["setting"] = entrant.setting
+        entrant.facts["tried"] = [{**setting, "documents_per_s": round(speed, 1)} for speed, setting in tried]
+
+    def _run(self, entrant: _Entrant) -> None:
+        entrant.turns.append(entrant.contestant.run(self._rounds.turn_s, entrant.setting))
 
 
-def _tune(peer: Peer, documents: int, plan: PeerPlan) -> dict[str, Any]:
-    """Choose the faster batch size, after one short run of each to warm up."""
-    tried = {}
-    for warm in (True, False):
-        for size in plan.batch_sizes:
-            seconds = plan.round_s * _TUNING_SHARE * (0.25 if warm else 1)
-            tried[size] = round(peer.documents_per_s(seconds, size, documents)[0], 1)
-    peer.batch_size = max(tried, key=lambda size: tried[size])
-    return {"batch_size": peer.batch_size, "tried_documents_per_s": {str(size): speed for size, speed in tried.items()}}
+def describe_setting(setting: Setting) -> str:
+    """Return a setting in words, `` where a system has none."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in setting.items())
 
 
-def _run_rounds(
-    server: StartedServer, workload: Workload, plan: PeerPlan, peers: Sequence[Peer], progress: Progress
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return documents/s of every system in every round, and the peers' latencies."""
-    bodies = workload.bodies()
-    speeds: dict[str, list[float]] = {"crossrank": [], **{peer.name: [] for peer in peers}}
-    latencies: dict[str, list[float]] = {peer.name: [] for peer in peers}
-    for number in range(1, plan.rounds + 1):
-        for peer in peers:
-            progress.say(f"round {number} of {plan.rounds}, {peer.name}")
-            speed, took = peer.documents_per_s(plan.round_s, peer.batch_size, workload.documents)
-            speeds[peer.name].append(speed)
-            latencies[peer.name] += took
-        progress.say(f"round {number} of {plan.rounds}, crossrank")
-        speeds["crossrank"].append(_crossrank_documents_per_s(server, bodies, workload.documents, plan))
-    return speeds, latencies
-
-
-def _crossrank_documents_per_s(server: StartedServer, bodies: Sequence[bytes], documents: int, plan: PeerPlan) -> float:
-    load = LoadPlan(
-        documents=documents, concurrency=plan.concurrency, warm_up_s=plan.round_s * 0.1, duration_s=plan.round_s
-    )
-    figures = measure_load(server.url, server.pid, bodies, load, lambda _: None)
-    if figures["errors"]:
-        raise SetupError(f"crossrank failed requests: {figures['error_examples']}")
-    return float(figures["documents_per_s"])
+def _figures(entrant: _Entrant) -> dict[str, Any]:
+    turns = entrant.turns
+    cpu = [turn.cpu_s_per_1000_documents for turn in turns if turn.cpu_s_per_1000_documents is not None]
+    memory = [turn.peak_rss_bytes for turn in turns if turn.peak_rss_bytes is not None]
+    return {
+        "over": entrant.contestant.over,
+        **entrant.facts,
+        "documents_per_s": _spread(entrant.speeds),
+        "latency_ms": latency_ms([latency for turn in turns for latency in turn.latencies_s]),
+        "cpu_s_per_1000_documents": round(median(cpu), 3) if cpu else None,
+        "rss_mb": round(max(memory) / 1e6, 1) if memory else None,
+    }
 
 
 def _spread(values: Iterable[float]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ import click
 from crossrank_perf.load import Tick
 from crossrank_server.errors import SetupError
 
+# The measurements of `bench load` that a report may hold.
+LOADS = ("load", "grpc_load", "single_document", "grpc_single_document")
 # A log wants a line now and then, a terminal one that moves.
 _LOG_EVERY_S = 5.0
 
@@ -81,8 +83,8 @@ def print_load_report(report: Mapping[str, Any]) -> None:
     """Print the result of `bench load` as a table, one column for each measurement."""
     from rich.table import Table
 
-    _print_header(report)
-    columns = [report[name] for name in ("load", "single_document") if name in report]
+    print_header(report)
+    columns = [report[name] for name in LOADS if name in report]
     table = Table()
     table.add_column("")
     for column in columns:
@@ -97,36 +99,17 @@ def print_load_report(report: Mapping[str, Any]) -> None:
     table.add_row("server CPU, s/s", *(_cores(column, "server_cpu_s") for column in columns))
     table.add_row("generator CPU, s/s", *(_cores(column, "generator_cpu_s") for column in columns))
     table.add_row("server memory, peak MB", *(_number(column["server_peak_rss_mb"]) for column in columns))
-    _print(table)
+    print_table(table)
     start = report["server"].get("start_to_ready_s")
     if start is not None:
         click.echo(f"from start to ready: {start:.2f} s, then {report['server']['rss_at_ready_mb']:,.0f} MB resident")
-
-
-def print_peer_report(report: Mapping[str, Any]) -> None:
-    """Print the result of `bench peers`: documents/s of each round and how many times crossrank was faster."""
-    from rich.table import Table
-
-    _print_header(report)
-    table = Table()
-    for title in ("system", "documents/s (min - max)", "batch size", "crossrank is faster by (min - max)"):
-        table.add_column(title, justify="left" if title == "system" else "right")
-    for name, system in report["systems"].items():
-        speed, ratio = system["documents_per_s"], system.get("crossrank_ratio")
-        table.add_row(
-            name,
-            f"{speed['median']:,.0f} ({speed['min']:,.0f} - {speed['max']:,.0f})",
-            str(system.get("batch_size", "")),
-            "" if ratio is None else f"{ratio['median']:.2f} x ({ratio['min']:.2f} - {ratio['max']:.2f})",
-        )
-    _print(table)
 
 
 def print_graph_report(report: Mapping[str, Any]) -> None:
     """Print the result of `bench graphs`: both graphs, and how many times faster the optimized one was."""
     from rich.table import Table
 
-    _print_header(report)
+    print_header(report)
     table = Table()
     for title in ("graph", "nodes", "MFLOP a 96-token pair", "pairs/s"):
         table.add_column(title, justify="left" if title == "graph" else "right")
@@ -138,7 +121,7 @@ def print_graph_report(report: Mapping[str, Any]) -> None:
             "?" if mflop is None else f"{mflop:,.1f}",
             f"{graph['pairs_per_s']:,.0f}",
         )
-    _print(table)
+    print_table(table)
     ratios = report["ratios"]
     click.echo(
         f"{report['pairs']} pairs of {report['mean_tokens']} tokens on average, onnxruntime "
@@ -152,7 +135,7 @@ def print_tier_report(report: Mapping[str, Any]) -> None:
     """Print the result of `bench tiers`: latency of the realtime requests and speed of the flood in each round."""
     from rich.table import Table
 
-    _print_header(report)
+    print_header(report)
     table = Table()
     for title in ("round", "realtime p50, ms", "p99, ms", "max, ms", "realtime documents/s", "flood documents/s"):
         table.add_column(title, justify="left" if title == "round" else "right")
@@ -161,14 +144,14 @@ def print_tier_report(report: Mapping[str, Any]) -> None:
         latency = [f"{realtime['latency_ms'][name]:,.1f}" for name in ("p50", "p99", "max")] if realtime else ["-"] * 3
         speeds = [f"{figures['documents_per_s']:,.0f}" if figures else "-" for figures in (realtime, flood)]
         table.add_row(each["name"], *latency, *speeds)
-    _print(table)
+    print_table(table)
 
 
 def print_engine_report(report: Mapping[str, Any]) -> None:
     """Print the result of `bench engines`: speed and CPU time of each, and how many times as long as the first."""
     from rich.table import Table
 
-    _print_header(report)
+    print_header(report)
     table = Table()
     titles = ("engine", "pairs/s", "CPU us a pair", "time, of the first's", "CPU, of the first's", "max |delta logit|")
     for title in titles:
@@ -182,14 +165,15 @@ def print_engine_report(report: Mapping[str, Any]) -> None:
             f"{engine['cpu_ratio']:.2f} x",
             f"{engine['max_delta_logit']:.1e}",
         )
-    _print(table)
+    print_table(table)
     click.echo(
         f"{report['pairs']} pairs of {report['mean_tokens']} tokens on average, one request at a time, "
         f"{report['threads']} threads, {report['rounds']} rounds"
     )
 
 
-def _print_header(report: Mapping[str, Any]) -> None:
+def print_header(report: Mapping[str, Any]) -> None:
+    """Print the machine, the models, the text and the day of a measurement."""
     hardware = report["hardware"]
     flags = [name for name in ("amx_bf16", "avx512_bf16") if hardware["flags"][name]]
     click.echo(f"{hardware['cpu']}, {hardware['cores']} cores, {' '.join(flags) or 'no bf16 instructions'}")
@@ -199,7 +183,8 @@ def _print_header(report: Mapping[str, Any]) -> None:
     click.echo(f"{report['workload']['source']}, {report['date']}")
 
 
-def _print(table: Any) -> None:
+def print_table(table: Any) -> None:
+    """Print a table on stdout, whole also where that is a file."""
     from rich.console import Console
 
     # Piped output has no width of its own; a table must not be cut to 80 columns then.
@@ -210,8 +195,8 @@ def _load_title(column: Mapping[str, Any]) -> str:
     count = column["documents_per_request"]
     documents = "1 document" if count == 1 else f"{count} documents"
     if column["loop"] == "closed":
-        return f"{documents}, concurrency {column['concurrency']}"
-    return f"{documents}, {column['rate_per_s']:g} requests/s"
+        return f"{column['over']}, {documents}, concurrency {column['concurrency']}"
+    return f"{column['over']}, {documents}, {column['rate_per_s']:g} requests/s"
 
 
 def _errors(errors: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,26 +34,29 @@ class StartedServer:
         url: Its base URL.
         pid: Its process id.
         start_to_ready_s: Seconds from the start of the process to the first 200 of /health/ready.
+        grpc_url: Of its gRPC service; empty where that was not asked for.
     """
 
     url: str
     pid: int
     start_to_ready_s: float
+    grpc_url: str = ""
 
 
 @contextmanager
-def started_server(arguments: Sequence[str]) -> Iterator[StartedServer]:
-    """Run `crossrank serve` with these arguments on a free port of 127.0.0.1, and end it afterwards.
+def started_server(arguments: Sequence[str], *, grpc: bool = False) -> Iterator[StartedServer]:
+    """Run `crossrank serve` with these arguments on a free port of 127.0.0.1, with gRPC too or not, and end it.
 
     Raises:
         SetupError: The server ended, or was not ready within three minutes; with its last words.
     """
-    (port,) = free_ports(1)
+    port, grpc_port = free_ports(2)
+    listen = ["--host", "127.0.0.1", "--port", str(port), *(["--grpc-port", str(grpc_port)] if grpc else [])]
     begin = time.perf_counter()
-    with running_command(
-        ["serve", "--host", "127.0.0.1", "--port", str(port), *arguments], port, "/health/ready"
-    ) as pid:
-        yield StartedServer(f"http://127.0.0.1:{port}", pid, time.perf_counter() - begin)
+    with running_command(["serve", *listen, *arguments], port, "/health/ready") as pid:
+        ready_s = time.perf_counter() - begin
+        grpc_url = f"grpc://127.0.0.1:{grpc_port}" if grpc else ""
+        yield StartedServer(f"http://127.0.0.1:{port}", pid, ready_s, grpc_url)
 
 
 @contextmanager
@@ -68,13 +71,35 @@ def running_command(arguments: Sequence[str], port: int, health: str) -> Iterato
     Raises:
         SetupError: It ended, or was not ready within three minutes; with its last words.
     """
+    command = [sys.executable, "-m", "crossrank_server", *arguments]
+    with running_server_process(command, f"crossrank {arguments[0]}", port, health) as pid:
+        yield pid
+
+
+@contextmanager
+def running_server_process(
+    command: Sequence[str], name: str, port: int, health: str, env: Mapping[str, str] | None = None
+) -> Iterator[int]:
+    """Run a command that serves HTTP, yield its process id once it is ready, and end it afterwards.
+
+    Args:
+        command: Program and arguments.
+        name: How messages call it.
+        port: Where it answers over HTTP on 127.0.0.1.
+        health: The path that answers 200 once it is ready.
+        env: Its environment; this process's if None.
+
+    Raises:
+        SetupError: It ended, or was not ready within three minutes; with its last words.
+    """
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "server.log"
-        command = [sys.executable, "-m", "crossrank_server", *arguments]
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=env
+            )
         try:
-            _wait_ready(process, f"crossrank {arguments[0]}", port, health, log)
+            _wait_ready(process, name, port, health, log)
             yield process.pid
         finally:
             process.terminate()
@@ -142,11 +167,13 @@ def key_header() -> dict[str, str]:
 
 
 def served_models(url: str, timeout_s: float = 10.0) -> list[dict[str, Any]]:
-    """Return the entries of GET /v1/models, which name engine and precision.
+    """Return the entries of GET /v1/models, or of ListModels for a gRPC URL, which name engine and precision.
 
     Raises:
         SetupError: The server cannot be reached or answers something else.
     """
+    if urlsplit(url).scheme in ("grpc", "grpcs"):
+        return _models_over_grpc(url, timeout_s)
     import httpx
 
     try:
@@ -163,6 +190,19 @@ def served_models(url: str, timeout_s: float = 10.0) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         raise SetupError(f"{url}/v1/models is not crossrank's list of models: check --url") from None
     return entries
+
+
+def _models_over_grpc(url: str, timeout_s: float) -> list[dict[str, Any]]:
+    from crossrank_client import Client
+    from crossrank_client.errors import CrossrankClientError
+
+    try:
+        with Client(url, timeout=timeout_s) as client:
+            return [{"id": model.id, **model.details} for model in client.models()]
+    except CrossrankClientError as error:
+        raise SetupError(
+            f"no usable answer from {url} ({error}); check --url, or leave it out to have the server started here"
+        ) from None
 
 
 @dataclass

@@ -23,6 +23,7 @@ _PAIR_TOKENS = (28, 41, 53, 59, 69, 85, 118, 147, 162, 196, 268)
 _QUERY_TOKENS = (4, 4, 4, 4, 5, 7, 8, 10, 12, 12, 13)
 _SPECIAL_TOKENS = 3
 _TOPICS, _DEPTH = 43, 100
+_FIXED_QUERY_TOKENS, _FIXED_REQUESTS, _FIXED_DOCUMENTS = 5, 8, 1000
 
 # Chosen so that a word has DL 2019's 1.36 tokens (it splits, or a mark follows) and a token its 4.5 characters.
 _SHARE_SPLIT, _SHARE_MARK = 0.14, 0.2
@@ -52,11 +53,24 @@ class Workload:
     documents: int
     requests: tuple[Request, ...]
 
-    def bodies(self) -> list[bytes]:
-        """Return each request as the JSON body of POST /v1/rerank."""
+    def bodies(self, *, grpc: bool = False) -> list[bytes]:
+        """Return each request as the JSON body of POST /v1/rerank, or as a message of crossrank.v1.
+
+        All results are asked for: a JSON body without `top_n` is answered for Voyage's clients too, with every result
+        in two places.
+        """
+        if grpc:
+            from crossrank_client.proto.crossrank_v1_pb2 import RerankRequest
+
+            return [
+                RerankRequest(query=each.query, documents=each.documents).SerializeToString() for each in self.requests
+            ]
         import orjson
 
-        return [orjson.dumps({"query": request.query, "documents": request.documents}) for request in self.requests]
+        return [
+            orjson.dumps({"query": each.query, "documents": each.documents, "top_n": self.documents})
+            for each in self.requests
+        ]
 
 
 def load_workload(candidates: Path | None, documents: int, *, synthetic: bool = False, seed: int = 0) -> Workload:
@@ -80,6 +94,25 @@ def load_workload(candidates: Path | None, documents: int, *, synthetic: bool = 
     requests = requests_from_topics(topics, documents)
     order = np.random.default_rng(seed).permutation(len(requests))
     return Workload(source, documents, tuple(requests[i] for i in order))
+
+
+def fixed_length_workload(tokens: int, documents: int, seed: int = 0) -> Workload:
+    """Return synthetic requests whose pairs all have so many tokens, [CLS] and both [SEP] included.
+
+    Raises:
+        SetupError: That is too few for a query and a document.
+    """
+    left = tokens - _FIXED_QUERY_TOKENS - _SPECIAL_TOKENS
+    if left < 1:
+        least = _FIXED_QUERY_TOKENS + _SPECIAL_TOKENS + 1
+        raise SetupError(f"pairs of {tokens} tokens cannot be written: give at least {least}")
+    writer = _Writer(_builtin_tokenizer(), np.random.default_rng(seed))
+    count = max(_FIXED_REQUESTS, -(-_FIXED_DOCUMENTS // documents))
+    requests = tuple(
+        Request(writer.text(_FIXED_QUERY_TOKENS), tuple(writer.text(left) for _ in range(documents)))
+        for _ in range(count)
+    )
+    return Workload(f"synthetic text, pairs of {tokens} tokens, seed {seed}", documents, requests)
 
 
 def find_candidates() -> Path | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,17 +14,18 @@ from typing import Any
 import psutil
 import pytest
 
-from crossrank_perf.serving import Usage, find_pid, started_server
+from crossrank_perf.serving import Usage, find_pid, free_ports, started_server
 from crossrank_server.errors import SetupError
-from tests.conftest import ROOT
 from tests.scripted_server import Reply, ScriptedServer
-from tests.server_process import RunningServer, running_server
+from tests.server_process import CROSSRANK, RunningServer, running_server
 
 QUICK = ("--duration", "1", "--warm-up", "0.2", "--documents", "20")
 
 
-def bench(*arguments: str, shared: Path | None = None) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: str, shared: Path | None = None, key: str = "") -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("CROSSRANK_")}
+    if key:
+        env["CROSSRANK_API_KEY"] = key
     # Without the shared data the text is synthetic, so these tests run anywhere.
     env["CROSSRANK_SHARED"] = str(shared or "/nonexistent")
     command = [sys.executable, "-m", "crossrank_server", "bench", *arguments]
@@ -116,11 +117,45 @@ def test_load_starts_measures_and_ends_a_server(tmp_path: Path) -> None:
         assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["max"]
     assert report["single_document"]["documents_per_request"] == 1
 
-    assert "20 documents, concurrency 4" in result.stdout
+    assert "HTTP, 20 documents, concurrency 4" in result.stdout
     assert "from start to ready" in result.stdout
     assert "20 documents a request" in result.stderr
     url = report["server"]["url"]
     assert find_pid(url) is None, "the server was left running"
+
+
+def test_load_measures_grpc_beside_http(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    options = (*QUICK, "--grpc", "--engine", "onnxruntime", "--precision", "fp32", "--json", str(path))
+    result = bench("load", *options)
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(path.read_text())
+    for name, over in (("load", "HTTP"), ("grpc_load", "gRPC"), ("grpc_single_document", "gRPC")):
+        figures = report[name]
+        assert figures["over"] == over
+        assert figures["errors"] == {}
+        assert figures["requests"] > 0
+        assert figures["server_cpu_s"] > 0
+    assert "gRPC, 20 documents, concurrency 4" in result.stdout
+    assert "gRPC, 1 document, concurrency 1" in result.stdout
+
+
+def test_load_over_grpc_of_a_server_with_keys_gets_the_key_of_the_environment(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/keys.db"
+    made = subprocess.run(
+        [CROSSRANK, "keys", "create", "--name", "bench", "--store", store], capture_output=True, text=True, check=True
+    )
+    key = re.search(r"cr-\S+|cr_\S+", made.stdout)
+    assert key, made.stdout
+    (port,) = free_ports(1)
+    load = ("load", "--url", f"grpc://127.0.0.1:{port}", "--requests", "5", "--warm-up", "0", "--documents", "2")
+    options = ("--engine", "onnxruntime", "--precision", "fp32", "--grpc-port", str(port), "--store", store)
+    with running_server(*options):
+        refused = bench(*load)
+        accepted = bench(*load, key=key[0])
+    assert refused.returncode == 1
+    assert "key" in refused.stderr
+    assert accepted.returncode == 0, accepted.stderr
 
 
 def test_load_measures_a_server_that_runs_and_leaves_it_running(server: RunningServer, tmp_path: Path) -> None:
@@ -174,12 +209,17 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words() -> None:
     [
         (("load", "--url", "127.0.0.1:8000"), 1, "give scheme, host and port"),
         (("load", "--url", "http://127.0.0.1:9"), 1, "no server at http://127.0.0.1:9"),
+        (("load", "--url", "grpc://127.0.0.1:9"), 1, "no usable answer from grpc://127.0.0.1:9"),
+        (("load", "--url", "grpc://127.0.0.1"), 1, "gRPC has no default port"),
         (("load", "--url", "http://127.0.0.1:9", "--engine", "openvino"), 2, "--engine would start a server"),
+        (("load", "--url", "http://127.0.0.1:9", "--grpc"), 2, "--grpc would start a server"),
         (("load", "--pid", "1"), 2, "--pid belongs to --url"),
         (("load", "--json", "/nonexistent/x.json"), 1, "/nonexistent does not exist"),
         (("load", "--model", "./no-such-dir"), 1, "no-such-dir"),
         (("load", "--documents", "0"), 2, "--documents"),
-        (("peers", "--checkpoint", ".", "--python", "/nonexistent/python"), 1, "make peers"),
+        (("peers", "--checkpoint", ".", "--environments", "/nonexistent"), 1, "make peers prepares them"),
+        (("scaling", "--resume"), 1, "name it with --json"),
+        (("scaling", "--plot", "/nonexistent/x.svg"), 1, "/nonexistent does not exist"),
         (("peers", "--checkpoint", "/nonexistent"), 2, "--checkpoint"),
     ],
 )
@@ -213,49 +253,3 @@ def test_failures_under_way_are_reported_after_the_table() -> None:
 def test_help_teaches_with_examples() -> None:
     assert "\n    crossrank bench load --duration 30 --json result.json\n" in bench("load", "--help").stdout
     assert "\n    make peers\n" in bench("peers", "--help").stdout
-
-
-@pytest.fixture(scope="module")
-def peer_python() -> str:
-    """A Python that has sentence-transformers: the tests' own, else the environment of the benchmark."""
-    if importlib.util.find_spec("sentence_transformers"):
-        return sys.executable
-    own = ROOT / ".venv-peers" / "bin" / "python"
-    if not own.exists():
-        pytest.skip("sentence-transformers is not installed here, nor in .venv-peers (make peers)")
-    return str(own)
-
-
-def test_peers_score_the_same_and_take_turns(peer_python: str, mini_dir: Path, tmp_path: Path) -> None:
-    path = tmp_path / "peers.json"
-    result = bench(
-        "peers", "--checkpoint", str(mini_dir), "--python", peer_python, "--peer", "torch", "--documents", "10",
-        "--batch-size", "4", "--batch-size", "10", "--rounds", "3", "--seconds", "0.3", "--precision", "fp32",
-        "--json", str(path),
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    report = json.loads(path.read_text())
-    peer, own = report["systems"]["sentence-transformers torch"], report["systems"]["crossrank"]
-    assert peer["max_logit_difference"] < 1e-4
-    assert peer["precision"] == "float32"
-    assert peer["batch_size"] in (4, 10)
-    assert set(peer["tried_documents_per_s"]) == {"4", "10"}
-    ratios = [a / b for a, b in zip(own["documents_per_s"]["rounds"], peer["documents_per_s"]["rounds"], strict=True)]
-    assert peer["crossrank_ratio"]["rounds"] == pytest.approx(ratios, rel=1e-3)
-    assert peer["crossrank_ratio"]["median"] == pytest.approx(sorted(ratios)[1], rel=1e-3)
-    assert report["fastest_peer"] == "sentence-transformers torch"
-    assert "crossrank is faster by" in result.stdout
-
-
-def test_peers_with_other_weights_are_refused(peer_python: str, mini_dir: Path, tmp_path: Path) -> None:
-    torch_files = pytest.importorskip("safetensors.torch")
-    for source in mini_dir.iterdir():
-        if source.name != "model.safetensors":
-            (tmp_path / source.name).write_bytes(source.read_bytes())
-    weights = torch_files.load_file(mini_dir / "model.safetensors")
-    weights["classifier.bias"] += 1.0
-    torch_files.save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    options = ("--peer", "torch", "--documents", "10", "--rounds", "3", "--seconds", "0.3")
-    result = bench("peers", "--checkpoint", str(tmp_path), "--python", peer_python, *options)
-    assert result.returncode == 1
-    assert "these are not the same weights" in result.stderr

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from crossrank_perf.load import LoadPlan, LoadResult, Tick, check_url, run_load
+from crossrank_perf.load import LoadPlan, LoadResult, Tick, run_load
 from crossrank_perf.measure import latency_ms, summarize
+from crossrank_perf.senders import check_url
 from crossrank_server.errors import SetupError
 from tests.scripted_server import Reply, Request, ScriptedServer, answer
 

@@ -113,7 +113,9 @@ def test_the_file_beside_the_project_is_found(nothing_beside: Path) -> None:
         lines.write(json.dumps(row) + "\n")
     load = load_workload(None, 2)
     assert load.source == "dl19-bm25-top100.jsonl.gz"
-    assert [json.loads(body) for body in load.bodies()] == [{"query": "q", "documents": ["first", "second"]}]
+    assert [json.loads(body) for body in load.bodies()] == [
+        {"query": "q", "documents": ["first", "second"], "top_n": 2}
+    ]
     assert load_workload(None, 2, synthetic=True).source.startswith("synthetic")
 
 

@@ -8,6 +8,7 @@ from crossrank_perf.commands.bench_engines import engines
 from crossrank_perf.commands.bench_graphs import graphs
 from crossrank_perf.commands.bench_load import load
 from crossrank_perf.commands.bench_peers import peers
+from crossrank_perf.commands.bench_scaling import scaling
 from crossrank_perf.commands.bench_tiers import tiers
 
 
@@ -30,6 +31,7 @@ def bench() -> None:
 
 bench.add_command(load)
 bench.add_command(peers)
+bench.add_command(scaling)
 bench.add_command(graphs)
 bench.add_command(tiers)
 bench.add_command(engines)

@@ -27,7 +27,10 @@ _SINGLE_SHARE = 0.25  # of the duration, spent on single documents
 
 
 @click.command()
-@click.option("--url", help="Base URL of a running server. Without it one is started for the measurement.")
+@click.option(
+    "--url", help="Base URL of a running server, http:// or grpc://. Without it one is started for the measurement."
+)
+@click.option("--grpc", is_flag=True, help="Start the server with gRPC too and measure that beside HTTP.")
 @click.option("--pid", type=click.IntRange(min=1), help="That server's process; found by its port if omitted.")
 @click.option("--model", "-m", help="What the started server serves, as for crossrank serve.  [default: builtin]")
 @click.option(
@@ -57,7 +60,9 @@ _SINGLE_SHARE = 0.25  # of the duration, spent on single documents
 )
 @workload_options
 @options_from_settings(ServeSettings, only=SERVER_OPTIONS)
-def load(url: str | None, pid: int | None, model: str | None, json_path: Path | None, **options: Any) -> None:
+def load(
+    url: str | None, grpc: bool, pid: int | None, model: str | None, json_path: Path | None, **options: Any
+) -> None:
     """Send requests to a server and report documents/s, latency, errors, CPU and memory.
 
     Without --url the server is started here, and its time to ready, its memory and the latency of single documents
@@ -67,16 +72,19 @@ def load(url: str | None, pid: int | None, model: str | None, json_path: Path | 
     Examples:
       crossrank bench load --duration 30 --json result.json
       crossrank bench load --engine onnxruntime --precision fp32 --concurrency 8
+      crossrank bench load --grpc --concurrency 8
       crossrank bench load --url http://127.0.0.1:8000 --documents 1 --rate 200
+      crossrank bench load --url grpc://127.0.0.1:9000
     """  # noqa: D301 - click reads the backspace itself
     from crossrank_perf.environment import describe_run
-    from crossrank_perf.load import LoadPlan, check_url
+    from crossrank_perf.load import LoadPlan
     from crossrank_perf.report import check_writable, print_load_report, write_json
+    from crossrank_perf.senders import check_url
     from crossrank_perf.serving import find_pid, started_server
     from crossrank_perf.workload import load_workload
 
     check_installed()
-    _refuse_contradictions(url, pid, model, options)
+    _refuse_contradictions(url, grpc, pid, model, options)
     if json_path:
         check_writable(json_path)
     workload = load_workload(
@@ -97,7 +105,7 @@ def load(url: str | None, pid: int | None, model: str | None, json_path: Path | 
         base = check_url(url)
         report |= _measure(base, pid or find_pid(base), workload, plan)
     else:
-        with started_server(server_arguments(model, options)) as server:
+        with started_server(server_arguments(model, options), grpc=grpc) as server:
             report |= _measure_started(server, workload, plan)
     print_load_report(report)
     if json_path:
@@ -105,9 +113,11 @@ def load(url: str | None, pid: int | None, model: str | None, json_path: Path | 
     _fail_on_errors(report)
 
 
-def _refuse_contradictions(url: str | None, pid: int | None, model: str | None, options: dict[str, Any]) -> None:
+def _refuse_contradictions(
+    url: str | None, grpc: bool, pid: int | None, model: str | None, options: dict[str, Any]
+) -> None:
     given = [f"--{name}" for name in sorted(SERVER_OPTIONS) if options[name] is not None]
-    given += ["--model"] if model else []
+    given += [name for name, value in (("--model", model), ("--grpc", grpc)) if value]
     if url is not None and given:
         raise click.UsageError(f"{', '.join(given)} would start a server, but --url names one that runs; drop either")
     if url is None and pid is not None:
@@ -115,16 +125,22 @@ def _refuse_contradictions(url: str | None, pid: int | None, model: str | None, 
 
 
 def _measure(url: str, pid: int | None, workload: Workload, plan: LoadPlan) -> dict[str, Any]:
-    from crossrank_perf.measure import measure_load
-    from crossrank_perf.report import Progress
     from crossrank_perf.serving import served_models
 
-    server = {"url": url, "models": served_models(url)}
+    return {"server": {"url": url, "models": served_models(url)}, "load": _put_load(url, pid, workload, plan)}
+
+
+def _put_load(url: str, pid: int | None, workload: Workload, plan: LoadPlan) -> dict[str, Any]:
+    from crossrank_perf.measure import measure_load
+    from crossrank_perf.report import Progress
+    from crossrank_perf.senders import is_grpc
+
     documents = "1 document" if plan.documents == 1 else f"{plan.documents} documents"
     how = f"concurrency {plan.concurrency}" if plan.rate is None else f"{plan.rate:g} requests/s"
+    how += ", gRPC" if is_grpc(url) else ""
+    bodies = workload.bodies(grpc=is_grpc(url))
     with Progress(f"{documents} a request, {how}") as progress:
-        figures = measure_load(url, pid, workload.bodies(), plan, lambda tick: progress.load_tick(plan.documents, tick))
-    return {"server": server, "load": figures}
+        return measure_load(url, pid, bodies, plan, lambda tick: progress.load_tick(plan.documents, tick))
 
 
 def _measure_started(server: StartedServer, workload: Workload, plan: LoadPlan) -> dict[str, Any]:
@@ -136,6 +152,10 @@ def _measure_started(server: StartedServer, workload: Workload, plan: LoadPlan) 
 
     idle = Usage(server.pid)
     idle.sample()
+    start = {
+        "start_to_ready_s": round(server.start_to_ready_s, 3),
+        "rss_at_ready_mb": round((idle.peak_rss_bytes or 0) / 1e6, 1),
+    }
     single_plan = replace(
         plan,
         documents=1,
@@ -145,17 +165,21 @@ def _measure_started(server: StartedServer, workload: Workload, plan: LoadPlan) 
         warm_up_s=min(1.0, plan.warm_up_s),
         duration_s=max(1.0, plan.duration_s * _SINGLE_SHARE),
     )
-    single = _measure(server.url, server.pid, single_documents(workload), single_plan)["load"]
-    measured = _measure(server.url, server.pid, workload, plan)
-    start = {
-        "start_to_ready_s": round(server.start_to_ready_s, 3),
-        "rss_at_ready_mb": round((idle.peak_rss_bytes or 0) / 1e6, 1),
-    }
-    return {"server": measured["server"] | start, "load": measured["load"], "single_document": single}
+    single = single_documents(workload)
+    report: dict[str, Any] = {"single_document": _put_load(server.url, server.pid, single, single_plan)}
+    if server.grpc_url:
+        report["grpc_single_document"] = _put_load(server.grpc_url, server.pid, single, single_plan)
+    report |= _measure(server.url, server.pid, workload, plan)
+    report["server"] |= start
+    if server.grpc_url:
+        report["grpc_load"] = _put_load(server.grpc_url, server.pid, workload, plan)
+    return report
 
 
 def _fail_on_errors(report: dict[str, Any]) -> None:
-    for name in ("load", "single_document"):
+    from crossrank_perf.report import LOADS
+
+    for name in LOADS:
         figures = report.get(name, {"errors": {}})
         failed = sum(figures["errors"].values())
         if failed:

@@ -1,9 +1,10 @@
-"""`crossrank bench peers`: the same work done by sentence-transformers."""
+"""`crossrank bench peers`: the same work done by what users would pick instead."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +15,14 @@ from crossrank_perf.commands.bench_options import (
     workload_facts,
     workload_options,
 )
+from crossrank_perf.peer_systems import PEERS
+from crossrank_server.errors import SetupError
 from crossrank_server.options import options_from_settings
 from crossrank_server.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from crossrank_perf.peer_entrants import Lineup
+    from crossrank_perf.workload import Workload
 
 
 @click.command()
@@ -23,22 +30,22 @@ from crossrank_server.settings import ServeSettings
     "--checkpoint",
     required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Hugging Face directory with the weights that crossrank serves: the peers load it.",
+    help="Hugging Face directory with the weights that crossrank serves: the peers load it, or its ONNX export.",
 )
 @click.option("--model", "-m", default="builtin", show_default=True, help="What crossrank serves: the same weights.")
 @click.option(
     "--peer",
     "peers",
     multiple=True,
-    type=click.Choice(["torch", "torch-bf16", "onnx", "openvino"]),
-    help="Back ends of sentence-transformers' CrossEncoder to compare with; repeat it.  [default: all four]",
+    type=click.Choice(list(PEERS)),
+    help="Systems to compare with; repeat it.  [default: all]",
 )
 @click.option(
-    "--python",
-    type=click.Path(path_type=Path),
-    default=Path(".venv-peers/bin/python"),
+    "--environments",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
     show_default=True,
-    help="Python of the environment that holds the peers (make peers).",
+    help="Directory with .venv-peer-NAME for each system (make peers).",
 )
 @click.option(
     "--batch-size",
@@ -53,47 +60,100 @@ from crossrank_server.settings import ServeSettings
 @click.option(
     "--seconds", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="For each system in each round."
 )
-@click.option("--concurrency", "-c", type=click.IntRange(min=1), default=4, show_default=True, help="Of crossrank.")
+@click.option(
+    "--concurrency",
+    "-c",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Requests under way at a server; in process it is tried beside 1 where calls can overlap.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the result as a chart into this file (.svg or .png).",
+)
 @workload_options
 @options_from_settings(ServeSettings, only=SERVER_OPTIONS)
-def peers(checkpoint: Path, model: str, peers: tuple[str, ...], json_path: Path | None, **options: Any) -> None:
-    """Compare with sentence-transformers: same weights, same requests, interleaved in one run.
+def peers(
+    checkpoint: Path, model: str, peers: tuple[str, ...], json_path: Path | None, plot: Path | None, **options: Any
+) -> None:
+    """Compare with other libraries and servers: same weights, same requests, interleaved in one run.
 
-    crossrank answers over HTTP, JSON included; the peers are called in their own process, texts in, scores out,
-    which favours them. They use as many threads as crossrank. Scores are compared too.
+    Every system is called in process, texts in, scores out, by one caller or by several where it takes several; those
+    that serve are measured over HTTP too. They use as many threads as crossrank, each with its best batch size. Scores
+    are compared first. A system that fails is left out and told at the end, with exit code 1; --json holds the rounds
+    so far also when the run is interrupted.
+
+    All systems with the default rounds take about nine minutes.
 
     \b
     Examples:
       make peers
       crossrank bench peers --checkpoint ../shared/models/crossrank-mini --json perf/results/peers.json
-      crossrank bench peers --checkpoint DIR --peer openvino --rounds 7 --seconds 10
+      crossrank bench peers --checkpoint DIR --peer sentence-transformers-openvino --rounds 7 --seconds 10
     """  # noqa: D301 - click reads the backspace itself
-    from crossrank_perf.environment import available_cores, describe_run
-    from crossrank_perf.peers import PeerPlan, check_python, compare
-    from crossrank_perf.report import check_writable, print_peer_report, write_json
-    from crossrank_perf.serving import started_server
+    from crossrank_perf.environment import describe_run
+    from crossrank_perf.peer_report import plot_peers, print_peer_report
+    from crossrank_perf.peer_systems import check_environments, export_plain_onnx
+    from crossrank_perf.report import check_writable, write_json
     from crossrank_perf.workload import load_workload
 
     check_installed()
-    check_python(options["python"])
-    if json_path:
-        check_writable(json_path)
+    chosen = [PEERS[name] for name in peers or PEERS]
+    check_environments(chosen, options["environments"])
+    for path in (json_path, plot):
+        if path:
+            check_writable(path)
     workload = load_workload(
         options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
     )
-    plan = PeerPlan(
+    report: dict[str, Any] = {"kind": "peers", **describe_run(), "workload": workload_facts(workload)}
+
+    def keep(figures: dict[str, Any]) -> None:
+        report.update(figures)
+        # Where the other benchmarks have it, too.
+        report["server"] = {"models": report["systems"]["crossrank-http"].pop("models")}
+        if json_path:
+            write_json(json_path, report)
+
+    with tempfile.TemporaryDirectory(prefix="crossrank-peers-") as folder:
+        onnx = Path(folder)
+        if any(peer.needs_onnx for peer in chosen):
+            export_plain_onnx(checkpoint, onnx)
+        _compare(_lineup(checkpoint, onnx, model, options), workload, [peer.name for peer in chosen], options, keep)
+    print_peer_report(report)
+    if plot:
+        plot_peers(report, plot)
+    if report["failed"]:
+        raise SetupError(f"{len(report['failed'])} of {len(chosen)} peers failed: {', '.join(report['failed'])}")
+
+
+def _lineup(checkpoint: Path, onnx: Path, model: str, options: dict[str, Any]) -> Lineup:
+    from crossrank_perf.environment import available_cores
+    from crossrank_perf.peer_entrants import Lineup
+    from crossrank_server.hub import resolve_model
+
+    return Lineup(
         checkpoint=checkpoint,
-        python=options["python"],
-        backends=peers or ("torch", "torch-bf16", "onnx", "openvino"),
-        batch_sizes=options["batch_sizes"],
+        onnx=onnx,
+        environments=options["environments"],
+        model=model,
+        server_options={name: options[name] for name in sorted(SERVER_OPTIONS) if options[name] is not None},
+        serve_arguments=server_arguments(model, options),
         threads=options["threads"] or available_cores(),
-        rounds=options["rounds"],
-        round_s=options["seconds"],
+        max_length=resolve_model(model).manifest.max_length,
+        batch_sizes=options["batch_sizes"],
         concurrency=options["concurrency"],
     )
-    report: dict[str, Any] = {"kind": "peers", **describe_run(), "workload": workload_facts(workload)}
-    with started_server(server_arguments(model, options)) as server:
-        report |= compare(server, workload, plan)
-    print_peer_report(report)
-    if json_path:
-        write_json(json_path, report)
+
+
+def _compare(lineup: Lineup, workload: Workload, names: list[str], options: dict[str, Any], keep: Any) -> None:
+    from crossrank_perf.peer_entrants import own_contestants, peer_contestant
+    from crossrank_perf.peers import Rounds, compare
+    from crossrank_perf.report import Progress
+
+    contestants = [peer_contestant(PEERS[name], lineup, workload) for name in names]
+    rounds = Rounds(options["rounds"], options["seconds"], min(5, len(workload.requests)))
+    with Progress("peers") as progress:
+        compare(own_contestants(lineup, workload), contestants, rounds, progress, keep)
