@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
+from typing import Literal, get_args
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.embedded import EmbeddedEngine, has_bf16
 from crossrank_server.errors import SetupError
 
 EngineName = Literal["auto", "onnxruntime", "openvino"]
+# What `auto` chooses from, and `crossrank tune` measures.
+ENGINES: tuple[EngineName, ...] = tuple(name for name in get_args(EngineName) if name != "auto")
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
