@@ -50,8 +50,8 @@ def test_serve_takes_what_was_found_and_says_so(
     with caplog.at_level(logging.INFO, "crossrank"):
         engine = engine_served(tmp_path)
     assert (engine.name, engine.precision, engine.concurrency, engine.batch_tokens) == ("onnxruntime", "fp32", 3, 777)
-    five = PairBatch(np.full(5 * 40, 7, np.int32), np.zeros(5 * 40, np.int32), np.arange(6, dtype=np.int64) * 40)
-    assert engine.padded_shape(five) == (8, 64)
+    nine = PairBatch(np.full(9 * 40, 7, np.int32), np.zeros(9 * 40, np.int32), np.arange(10, dtype=np.int64) * 40)
+    assert engine.padded_shape(nine) == (16, 64)
     assert "found fastest on 2026-11-24" in caplog.text
     assert "3 threads, batches of 777 tokens" in caplog.text
 
