@@ -8,6 +8,7 @@ from crossrank_perf.commands.bench_engines import engines
 from crossrank_perf.commands.bench_graphs import graphs
 from crossrank_perf.commands.bench_load import load
 from crossrank_perf.commands.bench_peers import peers
+from crossrank_perf.commands.bench_plan import plan
 from crossrank_perf.commands.bench_scaling import scaling
 from crossrank_perf.commands.bench_tiers import tiers
 
@@ -24,6 +25,7 @@ def bench() -> None:
       crossrank bench graphs DIR                         what the graph passes bring in ONNX Runtime
       crossrank bench tiers                              realtime latency beside a flood of batch requests
       crossrank bench engines                            native, OpenVINO and ONNX Runtime in one process
+      crossrank bench plan --measured FILE --qps 100     how many machines a load needs
 
     Quote ratios taken in one run: machines differ, and one machine differs from minute to minute.
     """  # noqa: D301 - click reads the backspace itself
@@ -35,3 +37,4 @@ bench.add_command(scaling)
 bench.add_command(graphs)
 bench.add_command(tiers)
 bench.add_command(engines)
+bench.add_command(plan)

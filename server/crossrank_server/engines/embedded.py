@@ -64,6 +64,8 @@ class EmbeddedEngine(ABC):
     # Larger batches were no faster a pair (measured from 400 tokens on) and need more memory.
     batch_tokens = 2048
     pads: bool
+    length_step = LENGTH_STEP
+    row_step = ROW_STEP
 
     def __init__(self, bundle: Bundle, precision: str, threads: int | None) -> None:
         self.precision = precision
@@ -172,8 +174,8 @@ class GraphEngine(EmbeddedEngine):
     def padded_shape(self, batch: PairBatch) -> tuple[int, int]:
         """Return rows and columns of the tensors that a batch becomes."""
         longest = int(batch.lengths.max())
-        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self._max_length)
-        rows = len(batch) if len(batch) < ROW_STEP - 1 else -(-len(batch) // ROW_STEP) * ROW_STEP
+        length = min(-(-longest // self.length_step) * self.length_step, self._max_length)
+        rows = len(batch) if len(batch) < ROW_STEP - 1 else -(-len(batch) // self.row_step) * self.row_step
         return rows, length
 
     def infer(self, batch: PairBatch) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.embedded import EmbeddedEngine, has_bf16
@@ -15,6 +15,8 @@ from crossrank_server.native.library import usable_kernels
 from crossrank_server.native.weights import OFFERED, is_offered
 
 EngineName = Literal["auto", "native", "openvino", "onnxruntime"]
+# What `auto` chooses from, and `crossrank tune` measures.
+ENGINES: tuple[EngineName, ...] = tuple(name for name in get_args(EngineName) if name != "auto")
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 _log = logging.getLogger("crossrank")
