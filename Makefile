@@ -80,10 +80,11 @@ model-repository: $(VENV)/.dev ## put the built-in model's weights into model_re
 native: $(VENV)/.dev ## compile the native engine into the tree (CROSSRANK_NATIVE_FLAGS adds flags, like -g)
 	$(BIN)/python setup.py --quiet build_ext --inplace --force
 
-# Built aside and loaded from there. Python itself has no sanitizer, so its library comes first, and leaks are not sought.
+# Built aside and loaded from there. Python has no sanitizer, so its library comes first, with the C++ library whose
+# exceptions it watches; leaks are not sought.
 SANITIZED = CROSSRANK_NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=$(1) -fno-sanitize-recover=all" \
 	$(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
-	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank_server/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so)" \
+	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank_server/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 \
 	$(BIN)/python -m pytest --timeout 1800 $(3)
 
