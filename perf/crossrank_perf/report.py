@@ -195,8 +195,8 @@ def _load_title(column: Mapping[str, Any]) -> str:
     count = column["documents_per_request"]
     documents = "1 document" if count == 1 else f"{count} documents"
     if column["loop"] == "closed":
-        return f"{column['over']}, {documents}, concurrency {column['concurrency']}"
-    return f"{column['over']}, {documents}, {column['rate_per_s']:g} requests/s"
+        return f"{column['over']}, {documents},\nconcurrency {column['concurrency']}"
+    return f"{column['over']}, {documents},\n{column['rate_per_s']:g} requests/s"
 
 
 def _errors(errors: Mapping[str, int]) -> str:

@@ -117,7 +117,7 @@ def test_load_starts_measures_and_ends_a_server(tmp_path: Path) -> None:
         assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["max"]
     assert report["single_document"]["documents_per_request"] == 1
 
-    assert "HTTP, 20 documents, concurrency 4" in result.stdout
+    assert "HTTP, 20 documents," in result.stdout
     assert "from start to ready" in result.stdout
     assert "20 documents a request" in result.stderr
     url = report["server"]["url"]
@@ -136,8 +136,8 @@ def test_load_measures_grpc_beside_http(tmp_path: Path) -> None:
         assert figures["errors"] == {}
         assert figures["requests"] > 0
         assert figures["server_cpu_s"] > 0
-    assert "gRPC, 20 documents, concurrency 4" in result.stdout
-    assert "gRPC, 1 document, concurrency 1" in result.stdout
+    assert "gRPC, 20 documents," in result.stdout
+    assert "gRPC, 1 document," in result.stdout
 
 
 def test_load_over_grpc_of_a_server_with_keys_gets_the_key_of_the_environment(tmp_path: Path) -> None:
