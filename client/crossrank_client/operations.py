@@ -229,8 +229,8 @@ class ReadAccount(Operation[Account]):
 
     def _spent(self, usage: dict[str, Any], name: str) -> Spent:
         sums = _field(usage, name, dict)
-        counts = (_field(sums, count, int) for count in ("requests", "documents", "tokens"))
-        return Spent(*counts, cost_usd=_field(sums, "cost_usd", float))
+        requests, documents, tokens = (_field(sums, count, int) for count in ("requests", "documents", "tokens"))
+        return Spent(requests, documents, tokens, _field(sums, "cost_usd", float))
 
 
 def rerank_from_arguments(query: str, documents: Iterable[str], **options: Unpack[RerankOptions]) -> Rerank:
