@@ -101,7 +101,7 @@ def test_over_grpc_it_is_said_not_to_be_there(kind: type, server: RunningServer)
         ({"keys_required": None}, "keys_required"),
         ({"balance": "much"}, "balance"),
         ({"limits": []}, "limits"),
-        ({"usage": {"today": {"requests": 1}}}, "cost_usd"),
+        ({"usage": {"today": {"requests": 1}}}, "documents"),
         ({"key": {"expires_at": "x"}}, "expires_at"),
     ],
 )
