@@ -6,14 +6,16 @@ SERVE_ARGS ?=
 # PyTorch is needed by tests and by export from safetensors only. It is not in the lock: its wheels differ by platform.
 TORCH := torch==2.13.0
 
+COMMA := ,
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
-	perf-analyzer-setup services clients aiperf peers clean
+	perf-analyzer-setup services clients aiperf peers native native-asan native-tsan clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-$(VENV)/.serve: requirements/serve.txt pyproject.toml
+$(VENV)/.serve: requirements/serve.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r requirements/serve.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
@@ -75,6 +77,23 @@ openapi: $(VENV)/.dev ## write the OpenAPI document that the tests compare
 model-repository: $(VENV)/.dev ## put the built-in model's weights into model_repository/
 	$(BIN)/crossrank repository builtin --target cpu --out model_repository
 
+native: $(VENV)/.dev ## compile the native engine into the tree (CROSSRANK_NATIVE_FLAGS adds flags, like -g)
+	$(BIN)/python setup.py --quiet build_ext --inplace --force
+
+# Built aside and loaded from there. Python has no sanitizer, so its library comes first, with the C++ library whose
+# exceptions it watches; leaks are not sought.
+SANITIZED = CROSSRANK_NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=$(1) -fno-sanitize-recover=all" \
+	$(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
+	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank_server/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 \
+	$(BIN)/python -m pytest --timeout 1800 $(3)
+
+native-asan: $(VENV)/.dev ## the native engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call SANITIZED,address$(COMMA)undefined,asan,tests/unit/test_native_kernels.py tests/unit/test_native_input.py)
+
+native-tsan: $(VENV)/.dev ## its threads under ThreadSanitizer
+	$(call SANITIZED,thread,tsan,tests/unit/test_native_kernels.py -k threads)
+
 builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/crossrank-mini
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \
 		--card server/crossrank_server/builtin/README.md
@@ -102,8 +121,8 @@ lock: $(VENV)/.dev ## write the lock files anew
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
 	for name in clients clients-older; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done
-	$(LOCK) pyproject.toml --extra openvino --extra grpc --extra triton --constraint requirements/dev.txt \
-		--output-file deploy/docker/gateway.txt
+	$(LOCK) pyproject.toml $(addprefix --extra ,openvino grpc triton postgresql redis tls otel) \
+		--constraint requirements/dev.txt --output-file deploy/docker/gateway.txt
 	$(LOCK) pyproject.toml deploy/docker/nvidia.in --output-file deploy/docker/nvidia.txt
 
 PROTOC = $(BIN)/python -m grpc_tools.protoc -I client \

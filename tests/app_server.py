@@ -10,22 +10,6 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crossrank_server.accounts.base import Account, OpenAccounts
-from crossrank_server.errors import Unauthorized
-
-
-class OneKey(OpenAccounts):
-    """Accepts one key and refuses everything else, through the seam for accounts."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    async def identify(self, token: str | None) -> Account | None:
-        if token != self._key:
-            given = "is missing" if token is None else "is unknown"
-            raise Unauthorized(f"the API key {given}; send Authorization: Bearer with a key of this server")
-        return Account("k1", "test", frozenset({"rerank"}))
-
 
 class Timed:
     """Adds a Server-Timing header to every answer, as proxies do."""

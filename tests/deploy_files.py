@@ -77,7 +77,11 @@ def read_command(words: Sequence[str]) -> click.Context:
     with cli.make_context("crossrank", list(words[:1])) as group:
         name, command, _ = cli.resolve_command(group, list(words[:1]))
         assert command is not None
-        return command.make_context(name, list(words[1:]), parent=group)
+        rest = list(words[1:])
+        if isinstance(command, click.Group):
+            name, command, rest = command.resolve_command(group, rest)
+            assert command is not None
+        return command.make_context(name, rest, parent=group)
 
 
 def option_default(command: str, name: str) -> Any:

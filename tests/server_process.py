@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 CROSSRANK = str(Path(sysconfig.get_path("scripts")) / "crossrank")
 _LISTENING = re.compile(r"listening on (https?://\S+)")
+_LISTENING_GRPC = re.compile(r"listening on (grpcs?://\S+)")
 _START_S = 60.0
 _STOP_S = 30.0
 
@@ -40,6 +41,18 @@ class RunningServer:
     def port(self) -> int:
         """Its port on 127.0.0.1."""
         return int(self.base_url.rsplit(":", 1)[1])
+
+    @property
+    def grpc_url(self) -> str:
+        """Its gRPC address, with --grpc-port."""
+        address = _LISTENING_GRPC.search(self.log.read_text())
+        assert address, "the server was started without --grpc-port"
+        return address[1]
+
+    @property
+    def grpc_target(self) -> str:
+        """The same for grpc.insecure_channel."""
+        return self.grpc_url.removeprefix("grpc://")
 
     @property
     def pid(self) -> int:

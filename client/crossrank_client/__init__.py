@@ -17,6 +17,7 @@ from crossrank_client.errors import (
     Forbidden,
     InvalidResponse,
     NotFound,
+    NotSupported,
     PartialFailure,
     PaymentRequired,
     RateLimited,
@@ -28,10 +29,11 @@ from crossrank_client.errors import (
     Unavailable,
 )
 from crossrank_client.operations import RerankOptions
-from crossrank_client.results import Model, RerankResponse, RerankResult, Usage
+from crossrank_client.results import Account, Model, RerankResponse, RerankResult, Spent, Usage
 
 __all__ = [
     "APIError",
+    "Account",
     "AsyncClient",
     "BadRequest",
     "Client",
@@ -41,6 +43,7 @@ __all__ = [
     "InvalidResponse",
     "Model",
     "NotFound",
+    "NotSupported",
     "PartialFailure",
     "PaymentRequired",
     "RateLimited",
@@ -48,6 +51,7 @@ __all__ = [
     "RerankResponse",
     "RerankResult",
     "ServerError",
+    "Spent",
     "TimedOut",
     "Timeout",
     "TooLarge",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from crossrank_client.endpoint import Endpoint
 from crossrank_client.many import DEFAULT_BATCH_SIZE, DEFAULT_CONCURRENCY, Batches, Progress, Run
-from crossrank_client.operations import CheckReady, ListModels, RerankOptions, rerank_from_arguments
-from crossrank_client.results import Model, RerankResponse
+from crossrank_client.operations import CheckReady, ListModels, ReadAccount, RerankOptions, rerank_from_arguments
+from crossrank_client.results import Account, Model, RerankResponse
 from crossrank_client.retries import RetryPolicy
 from crossrank_client.transport import AsyncHttpTransport, AsyncTransport, HttpTransport, Transport
 
@@ -173,6 +173,10 @@ class Client(_ConfiguredClient):
         """Return the models the server offers; the first is its default."""
         return self._transport.send(ListModels(), timeout)
 
+    def account(self, *, timeout: float | None = None) -> Account:
+        """Return what the key may do, what is left of its credit and what it has used; over gRPC raise NotSupported."""
+        return self._transport.send(ReadAccount(), timeout)
+
     def ready(self, *, timeout: float | None = None) -> bool:
         """Tell whether the server can score now; without a server at the address, raise ConnectionFailed."""
         return self._transport.send(CheckReady(), timeout)
@@ -244,6 +248,10 @@ class AsyncClient(_ConfiguredClient):
     async def models(self, *, timeout: float | None = None) -> tuple[Model, ...]:
         """Return the models the server offers; the first is its default."""
         return await self._transport.send(ListModels(), timeout)
+
+    async def account(self, *, timeout: float | None = None) -> Account:
+        """Return what the key may do and has used; see Client.account."""
+        return await self._transport.send(ReadAccount(), timeout)
 
     async def ready(self, *, timeout: float | None = None) -> bool:
         """Tell whether the server can score now; without a server at the address, raise ConnectionFailed."""

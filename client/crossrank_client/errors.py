@@ -15,6 +15,7 @@ CrossrankClientError
 |- ConnectionFailed       no server was reached, or it hung up before it answered
 |- TimedOut               the server did not answer within the client's `timeout`
 |- InvalidResponse        the server answered, but not as a crossrank server does
+|- NotSupported           the call is none of the address's protocol: account() over gRPC
 `- PartialFailure         some requests of rerank_many or rerank_each failed; it holds the answers to the others
 
 Statuses are HTTP's; over gRPC an error has the status that HTTP has for it. 429 and 503 are raised only after the
@@ -47,6 +48,10 @@ class TimedOut(CrossrankClientError):
 
 class InvalidResponse(CrossrankClientError):
     """The server answered with something that is not a crossrank answer."""
+
+
+class NotSupported(CrossrankClientError):
+    """The call is none of the protocol that the address names."""
 
 
 class APIError(CrossrankClientError):

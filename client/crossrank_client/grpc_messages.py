@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from crossrank_client.errors import BadRequest, api_error
+from crossrank_client.errors import BadRequest, NotSupported, api_error
 from crossrank_client.operations import CheckReady, ListModels, Operation, Rerank
 from crossrank_client.proto import crossrank_v1_pb2 as pb
 from crossrank_client.results import Model, RerankResponse, RerankResult, Usage
@@ -35,8 +35,15 @@ def exchange_from_operation(operation: Operation[Answer]) -> Exchange[Answer]:
 
     Raises:
         BadRequest: A field cannot be sent in a message, such as a document that is no string; `param` names it.
+        NotSupported: The interface has no such method.
     """
-    exchange: Exchange[Any] = _EXCHANGES[type(operation)](operation)
+    make = _EXCHANGES.get(type(operation))
+    if make is None:
+        raise NotSupported(
+            f"{type(operation).__name__} is no call of the gRPC interface; make a client with the http:// or https:// "
+            "address of the server for it"
+        )
+    exchange: Exchange[Any] = make(operation)
     return exchange
 
 

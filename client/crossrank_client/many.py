@@ -52,18 +52,22 @@ class Run:
         Raises:
             PartialFailure: A request failed.
         """
+
+        def attempt(i: int) -> tuple[int, RerankResponse | None]:
+            if not self._ended:
+                with self._noted_failure(i):
+                    return i, send(self.requests[i])
+            return i, None
+
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="crossrank-client") as pool:
-            futures = {pool.submit(send, request): i for i, request in enumerate(self.requests)}
             try:
-                for future in as_completed(futures):
-                    if not future.cancelled():
-                        with self._noted_failure(futures[future]):
-                            self._note(futures[future], future.result())
-                    if self._ended:
-                        pool.shutdown(wait=False, cancel_futures=True)
-            except BaseException:
+                for future in as_completed([pool.submit(attempt, i) for i in range(len(self.requests))]):
+                    i, response = future.result()
+                    if response is not None:
+                        self._note(i, response)
+            finally:
+                # What waits is begun no more when something unforeseen ended the loop, such as an interrupt.
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise
         return self._answers()
 
     async def arun(self, send: Callable[[Rerank], Awaitable[RerankResponse]]) -> list[RerankResponse]:

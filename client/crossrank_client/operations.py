@@ -10,10 +10,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, TypeVar
 
 from crossrank_client.errors import InvalidResponse
-from crossrank_client.results import Model, RerankResponse, RerankResult, Usage
+from crossrank_client.results import Account, Model, RerankResponse, RerankResult, Spent, Usage
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -199,6 +200,39 @@ class CheckReady(Operation[bool]):
         return status == 200
 
 
+@dataclass(frozen=True)
+class ReadAccount(Operation[Account]):
+    """Tell what the key may do, what is left of its credit and what it has used."""
+
+    http_path = "/v1/account"
+
+    def answer_from_http(self, status: int, body: bytes) -> Account:
+        """Return the account."""
+        data = _object(_parsed(body), "the answer")
+        key, limits = _optional(data, "key", dict) or {}, _field(data, "limits", dict)
+        credit, usage = _optional(data, "credit", dict) or {}, _optional(data, "usage", dict)
+        return Account(
+            keys_required=_field(data, "keys_required", bool),
+            key_id=_optional(key, "id", str),
+            name=_optional(key, "name", str),
+            expires_at=_time(key, "expires_at"),
+            scopes=tuple(_field(data, "scopes", list)),
+            requests_per_minute=_optional(limits, "requests_per_minute", int),
+            documents_per_minute=_optional(limits, "documents_per_minute", int),
+            balance_usd=_optional(data, "balance", float),
+            granted_usd=_optional(credit, "granted", float),
+            spent_usd=_optional(credit, "spent", float),
+            reserved_usd=_optional(credit, "reserved", float),
+            today=None if usage is None else self._spent(usage, "today"),
+            total=None if usage is None else self._spent(usage, "total"),
+        )
+
+    def _spent(self, usage: dict[str, Any], name: str) -> Spent:
+        sums = _field(usage, name, dict)
+        requests, documents, tokens = (_field(sums, count, int) for count in ("requests", "documents", "tokens"))
+        return Spent(requests, documents, tokens, _field(sums, "cost_usd", float))
+
+
 def rerank_from_arguments(query: str, documents: Iterable[str], **options: Unpack[RerankOptions]) -> Rerank:
     """Return the operation for what a caller passed.
 
@@ -239,6 +273,18 @@ def _field(data: dict[str, Any], name: str, kind: type[Kind]) -> Kind:
     if not isinstance(value, kind):
         raise _unexpected(name, value, kind)
     return value
+
+
+def _optional(data: dict[str, Any], name: str, kind: type[Kind]) -> Kind | None:
+    return None if data.get(name) is None else _field(data, name, kind)
+
+
+def _time(data: dict[str, Any], name: str) -> datetime | None:
+    text = _optional(data, name, str)
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise _unexpected(name, text, datetime) from None
 
 
 def _unexpected(name: str, value: Any, kind: type) -> InvalidResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 
@@ -67,3 +68,55 @@ class Model:
 
     id: str
     details: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What was used in some time.
+
+    Attributes:
+        requests: That were answered; one that failed costs nothing.
+        documents: Scored; each chunk of a long one counts.
+        tokens: Scored.
+        cost_usd: What they cost.
+    """
+
+    requests: int
+    documents: int
+    tokens: int
+    cost_usd: float
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a key may do, what is left of its credit, and what it has used.
+
+    Attributes:
+        keys_required: False: the server has no keys, and everything below but `scopes` is None.
+        key_id: The public part of the key.
+        name: What the key was called when it was made.
+        expires_at: None is never.
+        scopes: What it may do, such as `rerank`.
+        requests_per_minute: Its limit; None is no limit.
+        documents_per_minute: Its limit; None is no limit.
+        balance_usd: What is left of its credit; None is a key without credit, which has no end.
+        granted_usd: All credit it ever got; None is a key without credit.
+        spent_usd: Of that; None is a key without credit.
+        reserved_usd: Held for requests under way; None is a key without credit.
+        today: What it used since midnight UTC.
+        total: What it used ever.
+    """
+
+    keys_required: bool
+    key_id: str | None
+    name: str | None
+    expires_at: datetime | None
+    scopes: tuple[str, ...]
+    requests_per_minute: int | None
+    documents_per_minute: int | None
+    balance_usd: float | None
+    granted_usd: float | None
+    spent_usd: float | None
+    reserved_usd: float | None
+    today: Spent | None
+    total: Spent | None

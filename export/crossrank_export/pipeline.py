@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossrank_export.graphs import Scorer, check_graph, describe_graph, load_graph, session_scorer
+from crossrank_export.native_weights import write_weights
 from crossrank_export.parity import SampleSet, check, compare, prepare
 from crossrank_export.samples import SampleGroup, builtin_groups
 from crossrank_export.sources import CARD, ModelConfig, SourceFiles, choose_label, find_source, read_config
@@ -124,7 +125,11 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     model = _read(files, options, on_step)
     card = _read_card(files, options)
     with _replacing(out) as partial:
-        entries, facts = _write_variants(model, precisions, options, partial, on_step)
+        samples = _samples(model, options, on_step)
+        entries, facts = _write_variants(model, precisions, samples, partial, on_step)
+        on_step("writing and checking the weights by role")
+        architecture = model.config.architecture
+        facts["weights"] = write_weights(model.graph, architecture, model.label, samples, partial / FILES["fp32"])
         on_step("writing the manifest")
         model.tokens.write(partial)
         if card is not None:
@@ -163,7 +168,7 @@ def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> _Model
 
 
 def _write_variants(
-    model: _Model, precisions: Sequence[Precision], options: ExportOptions, partial: Path, on_step: OnStep
+    model: _Model, precisions: Sequence[Precision], samples: list[SampleSet], partial: Path, on_step: OnStep
 ) -> tuple[list[Graph], dict[str, Any]]:
     """Write and check each variant; returns the manifest's graphs and its facts of passes and cost."""
     import onnx_ir
@@ -178,8 +183,6 @@ def _write_variants(
         "passes": [report.as_dict() for report in reports],
         "cost": {"before": measure_cost(model.graph).as_dict(), "after": measure_cost(optimized).as_dict()},
     }
-    on_step("scoring the pairs with the source")
-    samples = _samples(model, options)
     entries = []
     for precision in precisions:
         on_step(f"writing and checking {precision}")
@@ -195,7 +198,8 @@ def _write_variants(
     return entries, facts
 
 
-def _samples(model: _Model, options: ExportOptions) -> list[SampleSet]:
+def _samples(model: _Model, options: ExportOptions, on_step: OnStep) -> list[SampleSet]:
+    on_step("scoring the pairs with the source")
     named = {"builtin": builtin_groups(model.tokens.max_length, options.documents), **options.groups}
     return [
         prepare(name, groups, model.tokens, model.reference, model.config.num_labels, model.label)
@@ -231,6 +235,7 @@ def _manifest(model: _Model, graphs: list[Graph], facts: dict[str, Any], partial
         pair_template=model.tokens.template,
         activation=model.config.activation,
         graphs=graphs,
+        weights=facts["weights"],
         passes=facts["passes"],
         cost=facts["cost"],
         files={

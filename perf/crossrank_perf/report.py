@@ -147,6 +147,31 @@ def print_tier_report(report: Mapping[str, Any]) -> None:
     print_table(table)
 
 
+def print_engine_report(report: Mapping[str, Any]) -> None:
+    """Print the result of `bench engines`: speed and CPU time of each, and how many times as long as the first."""
+    from rich.table import Table
+
+    print_header(report)
+    table = Table()
+    titles = ("engine", "pairs/s", "CPU us a pair", "time, of the first's", "CPU, of the first's", "max |delta logit|")
+    for title in titles:
+        table.add_column(title, justify="left" if title == "engine" else "right")
+    for engine in report["engines"]:
+        table.add_row(
+            f"{engine['name']} {engine['precision']}",
+            f"{engine['pairs_per_s']:,.0f}",
+            f"{engine['cpu_us_per_pair']:,.0f}",
+            f"{engine['wall_ratio']:.2f} x",
+            f"{engine['cpu_ratio']:.2f} x",
+            f"{engine['max_delta_logit']:.1e}",
+        )
+    print_table(table)
+    click.echo(
+        f"{report['pairs']} pairs of {report['mean_tokens']} tokens on average, one request at a time, "
+        f"{report['threads']} threads, {report['rounds']} rounds"
+    )
+
+
 def print_header(report: Mapping[str, Any]) -> None:
     """Print the machine, the models, the text and the day of a measurement."""
     hardware = report["hardware"]

@@ -4,6 +4,7 @@
         manifest.json   what the model is, and the sha256 of every other file
         tokenizer.json  a Hugging Face fast tokenizer
         model.onnx      the fp32 graph; further variants (model.fp16.onnx, ...) beside it
+    weights.safetensors  the fp32 weights by role, for the native engine (of the shapes that it serves)
         README.md       the model card (optional)
 
 Export imports this module too, so that both sides mean the same by every field.
@@ -86,6 +87,24 @@ class Graph(_Frozen):
     parity: dict[str, Any] = Field(default_factory=dict, description="agreement with the source, as measured at export")
 
 
+class SharedTensor(_Frozen):
+    """A tensor that another of the bundle's files holds already, as plain little-endian float32."""
+
+    file: str
+    offset: int = Field(ge=0, description="byte where it begins")
+
+
+class Weights(_Frozen):
+    """The fp32 weights by role (`crossrank_server.native.weights`), for the native engine."""
+
+    file: str = Field(description="safetensors; all roles but the shared ones")
+    positions: int = Field(gt=0, description="rows of the position embeddings")
+    segments: int = Field(gt=0, description="rows of the segment embeddings")
+    epsilon: float = Field(gt=0, description="of every layer normalization")
+    shared: dict[str, SharedTensor] = Field(default_factory=dict, description="roles that lie in other files")
+    parity: dict[str, Any] = Field(default_factory=dict, description="agreement with the source, as measured at export")
+
+
 class Manifest(_Frozen):
     """What a bundle says of itself."""
 
@@ -103,6 +122,7 @@ class Manifest(_Frozen):
         description="what the source model's own card applies to the logit"
     )
     graphs: list[Graph] = Field(min_length=1)
+    weights: Weights | None = Field(None, description="for the native engine; of the shapes that it serves")
     plans: list[dict[str, Any]] = Field(default_factory=list, description="TensorRT engines built from this bundle")
     passes: list[dict[str, Any]] = Field(default_factory=list, description="graph passes applied, one entry each")
     cost: dict[str, Any] = Field(default_factory=dict, description="parameters, nodes and MFLOP before and after")
@@ -113,7 +133,9 @@ class Manifest(_Frozen):
     def _check(self) -> Manifest:
         if self.format != FORMAT:
             raise ValueError(f"format {self.format} is not the format {FORMAT} that this version reads")
-        for name in [TOKENIZER, *(graph.file for graph in self.graphs)]:
+        shared = self.weights.shared.values() if self.weights else ()
+        weights = [self.weights.file, *(tensor.file for tensor in shared)] if self.weights else []
+        for name in [TOKENIZER, *(graph.file for graph in self.graphs), *weights]:
             if name not in self.files:
                 raise ValueError(f"files has no sha256 for {name}")
         if self.max_length <= self.pair_template.special_tokens:

@@ -21,6 +21,7 @@ COMMANDS = {
     "engine": "crossrank_export.commands.engine:engine",
     "repository": "crossrank_export.commands.repository:repository",
     "triton": "crossrank_export.commands.triton:triton",
+    "tune": "crossrank_perf.commands.tune:tune",
     "eval": "crossrank_perf.commands.eval:evaluate",
     "bench": "crossrank_perf.commands.bench:bench",
     "perf-analyzer": "crossrank_perf.commands.perf_analyzer:perf_analyzer",

@@ -21,7 +21,11 @@ CrossrankError
 
 from __future__ import annotations
 
+import logging
+import uuid
 from typing import Any, ClassVar
+
+_log = logging.getLogger("crossrank")
 
 # The words that Text Embeddings Inference has for a failure, by status.
 _TEI_ERROR_TYPES = {429: "Overloaded", 503: "Unhealthy"}
@@ -196,3 +200,15 @@ class ModelSourceError(SetupError):
     """A model cannot be found, fetched or trusted."""
 
     default_code = "model_source"
+
+
+def shown_error(error: Exception, request_id: str) -> CrossrankError:
+    """Return what the caller is told of a failure; what broke inside is logged, and told as the id of its log line."""
+    if isinstance(error, CrossrankError) and error.http_status != 500:
+        return error
+    error_id = uuid.uuid4().hex[:12]
+    _log.error("error %s in request %s", error_id, request_id, exc_info=error)
+    code = error.code if isinstance(error, CrossrankError) else CrossrankError.default_code
+    return CrossrankError(
+        f"the server failed on this request; its log has the cause under error id {error_id}", code=code
+    )

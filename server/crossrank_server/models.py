@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
 from crossrank_server.bundle import Bundle
@@ -45,22 +45,17 @@ class ServedModel:
         self.engine = engine
         self.encoder = PairEncoder(bundle)
         self.cores = cores or Cores()
-        self._observers = observers or Observers()
+        report = _reporter(self.id, engine, observers or Observers())
         self.batcher: Batcher | Passage = (
             Passage(engine, max_waiting_documents, max_waiting_batch_documents)
             if engine_merges
-            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, self.cores, self._batch_scored)
+            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, self.cores, report)
         )
 
     @property
     def id(self) -> str:
         """The model's id."""
         return self.bundle.manifest.model_id
-
-    def _batch_scored(self, batch: PairBatch, duration_s: float) -> None:
-        tokens = len(batch.input_ids)
-        padded = math.prod(self.engine.padded_shape(batch)) if isinstance(self.engine, PadsBatches) else tokens
-        self._observers.batch_scored(ScoredBatch(self.id, len(batch), tokens, padded, duration_s))
 
     async def close(self) -> None:
         """Finish the batches under way and release the engine."""
@@ -136,6 +131,22 @@ class ModelPool:
     async def close(self) -> None:
         """Finish the batches under way and release the engines."""
         await self._residency.close()
+
+
+def _reporter(model_id: str, engine: Engine, observers: Observers) -> Callable[[PairBatch, float], None]:
+    """Return what tells the observers of a batch.
+
+    It does not know the ServedModel: a circle of references would keep one that sleeps in memory until the garbage
+    collector comes by.
+    """
+    padded_shape = engine.padded_shape if isinstance(engine, PadsBatches) else None
+
+    def report(batch: PairBatch, duration_s: float) -> None:
+        tokens = len(batch.input_ids)
+        padded = math.prod(padded_shape(batch)) if padded_shape else tokens
+        observers.batch_scored(ScoredBatch(model_id, len(batch), tokens, padded, duration_s))
+
+    return report
 
 
 def _pinned(served: ServedModel) -> ModelSlot:

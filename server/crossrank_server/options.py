@@ -47,7 +47,8 @@ def settings_from_options(settings: type[Settings], options: dict[str, Any]) -> 
 
 def _option(settings: type[BaseSettings], name: str, field: FieldInfo) -> Callable[[Function], Function]:
     default = field.get_default(call_default_factory=True)
-    text = f"{field.description}  [{variable_name(settings, name)}; default {'empty' if default == '' else default}]"
+    shown = "empty" if default in ("", None) else default
+    text = f"{field.description}  [{variable_name(settings, name)}; default {shown}]"
     annotation = field.annotation
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = next(part for part in get_args(annotation) if part is not type(None))

@@ -34,7 +34,7 @@ _AGING_TOKENS_PER_S = 100_000
 
 @dataclass(eq=False)
 class _Job:
-    """The pairs of one request that are still to be scored, longest last."""
+    """The pairs of one request that are still to be scored; longest last, if the engine pads."""
 
     batch: PairBatch
     logits: NDArray[np.float32]
@@ -115,7 +115,8 @@ class Batcher:
         if waiting and waiting + len(batch) > self._max_waiting_pairs[tier]:
             raise overloaded(f"{waiting} documents wait", len(batch), self._max_waiting_pairs[tier], tier)
         lengths = batch.lengths
-        order = np.argsort(lengths, kind="stable")
+        # In order of length where similar pairs are sought; else as they come, so that batches take equally long.
+        order = np.argsort(lengths, kind="stable") if self._engine.pads else np.arange(len(batch))
         job = _Job(
             batch=batch,
             logits=np.empty(len(batch), np.float32),
@@ -181,6 +182,8 @@ class Batcher:
         """Take similar pairs: those of the most urgent request first, then fitting ones of others."""
         now = time.monotonic()
         jobs = sorted(queue, key=lambda job: job.waiting_tokens - _AGING_TOKENS_PER_S * (now - job.arrived_s))
+        if not self._engine.pads:
+            return self._fill(queue, jobs, budget_tokens)
         longest = jobs[0].lengths[-1]
         most = max(self._engine.batch_tokens // longest, 1)
         if most > _ROW_STEP:
@@ -196,6 +199,22 @@ class Batcher:
                 if not job.indices:
                     queue.remove(job)
             if room <= 0:
+                break
+        return parts
+
+    @staticmethod
+    def _fill(queue: list[_Job], jobs: list[_Job], budget_tokens: int) -> list[tuple[_Job, list[int]]]:
+        """Take whole documents of any length until the budget is spent, for an engine that does not pad."""
+        parts: list[tuple[_Job, list[int]]] = []
+        for job in jobs:
+            start = stop = len(job.indices)
+            while start and budget_tokens > 0:
+                start -= 1
+                budget_tokens -= job.lengths[start]
+            parts.append((job, job.take(start, stop)))
+            if not job.indices:
+                queue.remove(job)
+            if budget_tokens <= 0:
                 break
         return parts
 
@@ -236,7 +255,7 @@ def overloaded(state: str, added: int, limit: int, tier: str) -> Overloaded:
     """Say that the queue of a tier is full."""
     retry_after_s = 5.0 if tier == "batch" else 1.0
     return Overloaded(
-        f"{state} and this request adds {added}; the tier {tier} holds {limit}: "
+        f"{state} and this request adds {added}; the queue of tier {tier} holds {limit}: "
         f"try again in {retry_after_s:g} s, or send less at a time",
         retry_after_s=retry_after_s,
     )

@@ -58,6 +58,13 @@ class Prices:
         """
         return self._nano_usd_per_document(model_id, tier) * 1000 / NANO_PER_USD
 
+    def basis(self, model_id: str) -> str:
+        """Return where a model's price comes from, for people."""
+        if model_id in self.named or self._usd_per_1000 is not None:
+            return "set by this server's operator"
+        known = catalog_model(model_id)
+        return known.price_basis if known else "this project's default"
+
     def cost_nano_usd(self, model_id: str, tier: str, documents: int) -> int:
         """Return what documents cost in nano-dollars."""
         return documents * self._nano_usd_per_document(model_id, tier)

@@ -176,6 +176,7 @@ class Residency:
             BackendUnavailable: Not enough models can give way.
         """
         for victim in self._those_that_give_way(slot):
+            _log.info("%s goes to sleep to make room for %s", victim.id, slot.id)
             self._put_to_sleep(victim)
         slot._load_began_s = asyncio.get_running_loop().time()
         slot._loading = asyncio.get_running_loop().create_task(self._load(slot))
@@ -228,7 +229,6 @@ class Residency:
     def _put_to_sleep(self, slot: ModelSlot) -> None:
         served, slot.served = slot.served, None
         assert served is not None  # who calls has looked; this tells mypy
-        _log.info("%s goes to sleep", slot.id)
         task = asyncio.get_running_loop().create_task(self._release(served))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -256,6 +256,7 @@ class Residency:
         if rest_s > 0:
             self._watch(slot, rest_s)
         else:
+            _log.info("%s goes to sleep", slot.id)
             self._put_to_sleep(slot)
 
     def _tell(self) -> None:

@@ -25,10 +25,11 @@ class ServeSettings(BaseSettings):
         description="Port for gRPC, on the same address; 0 takes a free one and prints it. Off unless given: it is one"
         " more open port, and costs 0.2 s at start-up and 15 MB.",
     )
-    engine: Literal["auto", "onnxruntime", "openvino", "triton"] = Field(
+    engine: Literal["auto", "native", "openvino", "onnxruntime", "triton"] = Field(
         "auto",
-        description="What computes the scores. auto takes OpenVINO where it is installed, else ONNX Runtime; triton"
-        " sends token ids to the Triton servers of --triton-url.",
+        description="What computes the scores. auto takes the native encoder for TinyBERT-L2 models on CPUs with AMX or"
+        " AVX2, else OpenVINO where it is installed, else ONNX Runtime; triton sends token ids to the Triton servers of"
+        " --triton-url.",
     )
     triton_url: str = Field(
         "grpc://127.0.0.1:8001",

@@ -11,7 +11,8 @@ from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import canonical_model_id
 from crossrank_server.cores import Cores
 from crossrank_server.engines.base import Engine
-from crossrank_server.engines.select import make_engine
+from crossrank_server.engines.embedded import EmbeddedEngine
+from crossrank_server.engines.select import EngineName, make_engine
 from crossrank_server.errors import SetupError
 from crossrank_server.hub import resolve_model
 from crossrank_server.models import ModelPool, ServedModel
@@ -20,6 +21,7 @@ from crossrank_server.residency import ModelSlot, estimated_memory_mb
 from crossrank_server.service import RerankService
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.base import Observers
+from crossrank_server.tuning import Tuning, make_tuned_engine, read_tuning
 
 _log = logging.getLogger("crossrank")
 
@@ -157,9 +159,7 @@ def open_accounts(settings: ServeSettings, prices: Prices) -> Accounts:
 
 def _load_engine(bundle: Bundle, settings: ServeSettings) -> Engine:
     if settings.engine != "triton":
-        engine = make_engine(bundle, settings.engine, settings.precision, settings.threads or None)
-        engine.warm_up()
-        return engine
+        return _load_embedded(bundle, settings, settings.engine)
     from crossrank_server.engines.triton import connect_triton
 
     gateway = connect_triton(
@@ -175,3 +175,39 @@ def _load_engine(bundle: Bundle, settings: ServeSettings) -> Engine:
             "write its repository with that precision, or leave --precision out"
         )
     return gateway
+
+
+def _load_embedded(bundle: Bundle, settings: ServeSettings, name: EngineName) -> EmbeddedEngine:
+    tuning = _tuning_for(bundle, settings)
+    if tuning is None:
+        engine = make_engine(bundle, name, settings.precision, settings.threads or None)
+    else:
+        engine = make_tuned_engine(bundle, tuning.config, settings.threads or None)
+        _log.info(
+            "%s: as crossrank tune found fastest on %s: %d threads, batches of %d tokens, padded to %d tokens, %d rows",
+            bundle.manifest.model_id,
+            tuning.date,
+            engine.concurrency,
+            engine.batch_tokens,
+            engine.length_step,
+            engine.row_step,
+        )
+    engine.warm_up()
+    return engine
+
+
+def _tuning_for(bundle: Bundle, settings: ServeSettings) -> Tuning | None:
+    """Return what was measured here, unless the flags ask for another engine or precision."""
+    tuning = read_tuning(bundle, settings.cache_dir)
+    if tuning is None:
+        return None
+    wanted = (settings.engine, settings.precision)
+    found = (tuning.config.engine, tuning.config.precision)
+    if all(flag in ("auto", value) for flag, value in zip(wanted, found, strict=True)):
+        return tuning
+    _log.info(
+        "%s: crossrank tune found %s %s fastest here, which --engine and --precision rule out: not used",
+        bundle.manifest.model_id,
+        *found,
+    )
+    return None

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """Contents of the PEM files.
+    """Contents of the PEM files, checked.
 
     Attributes:
         cert: The certificate and those between it and its root.
         key: Its private key.
         client_ca: Authorities for the certificates that callers must present; None asks for none.
+        context: The same for HTTP.
     """
 
     cert: bytes

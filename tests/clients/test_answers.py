@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from tests.clients.ways import DOCUMENTS, MODEL, QUERY, WAYS
@@ -18,6 +20,13 @@ def ask(way, program, server):
         return program(way.environment, way.program).ask(way.call, base_url=base_url, key="any", **arguments)
 
     return rerank
+
+
+def test_what_the_clients_are_compared_with_is_right(reference):
+    # By reading: the population first, then the document that says the same at length; the motorway last.
+    assert reference.order == [2, 5, 4, 0, 3, 1]
+    assert reference.logits == sorted(reference.logits, reverse=True)
+    assert reference.scores == pytest.approx([1 / (1 + math.exp(-logit)) for logit in reference.logits], rel=1e-9)
 
 
 @every_way

@@ -9,13 +9,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from crossrank_server.settings import ServeSettings
 from tests.clients.environment import Refused
 from tests.clients.test_curl import HEADERS, curl
 from tests.clients.ways import DOCUMENTS, MODEL, QUERY, WAYS
 from tests.server_process import CROSSRANK, RunningServer, running_server
-
-pytestmark = pytest.mark.skipif("store" not in ServeSettings.model_fields, reason="this tree has no keys yet")
 
 # It has no parameter for a key.
 _KEYED = [way for way in WAYS if way.name != "llama-index xinference"]

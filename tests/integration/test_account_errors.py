@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from crossrank_server.accounts.keys import NewKey, create_key, revoke_key
+from crossrank_server.accounts.keys import revoke_key
 from crossrank_server.accounts.store import Store
 from crossrank_server.accounts.usage import UsageFilter, usage_by_day
+from tests.key_store import new_key, store_address
 from tests.server_process import RunningServer, running_server
 
 
@@ -33,14 +34,6 @@ def server(store: Store) -> Iterator[RunningServer]:
         assert "cr-" not in log, "a key was logged"
 
 
-def store_address(store: Store) -> str:
-    return str(store._engine.url)
-
-
-def key(store: Store, **options: Any) -> str:
-    return create_key(store, NewKey(**{"name": "n", **options}))
-
-
 def rerank(server: RunningServer, token: str | None, documents: int = 2, **headers: str) -> httpx.Response:
     if token is not None:
         headers["authorization"] = f"Bearer {token}"
@@ -55,7 +48,7 @@ def get(server: RunningServer, path: str, token: str | None) -> httpx.Response:
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
     body = response.json()
-    assert set(body) == {"error", "message", "detail"}
+    assert set(body) == {"error", "error_type", "message", "detail"}
     assert body["message"] == body["detail"] == body["error"]["message"]
     return dict(body["error"])
 
@@ -87,15 +80,15 @@ def test_without_a_good_key_every_route_but_health_is_a_401(
 
 
 def test_an_expired_and_a_revoked_key_are_told_apart(server: RunningServer, store: Store) -> None:
-    expired = key(store, expires_at=time.time() - 1)
-    revoked = key(store)
+    expired = new_key(store, expires_at=time.time() - 1)
+    revoked = new_key(store)
     revoke_key(store, revoked)
     assert error_of(rerank(server, expired))["code"] == "expired_api_key"
     assert error_of(rerank(server, revoked))["code"] == "revoked_api_key"
 
 
 def test_a_key_is_refused_within_seconds_of_its_revocation(server: RunningServer, store: Store) -> None:
-    token = key(store)
+    token = new_key(store)
     assert rerank(server, token).status_code == 200
     revoke_key(store, token)
     time.sleep(5.1)  # the stated time
@@ -103,7 +96,7 @@ def test_a_key_is_refused_within_seconds_of_its_revocation(server: RunningServer
 
 
 def test_the_key_may_come_as_x_api_key(server: RunningServer, store: Store) -> None:
-    response = httpx.get(f"{server.base_url}/v1/models", headers={"x-api-key": key(store)})
+    response = httpx.get(f"{server.base_url}/v1/models", headers={"x-api-key": new_key(store)})
     assert response.status_code == 200
 
 
@@ -111,7 +104,7 @@ def test_the_key_may_come_as_x_api_key(server: RunningServer, store: Store) -> N
     ("scope", "good"), [("rerank", "/v1/rerank"), ("models", "/v1/models"), ("account", "/account")]
 )
 def test_a_scope_opens_its_route_and_no_other(server: RunningServer, store: Store, scope: str, good: str) -> None:
-    token = key(store, scopes=(scope,))
+    token = new_key(store, scopes=(scope,))
     for path in ("/v1/rerank", "/v1/models", "/account"):
         response = rerank(server, token) if path == "/v1/rerank" else get(server, path, token)
         if path == good:
@@ -124,7 +117,7 @@ def test_a_scope_opens_its_route_and_no_other(server: RunningServer, store: Stor
 
 
 def test_spent_credit_is_a_402_with_balance_cost_and_remedy(server: RunningServer, store: Store) -> None:
-    token = key(store, credit_nano_usd=100_000)  # twelve documents and a half
+    token = new_key(store, credit_nano_usd=100_000)  # twelve documents and a half
     assert rerank(server, token, 10).status_code == 200
     response = rerank(server, token, 3)
     assert response.status_code == 402
@@ -138,7 +131,7 @@ def test_spent_credit_is_a_402_with_balance_cost_and_remedy(server: RunningServe
 
 
 def test_the_limit_of_requests_is_a_429_that_says_when_to_come_again(server: RunningServer, store: Store) -> None:
-    token = key(store, requests_per_minute=3)
+    token = new_key(store, requests_per_minute=3)
     headers = [rerank(server, token).headers for _ in range(3)]
     assert [h["x-ratelimit-remaining-requests"] for h in headers] == ["2", "1", "0"]
     assert {h["x-ratelimit-limit-requests"] for h in headers} == {"3"}
@@ -156,7 +149,7 @@ def test_the_limit_of_requests_is_a_429_that_says_when_to_come_again(server: Run
 def test_the_limit_of_documents_is_a_429_and_a_request_over_all_of_it_a_400(
     server: RunningServer, store: Store
 ) -> None:
-    token = key(store, documents_per_minute=10)
+    token = new_key(store, documents_per_minute=10)
     assert rerank(server, token, 6).headers["x-ratelimit-remaining-documents"] == "4"
     response = rerank(server, token, 5)
     assert response.status_code == 429
@@ -170,7 +163,7 @@ def test_the_limit_of_documents_is_a_429_and_a_request_over_all_of_it_a_400(
 
 
 def test_every_answer_to_a_limited_key_shows_its_limits(server: RunningServer, store: Store) -> None:
-    token = key(store, requests_per_minute=100, documents_per_minute=400, credit_nano_usd=2_000_000)
+    token = new_key(store, requests_per_minute=100, documents_per_minute=400, credit_nano_usd=2_000_000)
     authorization = {"authorization": f"Bearer {token}"}
     url = f"{server.base_url}/v1/rerank"
     answers = {
@@ -189,7 +182,7 @@ def test_every_answer_to_a_limited_key_shows_its_limits(server: RunningServer, s
 
 
 def test_the_account_shows_limits_credit_and_usage_up_to_the_last_request(server: RunningServer, store: Store) -> None:
-    token = key(store, name="search team", requests_per_minute=9, credit_nano_usd=5 * 10**9, expires_at=2e9)
+    token = new_key(store, name="search team", requests_per_minute=9, credit_nano_usd=5 * 10**9, expires_at=2e9)
     tokens = rerank(server, token, 100).json()["usage"]["total_tokens"]
     rerank(server, token, 1, **{"x-tier": "batch"})
     assert error_of(rerank(server, token, 501))["code"] == "too_many_documents"
@@ -215,7 +208,7 @@ def test_the_account_shows_limits_credit_and_usage_up_to_the_last_request(server
 
 
 def test_a_key_without_credit_is_metered_without_an_end(server: RunningServer, store: Store) -> None:
-    token = key(store)
+    token = new_key(store)
     response = rerank(server, token)
     assert not [name for name in response.headers if name.startswith("x-ratelimit")]
     account = get(server, "/account", token).json()
@@ -224,7 +217,7 @@ def test_a_key_without_credit_is_metered_without_an_end(server: RunningServer, s
 
 
 def test_the_models_show_their_prices(server: RunningServer, store: Store) -> None:
-    (model,) = get(server, "/v1/models", key(store)).json()["data"]
+    (model,) = get(server, "/v1/models", new_key(store)).json()["data"]
     assert model["pricing"] == {"currency": "USD", "per_1000_documents": {"realtime": 0.008, "batch": 0.004}}
 
 

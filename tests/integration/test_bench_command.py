@@ -74,6 +74,22 @@ def test_realtime_requests_are_measured_alone_and_beside_a_flood_of_each_tier(tm
         assert name in result.stdout
 
 
+def test_engines_take_turns_on_the_same_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "engines.json"
+    options = ("--rounds", "3", "--requests", "2", "--documents", "20", "--threads", "2", "--json", str(path))
+    result = bench("engines", "--engine", "openvino", "--engine", "onnxruntime", *options)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(path.read_text())
+    first, second = report["engines"]
+
+    assert (report["pairs"], report["threads"]) == (40, 2)
+    assert [first["name"], second["name"]] == ["openvino", "onnxruntime"]
+    assert (first["wall_ratio"], first["cpu_ratio"], first["max_delta_logit"]) == (1.0, 1.0, 0.0)
+    assert min(second["pairs_per_s"], second["cpu_us_per_pair"], second["wall_ratio"]) > 0
+    assert 0 < second["max_delta_logit"] <= 1e-4  # another engine's rounding
+    assert "onnxruntime fp32" in result.stdout
+
+
 def test_load_starts_measures_and_ends_a_server(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     result = bench("load", *QUICK, "--engine", "onnxruntime", "--precision", "fp32", "--json", str(path))

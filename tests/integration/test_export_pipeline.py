@@ -104,7 +104,7 @@ def test_a_directory_with_onnx_becomes_a_bundle_that_scores_as_the_source(
 def test_onnx_is_exported_and_served_where_torch_cannot_be_imported(onnx_dir: Path, tmp_path: Path):
     program = f"""
 import sys
-BLOCKED = {{"torch", "transformers", "optimum", "onnxscript", "safetensors"}}
+BLOCKED = {{"torch", "transformers", "optimum", "onnxscript"}}
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +19,10 @@ from crossrank_server.catalog import BUILTIN, catalog_model
 from crossrank_server.http.app import create_app
 from crossrank_server.settings import ServeSettings
 from crossrank_server.startup import load_service
-from tests.app_server import OneKey, Timed, serving
+from tests.app_server import Timed, serving
 from tests.browser import Page, run_pasted, running_browser
 from tests.conftest import ROOT
-from tests.server_process import RunningServer, running_server
+from tests.server_process import CROSSRANK, RunningServer, running_server
 
 SECOND_MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -68,6 +69,7 @@ def test_the_card_shows_the_catalogue_and_the_status_that_of_the_server(page: Pa
         "MRR@10": "–",
         "Docs/s, V100": "–",
         "USD / 1,000 docs": f"{BUILTIN.usd_per_1000_docs:.3f}",
+        "Tier batch": f"{BUILTIN.usd_per_1000_docs / 2:.3f}",
         "Licence": BUILTIN.licence,
     }
     assert [part.text for part in page.all(".runs span")] == [
@@ -78,6 +80,7 @@ def test_the_card_shows_the_catalogue_and_the_status_that_of_the_server(page: Pa
     ]
     assert BUILTIN.note in page.text("#notes")
     assert BUILTIN.protocol in page.text("#notes")
+    assert f"Price: {BUILTIN.price_basis}." in page.text("#notes")
 
 
 def test_a_rerank_shows_scores_bars_and_the_new_order_against_the_input(page: Page, server: RunningServer) -> None:
@@ -344,12 +347,21 @@ def test_axe_finds_no_fault_in_any_state(page: Page, dark: bool) -> None:
 
 
 def test_a_key_is_asked_for_when_the_server_wants_one_and_kept_in_this_tab_only(
-    browser: webdriver.Chrome, free_port: Callable[[], int], tmp_path: Path
+    browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
-    service = load_service(["builtin"], ServeSettings())
-    service.accounts = OneKey("crk_right")
-    with serving(create_app(service, max_body_bytes=100_000), free_port()) as url:
+    store = f"sqlite:///{tmp_path}/s.db"
+    create = [CROSSRANK, "keys", "create", "--name", "page", "--store", store]
+    right = subprocess.run(create, check=True, capture_output=True, text=True).stdout.strip()
+    wrong = f"{right[:-1]}{'A' if right[-1] != 'A' else 'B'}"
+    folder = tmp_path / "pasted"
+    folder.mkdir()
+    prices = "builtin=0.0205/0.000001"
+    with running_server("--store", store, "--prices", prices) as server:
+        url = server.base_url
         page = Page(browser, url)
+        figures = [detail.text for detail in page.all(".figures dd")]
+        assert figures[4:6] == ["0.0205", "0.000001"]
+        assert "Price: set by this server's operator." in page.text("#notes")
         assert page.text(".card h3") == BUILTIN.model_id
         assert not page.one("#key").is_displayed()
         page.rerank()
@@ -357,20 +369,21 @@ def test_a_key_is_asked_for_when_the_server_wants_one_and_kept_in_this_tab_only(
         assert page.text("#error p") == refused["message"]
         assert "401" in page.text("#error .facts")
         assert page.focused().get_attribute("id") == "key"
-        page.press("crk_wrong", Keys.ENTER)
-        page.wait_for(lambda: "is unknown" in page.text("#error p"))
+        page.press(wrong, Keys.ENTER)
+        page.wait_for(lambda: page.text("#error p") != refused["message"])
+        assert "invalid_api_key" in page.text("#error .facts")
         page.settle()
         page.press_with_control("a")
-        page.press("crk_right", Keys.ENTER)
+        page.press(right, Keys.ENTER)
         page.wait_for(page.ranking)
         assert not page.one("#error").is_displayed()
         # The key itself is in no snippet: those end in shell histories and chats.
-        assert "crk_right" not in page.text("#curl") + page.text("#python")
+        assert right not in page.text("#curl") + page.text("#python")
         for command, code in ((["sh", "-s"], page.text("#curl") + "\n"), ([sys.executable, "-"], page.text("#python"))):
-            assert run_pasted(command, code, tmp_path, CROSSRANK_API_KEY="crk_right").strip()
+            assert run_pasted(command, code, folder, CROSSRANK_API_KEY=right).strip()
         stores = "return [JSON.stringify(sessionStorage), JSON.stringify(localStorage), document.cookie]"
         session, local, cookie = page.run(stores)
-        assert "crk_right" in session
+        assert right in session
         assert (local, cookie) == ("{}", "")
         again = Page(browser, url)
         again.rerank()

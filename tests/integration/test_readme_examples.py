@@ -33,7 +33,7 @@ def test_the_example_request_gets_the_answer_shown_and_the_client_example_runs()
     assert answer.keys() == shown.keys()
     assert [r["index"] for r in answer["results"]] == [r["index"] for r in shown["results"]]
     for result, expected in zip(answer["results"], shown["results"], strict=True):
-        # The README's answer is that of a CPU with bf16; fp32 differs in the third digit.
+        # The README's answer is that of fp32; bf16 differs in the third digit.
         assert result["relevance_score"] == pytest.approx(expected["relevance_score"], abs=0.01)
     assert answer["usage"] == shown["usage"]
     assert answer["meta"] == shown["meta"]

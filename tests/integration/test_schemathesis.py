@@ -17,7 +17,7 @@ CHECKS = (
     "response_headers_conformance",
     "response_schema_conformance",
 )
-EXAMPLES = 25
+EXAMPLES = 15
 
 
 def test_no_generated_request_breaks_the_server_or_its_document() -> None:
@@ -31,7 +31,8 @@ def test_no_generated_request_breaks_the_server_or_its_document() -> None:
             "--phases=examples,coverage,fuzzing",
             "--seed=7",
             "--generation-database=none",
-            "--workers=2",
+            # More would be threads, which CPython 3.11's parser, used by Hypothesis, does not always survive.
+            "--workers=1",
             "--request-timeout=30",
             "--no-color",
         ]

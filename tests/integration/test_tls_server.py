@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import warnings
@@ -15,6 +16,7 @@ import httpx
 import pytest
 import trustme
 
+from crossrank_client import AsyncClient, Client, ConnectionFailed
 from crossrank_server.tls import read_tls_files
 from tests.server_process import running_server
 
@@ -107,6 +109,27 @@ def test_mutual_tls_answers_only_who_has_a_certificate_of_the_authority(keys: Ke
     trustme.CA().issue_cert("client@example.org").configure_cert(strange)
     with pytest.raises(httpx.TransportError):
         post(mtls_url, strange)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_the_clients_trust_ca_file_and_present_client_cert(keys: Keys, tls_url: str, mtls_url: str, kind: type):
+    def documents_ranked(url: str, **options) -> int:
+        async def awaited() -> int:
+            async with AsyncClient(url, max_retries=0, **options) as client:
+                return len((await client.rerank(**BODY)).results)
+
+        if kind is AsyncClient:
+            return asyncio.run(awaited())
+        with Client(url, max_retries=0, **options) as client:
+            return len(client.rerank(**BODY).results)
+
+    own = (keys.client_cert, keys.client_cert)  # certificate and key are in one file
+    assert documents_ranked(tls_url, ca_file=keys.server_ca) == 2
+    assert documents_ranked(mtls_url, ca_file=keys.server_ca, client_cert=own) == 2
+    with pytest.raises(ConnectionFailed, match="CERTIFICATE_VERIFY_FAILED"):
+        documents_ranked(tls_url)
+    with pytest.raises(ConnectionFailed):
+        documents_ranked(mtls_url, ca_file=keys.server_ca)
 
 
 def ask_grpc(port: int, credentials: grpc.ChannelCredentials) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from crossrank_server.native.library import KERNELS, usable_kernels
 from tests.conftest import ROOT
 
 PACKAGES = {
@@ -24,18 +27,21 @@ PACKAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def build(tree: Path, **environment: str) -> zipfile.ZipFile:
     """The wheel of a copy of the tree, so that no build leftovers get in."""
-    tree = tmp_path_factory.mktemp("tree")
     for name in ("server", "client", "export", "perf"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tree / "dist"), str(tree)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **environment})
     (path,) = (tree / "dist").glob("*.whl")
     return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return build(tmp_path_factory.mktemp("tree"))
 
 
 def test_a_wheel_holds_exactly_the_packages_and_their_data(wheel: zipfile.ZipFile) -> None:
@@ -43,15 +49,36 @@ def test_a_wheel_holds_exactly_the_packages_and_their_data(wheel: zipfile.ZipFil
         f"{name}/{file.relative_to(folder).as_posix()}"
         for name, folder in PACKAGES.items()
         for file in folder.rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        if file.is_file() and "__pycache__" not in file.parts and not is_native_source(file)
     }
-    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name and not name.endswith(".so")}
     assert packed == expected
     assert {
         "crossrank_server/py.typed",
         "crossrank_server/builtin/manifest.json",
         "crossrank_server/http/page/index.html",
     } <= packed
+
+
+def is_native_source(file: Path) -> bool:
+    """Whether it is compiled, was compiled in this tree, or explains it."""
+    return file.parent.name == "native" and file.suffix in (".cpp", ".h", ".md", ".so")
+
+
+@pytest.mark.skipif(not usable_kernels(), reason="no C++ compiler")
+def test_a_wheel_holds_a_library_for_every_kernel_and_fits_every_python(wheel: zipfile.ZipFile) -> None:
+    libraries = {name for name in wheel.namelist() if name.endswith(".so")}
+    x86 = platform.machine() == "x86_64"
+    kernels = KERNELS if x86 else [name for name in KERNELS if name in ("portable", "amx_emulated")]
+    assert libraries == {f"crossrank_server/native/_{kernel}.abi3.so" for kernel in kernels}
+    assert "-cp310-abi3-linux_" in str(wheel.filename)
+
+
+def test_a_wheel_is_built_without_a_compiler_too(tmp_path: Path) -> None:
+    wheel = build(tmp_path, CC="/nonexistent/cc", CXX="/nonexistent/c++")
+    names = wheel.namelist()
+    assert "crossrank_server/native/library.py" in names
+    assert not [name for name in names if name.endswith(".so")]
 
 
 def test_a_wheel_carries_the_licence_and_the_command(wheel: zipfile.ZipFile) -> None:

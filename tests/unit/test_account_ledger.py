@@ -159,10 +159,12 @@ class CreditMachine(RuleBasedStateMachine):
 
     @rule(which=which)
     def sleep_too_long(self, which: int) -> None:
-        """A process that was stopped and goes on: others gave back what it holds."""
+        """A process that was stopped and goes on to answer: others gave back what it holds."""
         end_lease(self.store, self.gateways[which].ledger.gateway_id)
         self.gateways[1 - which].ledger.release_dead()
         self.in_debt = True
+        self.answer(which)
+        self.flush(which)
 
     @rule(nano_usd=st.integers(-400, 400))
     def top_up(self, nano_usd: int) -> None:
@@ -227,6 +229,25 @@ def test_a_batch_counts_once_however_often_it_is_written(store_url: str) -> None
     with store.read() as connection:
         (row,) = connection.execute(select(usage)).all()
     assert (row.requests, row.documents, row.tokens, row.cost) == (3, 31, 401, 217)
+    store.close()
+
+
+def test_a_gateway_that_was_taken_for_dead_is_charged_once_for_what_it_still_answers(store_url: str) -> None:
+    store = Store(store_url)
+    account = new_account(store, credit_nano_usd=1000)
+    sleeper, other = Gateway(store), Gateway(store)
+    hold, _ = sleeper.ledger.admit(account, 1, 600)
+    end_lease(store, sleeper.ledger.gateway_id)
+    other.ledger.admit(account, 1, 900)  # needs what the sleeper holds, and gets it
+    sleeper.meter.record(account.key_id, "m", "realtime", documents=1, tokens=1, cost=600, hold=hold)
+    sleeper.meter.flush()
+    with store.read() as connection:
+        row = connection.execute(select(allowances)).one()
+        held = connection.scalar(select(func.sum(holds.c.held)))
+    assert (row.granted, row.spent, row.balance, held) == (1000, 600, 1000 - 600 - 900, 900)
+    # It goes on under another name, so that its old one has no holds that nobody would give back.
+    assert hold is not None
+    assert sleeper.ledger.gateway_id != hold.gateway_id
     store.close()
 
 

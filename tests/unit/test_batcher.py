@@ -21,9 +21,10 @@ class ArithmeticEngine:
     name = "arithmetic"
     precision = "fp32"
 
-    def __init__(self, concurrency: int = 2, batch_tokens: int = 256) -> None:
+    def __init__(self, concurrency: int = 2, batch_tokens: int = 256, pads: bool = True) -> None:
         self.concurrency = concurrency
         self.batch_tokens = batch_tokens
+        self.pads = pads
         self.batches: list[PairBatch] = []
         self.under_way = self.most_under_way = 0
         self.gate = asyncio.Event()
@@ -67,12 +68,13 @@ def pairs(*lengths: int, seed: int = 0) -> PairBatch:
     requests=st.lists(st.lists(st.integers(3, 512), min_size=1, max_size=40), min_size=1, max_size=12),
     concurrency=st.integers(1, 4),
     batch_tokens=st.sampled_from([1, 128, 4096]),
+    pads=st.booleans(),
 )
 def test_every_request_gets_its_own_scores_in_order(
-    requests: list[list[int]], concurrency: int, batch_tokens: int
+    requests: list[list[int]], concurrency: int, batch_tokens: int, pads: bool
 ) -> None:
     async def run() -> None:
-        engine = ArithmeticEngine(concurrency, batch_tokens)
+        engine = ArithmeticEngine(concurrency, batch_tokens, pads)
         batcher = Batcher(engine, 10_000)
         batches = [pairs(*lengths, seed=i) for i, lengths in enumerate(requests)]
         answers = await asyncio.gather(*(batcher.score(batch) for batch in batches))
@@ -106,11 +108,25 @@ async def test_a_batch_stays_within_the_token_budget_and_a_narrow_range_of_lengt
         assert batch.lengths.min() >= int(longest * 0.75)
 
 
-async def test_one_request_alone_is_spread_over_all_cores() -> None:
-    engine = ArithmeticEngine(concurrency=2, batch_tokens=100_000)
+async def test_an_engine_that_does_not_pad_gets_documents_of_all_lengths_until_the_budget_is_spent() -> None:
+    engine = ArithmeticEngine(concurrency=2, batch_tokens=2000, pads=False)
+    await Batcher(engine, 1000).score(pairs(*[10, 500] * 50))
+    for batch in engine.batches:
+        # The last one taken may reach over: a remainder of a few tokens would be a batch of its own.
+        assert int(batch.lengths[1:].sum()) < 2000
+        assert {10, 500} == set(batch.lengths.tolist())
+    # Towards the end they shrink, so that both cores are done together.
+    sizes = [len(batch.input_ids) for batch in engine.batches]
+    assert sizes[-1] < sizes[0] / 2
+    assert min(sizes) >= 512
+
+
+@pytest.mark.parametrize("pads", [True, False])
+async def test_one_request_alone_is_spread_over_all_cores(pads: bool) -> None:
+    engine = ArithmeticEngine(concurrency=2, batch_tokens=100_000, pads=pads)
     await Batcher(engine, 1000).score(pairs(*[100] * 100))
     assert engine.most_under_way == 2
-    assert len(engine.batches) == 2
+    assert [len(batch) for batch in engine.batches] == ([52, 48] if pads else [50, 50])
 
 
 async def test_a_single_document_does_not_wait_for_a_thousand() -> None:
@@ -165,7 +181,7 @@ async def test_a_request_over_the_queue_is_refused_with_a_time_to_retry() -> Non
     first = asyncio.ensure_future(batcher.score(pairs(*[100] * 10)))
     await asyncio.sleep(0)
     with pytest.raises(
-        Overloaded, match=r"8 documents wait and this request adds 3; the tier realtime holds 10"
+        Overloaded, match=r"8 documents wait and this request adds 3; the queue of tier realtime holds 10"
     ) as refused:
         await batcher.score(pairs(5, 5, 5))
     assert refused.value.retry_after_s == 1.0

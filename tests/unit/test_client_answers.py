@@ -298,7 +298,7 @@ def test_the_client_imports_nothing_but_httpx_and_the_standard_library():
     assert run.stdout.split() == ["crossrank_client"]
 
 
-@pytest.mark.parametrize("method", ["__init__", "rerank", "models", "ready"])
+@pytest.mark.parametrize("method", ["__init__", "rerank", "models", "account", "ready"])
 def test_both_clients_take_the_same_arguments(method):
     sync, asynchronous = (inspect.signature(getattr(kind, method)) for kind in (Client, AsyncClient))
     assert sync == asynchronous

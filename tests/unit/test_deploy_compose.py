@@ -10,6 +10,8 @@ import pytest
 
 from crossrank_export.triton.config import ACCELERATOR_CACHE
 from crossrank_server.engines.triton_address import targets_from_url
+from crossrank_server.http.server import LAST_RESORT_S
+from crossrank_server.settings import ServeSettings
 from tests.deploy_files import (
     DASHBOARDS,
     DEPLOY,
@@ -33,6 +35,14 @@ def plain(value: str) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
 
 
+def gateway_settings(name: str) -> ServeSettings:
+    """Return what a gateway takes from the environment, of the image and of compose."""
+    given = {**read_stages()["gateway"].environment(), **SERVICES[name]["environment"]}
+    settings = {k.removeprefix("CROSSRANK_").lower(): plain(v) for k, v in given.items() if k.startswith("CROSSRANK_")}
+    assert set(settings) <= set(ServeSettings.model_fields)
+    return ServeSettings(**settings)
+
+
 def test_compose_follows_the_published_schema():
     pytest.importorskip("check_jsonschema", reason="the schema is that of pip install check-jsonschema")
     import jsonschema
@@ -47,7 +57,7 @@ def test_compose_follows_the_published_schema():
 def test_images_are_built_from_stages_that_exist(name):
     build = SERVICES[name].get("build")
     if build is None:
-        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", SERVICES[name]["image"]), "of others: one version, not latest"
+        assert re.fullmatch(r"[a-z/]+:v?\d+(\.\d+)+", SERVICES[name]["image"]), "of others: one version, not latest"
         return
     assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DOCKERFILE
     stage = read_stages()[build["target"]]
@@ -59,11 +69,11 @@ def test_images_are_built_from_stages_that_exist(name):
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_port_is_open_to_this_machine_alone(name):
-    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
 
 
 def test_no_port_of_this_machine_is_taken_twice():
-    ports = [port.split(":")[1] for service in SERVICES.values() for port in service["ports"]]
+    ports = [port.split(":")[1] for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(ports) == len(set(ports))
 
 
@@ -76,8 +86,37 @@ def test_gateways_send_to_the_triton_beside_them(name):
     (target,) = targets_from_url(context.params["triton_url"])
     assert target.host in SERVICES
     assert target.port == option_default("triton", "grpc_port")
-    assert SERVICES[name]["depends_on"] == {target.host: {"condition": "service_healthy"}}
+    assert SERVICES[name]["depends_on"][target.host] == {"condition": "service_healthy"}
     assert read_stages()["triton"].values("HEALTHCHECK")
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_gateways_are_told_who_is_served(name):
+    settings = gateway_settings(name)
+    assert settings.store == "", "keys are off until a store is named"
+    assert settings.allow_anonymous, "or serve refuses the image's 0.0.0.0"
+    assert SERVICES[name]["environment"]["CROSSRANK_STORE"] == "${CROSSRANK_STORE:-}"
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_gateways_wait_for_the_store_only_where_it_is_started(name):
+    assert SERVICES["postgres"]["profiles"] == ["keys"]
+    assert SERVICES[name]["depends_on"]["postgres"] == {"condition": "service_healthy", "required": False}
+    assert SERVICES["postgres"]["healthcheck"]["test"][:2] == ["CMD", "pg_isready"]
+    assert "ports" not in SERVICES["postgres"], "only gateways reach it"
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_published_ports_are_those_of_http_and_grpc(name):
+    inside = [int(port.rpartition(":")[2]) for port in SERVICES[name]["ports"]]
+    assert inside == [gateway_settings(name).port, gateway_settings(name).grpc_port]
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_gateways_are_not_killed_while_they_finish_requests(name):
+    settings = gateway_settings(name)
+    stop_s = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
+    assert stop_s > settings.shutdown_delay_s + settings.shutdown_grace_s + LAST_RESORT_S
 
 
 def test_triton_serves_what_is_mounted():
@@ -92,7 +131,7 @@ def test_triton_serves_what_is_mounted():
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_volumes_are_declared_and_files_are_there(name):
-    for volume in SERVICES[name]["volumes"]:
+    for volume in SERVICES[name].get("volumes", []):
         source = volume.partition(":")[0]
         if source.startswith("."):
             assert (DEPLOY / source).is_file()
@@ -109,6 +148,11 @@ def test_prometheus_scrapes_triton_and_every_gateway():
         "gateway": [f"{name}:{port}" for name in GATEWAYS],
     }
     assert {"triton", *GATEWAYS} <= set(SERVICES)
+    # Where keys are on, gateways give metrics to a key of the scope metrics.
+    (config,) = SERVICES["prometheus"]["configs"]
+    assert jobs["gateway"]["authorization"] == {"credentials_file": config["target"]}
+    assert COMPOSE["configs"][config["source"]] == {"content": "${METRICS_KEY:-none}"}
+    assert "authorization" not in jobs["triton"]
     selected = set(re.findall(r'job="(\w+)"', json.dumps(DASHBOARDS).replace('\\"', '"')))
     assert selected == {"gateway"}, "panels that pick a job by its name pick one that is there"
 

@@ -30,8 +30,8 @@ import helm_python as helm
 
 asked = json.load(sys.stdin)
 path = pathlib.Path(asked["chart"])
-if "values" not in asked:
-    answer = dict(helm.lint(path, strict=True))
+if "name" not in asked:
+    answer = dict(helm.lint(path, asked["values"], strict=True))
 else:
     try:
         with helm.Chart.load(path) as chart:
@@ -47,10 +47,17 @@ SCHEMA = load_yaml(CHART / "values.schema.json")
 KUBERNETES = "1.37"
 # Set by the chart itself, or decided by the model in Triton.
 FIXED = {"host", "port", "engine", "triton_url", "cache_dir", "threads", "precision"}
-# The chart opens no port for gRPC, and leaves TLS to what stands before its gateways.
-FIXED |= {"grpc_port", "tls_cert", "tls_key", "tls_client_ca"}
+# Set from other values of the chart; probes of Kubernetes have no certificate, so callers are asked for none.
+FIXED |= {"store", "limits_store", "allow_anonymous", "grpc_port", "tls_cert", "tls_key", "tls_client_ca"}
+# A gateway of the chart has one model, which never sleeps.
+FIXED |= {"pin", "idle_sleep_s", "memory_budget_mb"}
+ANONYMOUS = {"gateway": {"allowAnonymous": True}}
+MONITORED = {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}
 EVERYTHING = {
     "gateway": {
+        "keys": {"existingSecret": "my-keys"},
+        "tls": {"existingSecret": "my-tls"},
+        "grpc": {"enabled": True},
         "model": "/bundle",
         "bundleVolume": {"persistentVolumeClaim": {"claimName": "bundle", "readOnly": True}},
         "settings": {
@@ -63,8 +70,13 @@ EVERYTHING = {
         },
     },
     "triton": {"nodeSelector": {"gpu": "v100"}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}]},
-    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "serviceMonitor": {
+        **MONITORED["serviceMonitor"],
+        "tlsConfig": {"serverName": "reranker.example.org", "ca": {"secret": {"name": "my-tls", "key": "ca.crt"}}},
+    },
 }
+
+CHOICES = {"anonymous": ANONYMOUS, "keys": EVERYTHING}
 
 
 class ValuesRefusedError(Exception):
@@ -87,7 +99,7 @@ def render(values: dict[str, Any], name: str = "r") -> dict[tuple[str, str], Any
     return {(m["kind"], m["metadata"]["labels"]["app.kubernetes.io/component"]): m for m in manifests}
 
 
-@pytest.fixture(scope="module", params=[{}, EVERYTHING], ids=["defaults", "everything"])
+@pytest.fixture(scope="module", params=[ANONYMOUS, EVERYTHING], ids=["defaults", "everything"])
 def manifests(request):
     return render(request.param)
 
@@ -100,8 +112,14 @@ def container(manifest) -> Any:
     return pod(manifest)["containers"][0]
 
 
-def test_helm_lint_finds_neither_errors_nor_warnings():
-    report = ask_helm()
+def variables(manifest) -> dict[str, str]:
+    """Return the variables that the manifest itself gives a value."""
+    return {entry["name"]: entry["value"] for entry in container(manifest)["env"] if "value" in entry}
+
+
+@pytest.mark.parametrize("values", [ANONYMOUS, EVERYTHING], ids=["defaults", "everything"])
+def test_helm_lint_finds_neither_errors_nor_warnings(values):
+    report = ask_helm(values=values)
     assert report["errors"] == []
     assert [message for message in report["messages"] if message["severity"] > 1] == []
 
@@ -147,7 +165,7 @@ def test_the_autoscaler_moves_the_gateways_which_then_fix_no_number(manifests):
 
 @pytest.mark.parametrize("name", ["r", "crossrank", "a-release-with-a-name-as-long-as-helm-permits-53-chars"[:53]])
 def test_gateways_balance_over_the_pods_of_a_headless_service(name):
-    manifests = render({}, name)
+    manifests = render(ANONYMOUS, name)
     context = read_command(container(manifests["Deployment", "gateway"])["args"])
     assert context.command.name == "serve"
     assert context.params["engine"] == "triton"
@@ -164,21 +182,70 @@ def test_gateways_balance_over_the_pods_of_a_headless_service(name):
 
 
 def test_variables_are_settings_with_the_values_given():
-    env = container(render(EVERYTHING)["Deployment", "gateway"])["env"]
-    given = {entry["name"].removeprefix("CROSSRANK_").lower(): entry["value"] for entry in env}
+    env = variables(render(EVERYTHING)["Deployment", "gateway"])
+    given = {name.removeprefix("CROSSRANK_").lower(): value for name, value in env.items()}
     settings = ServeSettings(**given)
     expected = {**VALUES["gateway"]["settings"], **EVERYTHING["gateway"]["settings"]}
+    expected |= {
+        "grpc_port": 9000,
+        "tls_cert": "/etc/crossrank/tls/tls.crt",
+        "tls_key": "/etc/crossrank/tls/tls.key",
+    }
     assert {name: getattr(settings, name) for name in given} == expected
+
+
+def test_either_keys_or_anybody_is_served():
+    gateways = {name: render(values)["Deployment", "gateway"] for name, values in CHOICES.items()}
+    assert variables(gateways["anonymous"])["CROSSRANK_ALLOW_ANONYMOUS"] == "true"
+    assert not any("valueFrom" in entry for entry in container(gateways["anonymous"])["env"])
+    assert "CROSSRANK_ALLOW_ANONYMOUS" not in variables(gateways["keys"])
+    secrets = {
+        e["name"]: e["valueFrom"]["secretKeyRef"] for e in container(gateways["keys"])["env"] if "valueFrom" in e
+    }
+    assert secrets == {
+        "CROSSRANK_STORE": {"name": "my-keys", "key": "CROSSRANK_STORE"},
+        "CROSSRANK_LIMITS_STORE": {"name": "my-keys", "key": "CROSSRANK_LIMITS_STORE", "optional": True},
+    }
+    assert {name.removeprefix("CROSSRANK_").lower() for name in secrets} <= set(ServeSettings.model_fields)
+
+
+def test_a_chart_without_the_choice_is_refused_with_both_remedies():
+    with pytest.raises(ValuesRefusedError) as refused:
+        render({})
+    assert "allowAnonymous" in str(refused.value)
+    assert "keys/existingSecret" in str(refused.value)
+
+
+def test_certificates_are_mounted_where_they_are_read():
+    gateway = render(EVERYTHING)["Deployment", "gateway"]
+    env = variables(gateway)
+    mount = next(m for m in container(gateway)["volumeMounts"] if m["name"] == "tls")
+    volume = next(v for v in pod(gateway)["volumes"] if v["name"] == "tls")
+    # The names of the type kubernetes.io/tls.
+    assert env["CROSSRANK_TLS_CERT"] == f"{mount['mountPath']}/tls.crt"
+    assert env["CROSSRANK_TLS_KEY"] == f"{mount['mountPath']}/tls.key"
+    assert volume["secret"] == {"secretName": "my-tls", "defaultMode": 0o440}
+    assert "tls" not in {v["name"] for v in pod(render(ANONYMOUS)["Deployment", "gateway"])["volumes"]}
+
+
+def test_grpc_has_a_port_where_it_is_asked_for():
+    manifests = render(EVERYTHING)
+    port = int(variables(manifests["Deployment", "gateway"])["CROSSRANK_GRPC_PORT"])
+    assert {"name": "grpc", "containerPort": port} in container(manifests["Deployment", "gateway"])["ports"]
+    assert {"name": "grpc", "port": port, "targetPort": "grpc"} in manifests["Service", "gateway"]["spec"]["ports"]
+    assert port in read_stages()["gateway"].ports()
+    assert "CROSSRANK_GRPC_PORT" not in variables(render(ANONYMOUS)["Deployment", "gateway"])
+    assert len(render(ANONYMOUS)["Service", "gateway"]["spec"]["ports"]) == 1
 
 
 def test_the_chart_takes_every_setting_of_the_server_that_makes_sense_in_it():
     properties = ServeSettings.model_json_schema()["properties"]
     known = SCHEMA["properties"]["gateway"]["properties"]["settings"]["properties"]
-    expected = {
-        name: {key: value[key] for key in ("type", "enum") if key in value}
-        for name, value in properties.items()
-        if name not in FIXED
-    }
+    expected = {}
+    for name in set(properties) - FIXED:
+        # Of a setting that may be None, the other type: in the chart it is left out instead.
+        (value,) = [one for one in properties[name].get("anyOf", [properties[name]]) if one["type"] != "null"]
+        expected[name] = {key: value[key] for key in ("type", "enum") if key in value}
     assert known == expected, "keep values.schema.json in step with ServeSettings, or add to FIXED what the chart sets"
 
 
@@ -188,7 +255,10 @@ def test_the_chart_takes_every_setting_of_the_server_that_makes_sense_in_it():
         {"gateway": {"settings": {"max_docs": 5}}},
         {"gateway": {"settings": {"max_documents": "many"}}},
         {"gateway": {"settings": {"host": "127.0.0.1"}}},
+        {"gateway": {"settings": {"allow_anonymous": True}}},
         {"gateway": {"autoscaling": {"minReplicas": 0}}},
+        {"gateway": {"keys": {"existingSecret": "my-keys"}}},
+        {"gateway": {"tls": {"existingSecret": "my-tls"}}, **MONITORED},
         {"triton": {"gpu": 2}},
         {"triton": {"repositoryVolume": None}},
         {"replicas": 3},
@@ -197,7 +267,7 @@ def test_the_chart_takes_every_setting_of_the_server_that_makes_sense_in_it():
 )
 def test_values_that_would_do_nothing_or_harm_are_refused(values):
     with pytest.raises(ValuesRefusedError):
-        render(values)
+        render({**values, "gateway": {**ANONYMOUS["gateway"], **values.get("gateway", {})}})
 
 
 def test_probes_ask_what_is_answered(manifests):
@@ -207,18 +277,21 @@ def test_probes_ask_what_is_answered(manifests):
     assert [gateway[probe]["httpGet"]["path"] for probe in probes[1:]] == ["/health/live", "/health/ready"]
     assert [triton[probe]["httpGet"]["path"] for probe in probes[1:]] == ["/v2/health/live", "/v2/health/ready"]
     assert {part[probe]["httpGet"]["port"] for part in (gateway, triton) for probe in probes} == {"http"}
-    assert gateway["ports"] == [{"name": "http", "containerPort": ServeSettings.model_fields["port"].default}]
+    assert gateway["ports"][0] == {"name": "http", "containerPort": ServeSettings.model_fields["port"].default}
+    scheme = "HTTPS" if "CROSSRANK_TLS_CERT" in variables(manifests["Deployment", "gateway"]) else "HTTP"
+    assert {gateway[probe]["httpGet"]["scheme"] for probe in probes} == {scheme}
 
 
 def test_gateways_get_the_time_that_their_settings_ask_for(manifests):
     deployment = manifests["Deployment", "gateway"]
-    settings = {entry["name"]: entry["value"] for entry in container(deployment)["env"]}
+    settings = variables(deployment)
     probe = container(deployment)["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] > float(settings["CROSSRANK_TRITON_WAIT_S"])
     grace = int(settings.get("CROSSRANK_SHUTDOWN_GRACE_S", ServeSettings.model_fields["shutdown_grace_s"].default))
-    before = int(container(deployment)["lifecycle"]["preStop"]["exec"]["command"][1])
-    delay = float(settings.get("CROSSRANK_SHUTDOWN_DELAY_S", ServeSettings.model_fields["shutdown_delay_s"].default))
-    assert pod(deployment)["terminationGracePeriodSeconds"] >= before + delay + grace + LAST_RESORT_S
+    delay = float(settings["CROSSRANK_SHUTDOWN_DELAY_S"])
+    assert delay > 0, "requests still come until every node knows that the pod ends"
+    assert pod(deployment)["terminationGracePeriodSeconds"] > delay + grace + LAST_RESORT_S
+    assert "lifecycle" not in container(deployment), "the server's own delay takes preStop's place"
 
 
 @pytest.mark.parametrize("component", ["gateway", "triton"])
@@ -255,7 +328,7 @@ def test_what_is_written_in_a_pod_lies_in_a_volume(manifests):
 
 
 def test_triton_has_its_gpus_and_makes_room_for_its_successor():
-    triton = render({"triton": {"gpus": 2, "replicas": 3}})["Deployment", "triton"]
+    triton = render({**ANONYMOUS, "triton": {"gpus": 2, "replicas": 3}})["Deployment", "triton"]
     assert container(triton)["resources"]["limits"]["nvidia.com/gpu"] == 2
     assert triton["spec"]["replicas"] == 3
     assert triton["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
@@ -269,7 +342,7 @@ def test_a_bundle_is_mounted_where_the_model_is_read():
 
 @pytest.mark.parametrize("component", ["gateway", "triton"])
 def test_service_monitors_scrape_the_ports_that_have_metrics(component):
-    assert ("ServiceMonitor", component) not in render({})
+    assert ("ServiceMonitor", component) not in render(ANONYMOUS)
     manifests = render(EVERYTHING)
     monitor, service = manifests["ServiceMonitor", component], manifests["Service", component]
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
@@ -279,6 +352,19 @@ def test_service_monitors_scrape_the_ports_that_have_metrics(component):
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     assert component == "triton" or endpoint["path"] in routes()
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    own = {key: endpoint[key] for key in ("scheme", "tlsConfig", "authorization") if key in endpoint}
+    of_gateways = {
+        "scheme": "https",
+        "tlsConfig": EVERYTHING["serviceMonitor"]["tlsConfig"],
+        "authorization": {"credentials": {"name": "my-keys", "key": "METRICS_KEY"}},
+    }
+    assert own == {"gateway": of_gateways, "triton": {}}[component]
+
+
+def test_gateways_that_need_no_key_are_scraped_without_one():
+    (endpoint,) = render({**ANONYMOUS, **MONITORED})["ServiceMonitor", "gateway"]["spec"]["endpoints"]
+    assert endpoint["scheme"] == "http"
+    assert not {"authorization", "tlsConfig"} & set(endpoint)
 
 
 def test_the_chart_names_the_version_of_this_package():

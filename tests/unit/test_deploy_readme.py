@@ -18,6 +18,7 @@ def crossrank_commands() -> list[list[str]]:
     found = [line for line in LINES if line.startswith("crossrank ")]
     found += [match for line in LINES if "docker run" in line for match in re.findall(r"crossrank engine .*", line)]
     found += re.findall(r"`(crossrank repository [^`]+)`", TEXT)
+    found += [match for line in LINES for match in re.findall(r"(?:gateway-a|--) +(crossrank keys [^)]*)", line)]
     return [shlex.split(line)[1:] for line in found]
 
 
@@ -40,10 +41,11 @@ def test_images_are_built_by_their_targets():
 
 
 def test_values_set_on_the_command_line_are_in_the_chart():
-    (install,) = (line for line in LINES if line.startswith("helm install"))
-    values = load_yaml(ROOT / shlex.split(install)[3] / "values.yaml")
-    names = re.findall(r"--set ([\w.]+)=", install)
-    assert len(names) == 4
+    commands = [line for line in LINES if line.startswith("helm ")]
+    names = [name for command in commands for name in re.findall(r"--set ([\w.]+)=", command)]
+    assert (len(commands), len(names)) == (2, 7)
+    (chart,) = {shlex.split(command)[3] for command in commands}
+    values = load_yaml(ROOT / chart / "values.yaml")
     for name in names:
         value = values
         for part in name.split("."):
@@ -52,7 +54,21 @@ def test_values_set_on_the_command_line_are_in_the_chart():
 
 def test_the_gateway_container_is_started_as_its_entrypoint_reads():
     (run,) = (line for line in LINES if "crossrank-gateway serve" in line)
-    assert read_command(run.partition("crossrank-gateway ")[2].split()).params["models"] == ("builtin",)
+    params = read_command(run.partition("crossrank-gateway ")[2].split()).params
+    assert params["models"] == ("builtin",)
+    assert params["allow_anonymous"], "the image listens on every address"
+
+
+def test_variables_of_compose_are_exported():
+    compose = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
+    exported = {name for line in LINES if line.startswith("export ") for name in re.findall(r"(\w+)=", line)}
+    assert exported == set(re.findall(r"\$\{(\w+)", compose)) - {"GPUS"}
+
+
+def test_the_profile_is_one_of_compose():
+    services = load_yaml(DEPLOY / "compose.yaml")["services"].values()
+    profiles = {profile for service in services for profile in service.get("profiles", [])}
+    assert {match for line in LINES for match in re.findall(r"--profile (\w+)", line)} == profiles
 
 
 def test_every_file_is_in_the_table():

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.errors import BackendUnavailable
+from crossrank_server.errors import BackendUnavailable, CrossrankError
 from crossrank_server.http.app import create_app
 from crossrank_server.models import ModelPool, ServedModel
 from crossrank_server.service import RerankService
+from tests.unit.test_errors import answered
 
 
 class FailingEngine:
@@ -25,6 +26,7 @@ class FailingEngine:
     precision = "fp32"
     concurrency = 1
     batch_tokens = 4096
+    pads = True
 
     def __init__(self, outcome: float | Exception) -> None:
         self.outcome = outcome
@@ -65,6 +67,26 @@ async def test_a_broken_engine_is_a_500_with_an_error_id_that_the_log_explains(
     assert len(response.headers.get_list("x-request-id")) == 1
     error_id = message.rsplit(" ", 1)[1]
     assert error_id in caplog.text
+
+
+@pytest.mark.parametrize("error", list(answered()), ids=lambda error: error.__name__)
+async def test_every_error_of_the_table_is_answered_with_its_status_and_the_one_body(
+    builtin: Bundle, error: type[CrossrankError]
+) -> None:
+    response = await call(builtin, error("what happened", retry_after_s=3.0))
+    assert response.status_code == error.http_status
+    body = response.json()
+    assert set(body) == {"error", "error_type", "message", "detail"}
+    assert body["error"]["code"] == error.default_code
+    assert body["error"]["type"] == error.error_type
+    assert body["message"] == body["detail"] == body["error"]["message"]
+    if error.http_status == 500:
+        assert "what happened" not in response.text
+    else:
+        assert body["message"] == "what happened"
+        assert response.headers["retry-after"] == "3"
+    words = {429: "Overloaded", 503: "Unhealthy", 500: "Backend", 502: "Backend", 504: "Backend"}
+    assert body["error_type"] == words.get(error.http_status, "Validation")
 
 
 async def test_an_engine_that_is_away_is_a_503_with_retry_after(builtin: Bundle) -> None:

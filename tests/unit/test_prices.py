@@ -55,3 +55,17 @@ def test_many_requests_cost_exactly_what_one_with_all_their_documents_costs(
 def test_the_default_price_of_a_thousand_documents_is_eight_million_nano_dollars() -> None:
     assert Prices().cost_nano_usd("crossrank-mini", "realtime", 1000) == 8_000_000
     assert Prices().cost_nano_usd("crossrank-mini", "batch", 1000) == 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("prices", "model", "basis"),
+    [
+        (Prices(), MINILM, "estimated: TinyBERT-L2-v2's price in proportion to the V100 speeds"),
+        (Prices(), "somebody/else", "this project's default"),
+        (Prices(usd_per_1000=0.1), MINILM, "set by this server's operator"),
+        (Prices(parse_prices(f"{MINILM}=0.2")), MINILM, "set by this server's operator"),
+        (Prices(parse_prices("x=0.2")), "somebody/else", "this project's default"),
+    ],
+)
+def test_the_basis_of_a_price_says_who_set_it(prices: Prices, model: str, basis: str) -> None:
+    assert prices.basis(model) == basis

@@ -21,7 +21,7 @@ def settings_table() -> str:
             "the user's cache"
             if name == "cache_dir"
             else ""
-            if default == ""
+            if default in ("", None)
             else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         )
         rows.append(f"| `{flag_name(name)}` | `{variable_name(ServeSettings, name)}` | {shown} | {field.description} |")

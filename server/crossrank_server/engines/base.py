@@ -62,16 +62,18 @@ class Engine(Protocol):
     """Turns token ids into logits.
 
     Attributes:
-        name: `onnxruntime`, `openvino`, `triton` ...
+        name: `native`, `openvino`, `onnxruntime`, `triton` ...
         precision: `fp32`, `bf16`, `fp16` ...: the arithmetic in use.
         concurrency: Batches it can work on at the same time.
         batch_tokens: Tokens of a batch (padded) at which it is most efficient.
+        pads: Whether every pair of a batch costs what its longest does, so that only similar ones belong together.
     """
 
     name: str
     precision: str
     concurrency: int
     batch_tokens: int
+    pads: bool
 
     async def score(self, batch: PairBatch) -> NDArray[np.float32]:
         """Return the logits, float32 [pairs], in the order of the batch.

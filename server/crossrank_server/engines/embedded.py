@@ -1,4 +1,4 @@
-"""What the in-process CPU engines share: one worker thread a core, and padding to a small set of shapes."""
+"""What the in-process CPU engines share: one worker thread a core, and for runtimes of ONNX graphs, padding."""
 
 from __future__ import annotations
 
@@ -50,32 +50,90 @@ def has_bf16() -> bool:
 
 
 class EmbeddedEngine(ABC):
-    """Runs a bundle's graph in this process, one single-threaded inference a core.
+    """Infers in this process, one single-threaded inference a core.
 
     For a model this small several threads inside one inference lose more than they gain.
 
     Args:
         bundle: The model.
-        graph: The variant of it to run.
+        precision: The arithmetic in use.
         threads: Inferences at the same time; all available cores if None.
     """
 
     name: str
     # Larger batches were no faster a pair (measured from 400 tokens on) and need more memory.
     batch_tokens = 2048
+    pads: bool
+    length_step = LENGTH_STEP
+    row_step = ROW_STEP
 
-    def __init__(self, bundle: Bundle, graph: Graph, precision: str, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, precision: str, threads: int | None) -> None:
         self.precision = precision
         self.concurrency = threads or available_cores()
-        self._graph = graph
-        self._path = bundle.file(graph.file)
-        self._num_labels = bundle.manifest.num_labels
         self._max_length = bundle.manifest.max_length
         self._pad_token_id = bundle.manifest.pad_token_id
-        self._label = bundle.manifest.label
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"crossrank-{self.name}")
         self._closed = False
+
+    @abstractmethod
+    def infer(self, batch: PairBatch) -> NDArray[np.float32]:
+        """Return the logits of a batch, float32 [pairs], in the calling thread.
+
+        Raises:
+            EngineFailure: The runtime raised.
+        """
+
+    async def score(self, batch: PairBatch) -> NDArray[np.float32]:
+        """See Engine.score."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self.infer, batch)
+
+    def warm_up(self) -> None:
+        """Run a short and a long batch on every thread, so that the first request meets compiled kernels."""
+        barrier = threading.Barrier(self.concurrency)
+
+        def work(_: int) -> None:
+            barrier.wait(timeout=60)
+            for pairs, length in ((1, 32), (32, 96)):
+                self.infer(self._padding(pairs, min(length, self._max_length)))
+
+        list(self._pool.map(work, range(self.concurrency)))
+
+    def ready(self) -> bool:
+        """See Engine.ready."""
+        return not self._closed
+
+    async def close(self) -> None:
+        """See Engine.close."""
+        self._closed = True
+        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
+
+    def _padding(self, pairs: int, length: int) -> PairBatch:
+        return PairBatch(
+            np.full(pairs * length, self._pad_token_id, np.int32),
+            np.zeros(pairs * length, np.int32),
+            np.arange(pairs + 1, dtype=np.int64) * length,
+        )
+
+
+class GraphEngine(EmbeddedEngine):
+    """Runs one of the bundle's graphs, with pairs padded to equal length.
+
+    Args:
+        bundle: The model.
+        graph: The variant of it to run.
+        precision: The arithmetic in use.
+        threads: Inferences at the same time; all available cores if None.
+    """
+
+    pads = True
+
+    def __init__(self, bundle: Bundle, graph: Graph, precision: str, threads: int | None) -> None:
+        super().__init__(bundle, precision, threads)
+        self._graph = graph
+        self._path = bundle.file(graph.file)
+        self._num_labels = bundle.manifest.num_labels
+        self._label = bundle.manifest.label
 
     def _check_interface(self, inputs: dict[str, str], outputs: dict[str, int | None]) -> None:
         """Compare the loaded graph with the manifest, then run the longest pair there can be.
@@ -109,13 +167,6 @@ class EmbeddedEngine(ABC):
                 f"{self._path} cannot score a pair of max_length {self._max_length} tokens: {error}; export it again"
             ) from error
 
-    def _padding(self, pairs: int, length: int) -> PairBatch:
-        return PairBatch(
-            np.full(pairs * length, self._pad_token_id, np.int32),
-            np.zeros(pairs * length, np.int32),
-            np.arange(pairs + 1, dtype=np.int64) * length,
-        )
-
     @abstractmethod
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Return the graph's output, float32 [rows, labels]; called from any worker thread."""
@@ -123,16 +174,12 @@ class EmbeddedEngine(ABC):
     def padded_shape(self, batch: PairBatch) -> tuple[int, int]:
         """Return rows and columns of the tensors that a batch becomes."""
         longest = int(batch.lengths.max())
-        length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, self._max_length)
-        rows = len(batch) if len(batch) < ROW_STEP - 1 else -(-len(batch) // ROW_STEP) * ROW_STEP
+        length = min(-(-longest // self.length_step) * self.length_step, self._max_length)
+        rows = len(batch) if len(batch) < ROW_STEP - 1 else -(-len(batch) // self.row_step) * self.row_step
         return rows, length
 
     def infer(self, batch: PairBatch) -> NDArray[np.float32]:
-        """Return the logits of a batch, float32 [pairs], in the calling thread.
-
-        Raises:
-            EngineFailure: The runtime raised.
-        """
+        """See EmbeddedEngine.infer."""
         rows, length = self.padded_shape(batch)
         ids, types, mask = batch.padded(length, self._pad_token_id, rows)
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
@@ -143,27 +190,3 @@ class EmbeddedEngine(ABC):
         except Exception as error:
             raise EngineFailure(f"{self.name} failed: {error}") from error
         return np.array(output[: len(batch), self._label], np.float32)
-
-    async def score(self, batch: PairBatch) -> NDArray[np.float32]:
-        """See Engine.score."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.infer, batch)
-
-    def warm_up(self) -> None:
-        """Run a short and a long batch on every thread, so that the first request meets compiled kernels."""
-        barrier = threading.Barrier(self.concurrency)
-
-        def work(_: int) -> None:
-            barrier.wait(timeout=60)
-            for pairs, length in ((1, 32), (32, 96)):
-                self.infer(self._padding(pairs, min(length, self._max_length)))
-
-        list(self._pool.map(work, range(self.concurrency)))
-
-    def ready(self) -> bool:
-        """See Engine.ready."""
-        return not self._closed
-
-    async def close(self) -> None:
-        """See Engine.close."""
-        self._closed = True
-        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.bundle import Bundle, Precision
-from crossrank_server.engines.embedded import EmbeddedEngine
+from crossrank_server.engines.embedded import GraphEngine
 from crossrank_server.errors import BundleError
 
 
-class OnnxRuntimeEngine(EmbeddedEngine):
+class OnnxRuntimeEngine(GraphEngine):
     """Runs an ONNX graph with ONNX Runtime's CPU provider.
 
     Raises:

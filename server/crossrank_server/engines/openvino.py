@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.bundle import Bundle
-from crossrank_server.engines.embedded import EmbeddedEngine
+from crossrank_server.engines.embedded import GraphEngine
 from crossrank_server.errors import BundleError
 
 
-class OpenVinoEngine(EmbeddedEngine):
+class OpenVinoEngine(GraphEngine):
     """Runs the fp32 graph with OpenVINO's CPU plugin, one stream a thread.
 
     Raises:

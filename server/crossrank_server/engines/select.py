@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
+import logging
+from functools import cache
+from typing import Literal, get_args
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.embedded import EmbeddedEngine, has_bf16
-from crossrank_server.errors import SetupError
+from crossrank_server.engines.native import NativeEngine, native_kernel
+from crossrank_server.errors import CrossrankError, SetupError
+from crossrank_server.native.library import usable_kernels
+from crossrank_server.native.weights import OFFERED, is_offered
 
-EngineName = Literal["auto", "onnxruntime", "openvino"]
+EngineName = Literal["auto", "native", "openvino", "onnxruntime"]
+# What `auto` chooses from, and `crossrank tune` measures.
+ENGINES: tuple[EngineName, ...] = tuple(name for name in get_args(EngineName) if name != "auto")
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+
+_log = logging.getLogger("crossrank")
 
 
 def make_engine(
@@ -18,15 +27,21 @@ def make_engine(
 ) -> EmbeddedEngine:
     """Load a bundle into the engine asked for, or into the fastest one that this machine has.
 
-    `auto` takes OpenVINO where it is installed (it was the faster one on every CPU measured) and bf16 where the CPU
-    multiplies bf16 natively. `fp16` and `int8` are graphs of the bundle, which ONNX Runtime runs.
+    `auto` takes the native encoder where it was measured faster than any other (its own model shapes, AMX or AVX2),
+    else OpenVINO where that is installed, and bf16 where the CPU multiplies bf16 natively. `fp16` and `int8` are graphs
+    of the bundle, which ONNX Runtime runs.
 
     Raises:
         SetupError: The engine is not installed, or it cannot compute in that precision on this CPU.
         BundleError: The bundle does not fit its manifest or has no such graph.
     """
     if name == "auto":
+        engine = _native_if_fastest(bundle, precision, threads)
+        if engine is not None:
+            return engine
         name = "openvino" if _openvino_installed() and precision not in ("fp16", "int8") else "onnxruntime"
+    if name == "native":
+        return _native_engine(bundle, precision, threads)
     if name == "openvino":
         if not _openvino_installed():
             raise SetupError(
@@ -38,6 +53,54 @@ def make_engine(
     from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(bundle, "fp32" if precision == "auto" else precision, threads)
+
+
+def _native_if_fastest(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine | None:
+    """Return the native engine, or None after saying why another serves."""
+    if precision in ("fp16", "int8"):
+        return None
+    if precision == "auto":
+        precision = "bf16" if has_bf16() else "fp32"
+    kernel = native_kernel(precision)
+    if kernel is None or kernel == "portable":
+        # Not measured faster: without AMX, OpenVINO's bf16; without AVX2, anything.
+        _say_once(f"engine native is not used: {_why_no_kernel(precision)}")
+        return None
+    try:
+        return _native_engine(bundle, precision, threads)
+    except CrossrankError as error:
+        _say_once(f"engine native is not used: {error.message}")
+        return None
+
+
+def _native_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
+    if precision == "auto":
+        precision = "bf16" if native_kernel("bf16") else "fp32"
+    if precision not in ("fp32", "bf16"):
+        raise SetupError(f"engine native serves fp32 and bf16, not {precision}: use --engine onnxruntime")
+    sizes = bundle.manifest.architecture
+    if not is_offered(sizes):
+        raise SetupError(
+            f"engine native serves BERT models of hidden size and heads {sorted(OFFERED)}, not {sizes.model_type} of "
+            f"({sizes.hidden}, {sizes.heads}): use --engine openvino"
+        )
+    kernel = native_kernel(precision)
+    if kernel is None:
+        raise SetupError(f"engine native cannot be used: {_why_no_kernel(precision)}")
+    return NativeEngine(bundle, kernel, threads)
+
+
+def _why_no_kernel(precision: str) -> str:
+    if not usable_kernels():
+        return "it was not built, as there was no C++ compiler (GCC 12 or Clang) when crossrank was installed"
+    if precision == "bf16":
+        return "this CPU has no AMX for its bf16, or the build lacks it; --precision fp32 goes without"
+    return "this CPU has no AVX2, or the build lacks it"
+
+
+@cache
+def _say_once(message: str) -> None:
+    _log.info(message)
 
 
 def _openvino_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:

@@ -1,5 +1,6 @@
 """HTTP: reads requests, hands them to the service, writes answers. Nothing here knows how scores are made.
 
+server.py      the web server, and its orderly end
 app.py         puts the routes, the middleware and the error handlers together
 gateway.py     what all routes share: who calls, the body, the disconnect, the answer
 routes/        one dialect each, and the page at `/`

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -11,11 +9,10 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from crossrank_server.errors import CrossrankError, InvalidRequest
+from crossrank_server.errors import CrossrankError, InvalidRequest, shown_error
 from crossrank_server.http.body import JsonResponse, LingeringResponse
 
 _NONE: Mapping[str, str] = MappingProxyType({})
-_log = logging.getLogger("crossrank.http")
 # The word of nginx for a client that did not wait for its answer.
 CLIENT_CLOSED_REQUEST = 499
 
@@ -30,8 +27,7 @@ def add_error_handlers(app: FastAPI) -> None:
 def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CrossrankError)
     request.state.exchange.code = error.code
-    if error.http_status == 500:
-        return internal_error(request.state.request_id, error)
+    error = shown_error(error, request.state.request_id)
     call = getattr(request.state, "call", None)
     kind = LingeringResponse if getattr(request.state, "body_unread", False) else JsonResponse
     return error_response(error, call.response_headers if call else {}, kind)
@@ -67,12 +63,3 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
 def _on_disconnect(request: Request, error: Exception) -> Response:
     request.state.exchange.code = "client_closed_request"
     return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-def internal_error(request_id: str, error: Exception) -> Response:
-    """Log a failure under an id and return an answer that shows only the id."""
-    error_id = uuid.uuid4().hex[:12]
-    _log.error("error %s in request %s", error_id, request_id, exc_info=error)
-    code = error.code if isinstance(error, CrossrankError) else "internal_error"
-    message = f"the server failed on this request; its log has the cause under error id {error_id}"
-    return JsonResponse(CrossrankError(message, code=code).as_body(), status_code=500)

@@ -9,8 +9,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crossrank_server.calls import usable_request_id
-from crossrank_server.errors import BackendUnavailable
-from crossrank_server.http.error_handlers import error_response, internal_error
+from crossrank_server.errors import BackendUnavailable, shown_error
+from crossrank_server.http.error_handlers import error_response
 from crossrank_server.telemetry.base import Exchange, Observers
 from crossrank_server.telemetry.logs import current_request
 
@@ -59,7 +59,7 @@ class ObservingMiddleware:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             exchange.code, exchange.status = "internal_error", "500"
-            response = internal_error(request_id, error)
+            response = error_response(shown_error(error, request_id))
             if not started:
                 await response(scope, receive, send_with_id)
         except asyncio.CancelledError:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import uuid
-
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from crossrank_server.errors import CrossrankError
+from crossrank_server.errors import shown_error
 
 DOMAIN = "crossrank"
 DETAILS_KEY = "grpc-status-details-bin"
-
-_log = logging.getLogger("crossrank.grpc")
 
 
 def status_from_error(error: Exception, request_id: str) -> Status:
@@ -23,7 +18,7 @@ def status_from_error(error: Exception, request_id: str) -> Status:
 
     Source: https://google.aip.dev/193
     """
-    shown = _public(error, request_id)
+    shown = shown_error(error, request_id)
     facts = {"http_status": str(shown.http_status), "type": shown.error_type, "code": shown.code}
     if shown.param:
         facts["param"] = shown.param
@@ -38,14 +33,3 @@ def status_from_error(error: Exception, request_id: str) -> Status:
         delay.FromMilliseconds(round(shown.retry_after_s * 1e3))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
     return status
-
-
-def _public(error: Exception, request_id: str) -> CrossrankError:
-    if isinstance(error, CrossrankError) and error.http_status != 500:
-        return error
-    error_id = uuid.uuid4().hex[:12]
-    _log.error("error %s in request %s", error_id, request_id, exc_info=error)
-    code = error.code if isinstance(error, CrossrankError) else "internal_error"
-    return CrossrankError(
-        f"the server failed on this request; its log has the cause under error id {error_id}", code=code
-    )

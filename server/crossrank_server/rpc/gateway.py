@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
+from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call, usable_request_id
 from crossrank_server.errors import CrossrankError, InvalidRequest, Overloaded, RequestTooLarge
 from crossrank_server.rpc.errors import DETAILS_KEY, status_from_error
@@ -70,24 +71,44 @@ class Scope:
         self.exchange = self.observe(self.request_id)
         self._trailers: dict[str, str] = {"x-request-id": self.request_id}
 
-    async def open(self, request_id: str = "") -> Call:
-        """Return who calls and how, for the RPC or for one message of its stream.
+    async def identify(self) -> None:
+        """Refuse at once who may not ask, before there is a message.
 
         Raises:
             CrossrankError: See `open_call`.
         """
-        return await open_call(self._service.accounts, self._metadata, request_id or self.request_id)
+        await open_call(self._service.accounts, self._metadata, self.request_id)
+
+    @contextlib.asynccontextmanager
+    async def call(self, exchange: Exchange, key_scope: str | None = None) -> AsyncIterator[Call]:
+        """Enter with who calls and how; leave with what is to be sent with the answer or the error.
+
+        Args:
+            exchange: Of the RPC, or of one message of its stream.
+            key_scope: What the key must allow, for methods that `Accounts.admit` has no part in.
+
+        Raises:
+            CrossrankError: See `open_call` and `require_scope`.
+        """
+        accounts = self._service.accounts
+        call = exchange.call = await open_call(accounts, self._metadata, exchange.request_id)
+        try:
+            if key_scope is not None:
+                require_scope(call.account, key_scope)
+                await accounts.show_limits(call.account, call.response_headers)
+            yield call
+        except CrossrankError:
+            await accounts.show_limits(call.account, call.response_headers)
+            raise
+        finally:
+            self._trailers.update(call.response_headers)
+            if call.tokens:
+                self._trailers["server-timing"] = call.server_timing()
 
     def observe(self, request_id: str) -> Exchange:
         """Return what is to be told to the observers of the RPC, or of one message of its stream."""
         current_request.set(request_id)  # Each RPC and each message of a stream has a task of its own.
         return Exchange("grpc", self._method, request_id, self._metadata, route=self._method, status="OK")
-
-    def answered(self, call: Call) -> None:
-        """Take what is to be sent with the answer to a call."""
-        self._trailers.update(call.response_headers)
-        if call.tokens:
-            self._trailers["server-timing"] = call.server_timing()
 
     def send_trailers(self, status: Status | None = None) -> None:
         """Set the trailing metadata: headers of the answer and, of an error, its details."""
@@ -112,19 +133,17 @@ class RpcGateway:
         self._held_bytes = 0
 
     def unary(
-        self, kind: type[Question], respond: Callable[[Question, Call], Awaitable[Message]]
+        self,
+        kind: type[Question],
+        respond: Callable[[Question, Call], Awaitable[Message]],
+        key_scope: str | None = None,
     ) -> grpc.RpcMethodHandler:
         """Return a method that answers one message with one; cancelled with its RPC, whose deadline so bounds it."""
 
         async def method(received: Received[Question], context: grpc.aio.ServicerContext) -> Message | None:
-            async with self._scope(context) as scope:
-                call = await scope.open()
-                scope.exchange.call = call
-                try:
-                    with self.held(received):
-                        return await respond(received.read(call), call)
-                finally:
-                    scope.answered(call)
+            async with self._scope(context) as scope, scope.call(scope.exchange, key_scope) as call:
+                with self.held(received):
+                    return await respond(received.read(call), call)
 
         return grpc.unary_unary_rpc_method_handler(method, _reader(kind), _written)
 
@@ -136,13 +155,8 @@ class RpcGateway:
         async def method(
             received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
         ) -> Message | None:
-            async with self._scope(context) as scope:
-                call = await scope.open()
-                scope.exchange.call = call
-                try:
-                    return await respond(received, call)
-                finally:
-                    scope.answered(call)
+            async with self._scope(context) as scope, scope.call(scope.exchange) as call:
+                return await respond(received, call)
 
         return grpc.stream_unary_rpc_method_handler(method, _reader(kind), _written)
 
@@ -157,7 +171,7 @@ class RpcGateway:
             received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
         ) -> AsyncIterator[Message]:
             async with self._scope(context, tell_success=False) as scope:
-                await scope.open()  # An unknown key is told at once.
+                await scope.identify()
                 async with contextlib.aclosing(respond(received, scope)) as answers:
                     async for answer in answers:
                         yield answer

@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import grpc
 
 from crossrank_client.proto import crossrank_v1_pb2 as pb
-from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call
 from crossrank_server.errors import InvalidRequest
 from crossrank_server.listing import model_entry
@@ -33,8 +32,6 @@ def reranker_service(gateway: RpcGateway) -> grpc.GenericRpcHandler:
             return _response(message, ranking, call)
 
     async def list_models(message: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
-        await gateway.service.accounts.show_limits(call.account, call.response_headers)
-        require_scope(call.account, "models")
         answer = pb.ListModelsResponse()
         for model in gateway.service.models.models:
             entry = model_entry(gateway.service, model)
@@ -51,14 +48,11 @@ def reranker_service(gateway: RpcGateway) -> grpc.GenericRpcHandler:
             response = pb.RerankStreamResponse()
             exchange = scope.observe(request_id)
             try:
-                call = exchange.call = await scope.open(request_id)
-                try:
+                async with scope.call(exchange) as call:
                     message = received.read(call)
                     response.id = message.id
                     with gateway.held(received):
                         response.response.CopyFrom(await rerank(message.request, call))
-                finally:
-                    scope.answered(call)
             except Exception as error:
                 status = status_from_error(error, request_id)
                 fail_exchange(exchange, error, status)
@@ -78,7 +72,7 @@ def reranker_service(gateway: RpcGateway) -> grpc.GenericRpcHandler:
         {
             "Rerank": gateway.unary(pb.RerankRequest, rerank),
             "RerankStream": gateway.bidirectional(pb.RerankStreamRequest, rerank_stream),
-            "ListModels": gateway.unary(pb.ListModelsRequest, list_models),
+            "ListModels": gateway.unary(pb.ListModelsRequest, list_models, "models"),
         },
     )
 

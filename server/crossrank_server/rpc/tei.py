@@ -5,20 +5,20 @@ Source: https://github.com/huggingface/text-embeddings-inference (proto/tei.prot
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from importlib.metadata import version
 
 import grpc
+import numpy as np
 
 from crossrank_client.proto import tei_v1_pb2 as pb
 from crossrank_server.calls import Call
 from crossrank_server.errors import InvalidRequest
-from crossrank_server.request import RerankRequest, Truncation
+from crossrank_server.request import RerankRequest, ScoreRequest, Truncation
 from crossrank_server.rpc.gateway import Received, RpcGateway, handlers_of
-from crossrank_server.service import Ranking
+from crossrank_server.service import Scores
 
 RERANK = pb.DESCRIPTOR.services_by_name["Rerank"].full_name
 INFO = pb.DESCRIPTOR.services_by_name["Info"].full_name
@@ -29,11 +29,14 @@ def tei_services(gateway: RpcGateway) -> list[grpc.GenericRpcHandler]:
 
     async def rerank(message: pb.RerankRequest, call: Call) -> pb.RerankResponse:
         texts = list(message.texts)
-        request = _request(message.query, texts, message.truncate, message.truncation_direction)
+        _check_query(message.query)
+        if not texts:
+            raise InvalidRequest("texts is empty; send at least 1 text", param="texts")
+        truncation = _truncation(message.truncate, message.truncation_direction)
+        request = RerankRequest(message.query, texts, truncation=truncation, field="texts")
         ranking = await gateway.service.rerank(request, call)
-        places = list(range(len(texts)))
         answer = pb.RerankResponse(metadata=_metadata(call, [message.query, *texts], ranking.tokens))
-        _add_ranks(answer, [(ranking, places)], texts if message.return_text else None, message.raw_scores)
+        _add_ranks(answer, ranking, ranking.order.tolist(), texts if message.return_text else None, message.raw_scores)
         return answer
 
     async def rerank_stream(received: AsyncIterator[Received[pb.RerankStreamRequest]], call: Call) -> pb.RerankResponse:
@@ -70,56 +73,53 @@ def tei_services(gateway: RpcGateway) -> list[grpc.GenericRpcHandler]:
                 "RerankStream": gateway.client_stream(pb.RerankStreamRequest, rerank_stream),
             },
         ),
-        handlers_of(INFO, {"Info": gateway.unary(pb.InfoRequest, info)}),
+        handlers_of(INFO, {"Info": gateway.unary(pb.InfoRequest, info, "models")}),
     ]
 
 
 async def _rank(gateway: RpcGateway, messages: list[pb.RerankStreamRequest], call: Call) -> pb.RerankResponse:
-    """Rank all messages of a stream together; those with the same query and truncation are scored as one request."""
+    """Rank all messages of a stream together, as one request whose texts may have different queries."""
     if not messages:
         raise InvalidRequest("the stream has no message; send at least 1 text", param="texts")
-    groups: dict[tuple[str, bool, int], list[int]] = {}
-    for place, message in enumerate(messages):
-        groups.setdefault((message.query, message.truncate, message.truncation_direction), []).append(place)
-    texts = [message.text for message in messages]
-    requests = [
-        _request(query, [texts[place] for place in places], truncate, direction)
-        for (query, truncate, direction), places in groups.items()
-    ]
-    rankings = await asyncio.gather(*(gateway.service.rerank(request, call) for request in requests))
-    tokens = sum(ranking.tokens for ranking in rankings)
-    answer = pb.RerankResponse(metadata=_metadata(call, [*(m.query for m in messages), *texts], tokens))
     first = messages[0]
-    ranked = list(zip(rankings, groups.values(), strict=True))
-    _add_ranks(answer, ranked, texts if first.return_text else None, first.raw_scores)
+    for place, message in enumerate(messages):
+        _check_query(message.query)
+        if (message.truncate, message.truncation_direction) != (first.truncate, first.truncation_direction):
+            raise InvalidRequest(
+                f"message {place} of the stream has another truncate or truncation_direction than the first; send the "
+                "same in all messages, or several streams",
+                param="truncation_direction" if message.truncate == first.truncate else "truncate",
+            )
+    texts = [message.text for message in messages]
+    queries = [message.query for message in messages]
+    truncation = _truncation(first.truncate, first.truncation_direction)
+    request = ScoreRequest(list(zip(queries, texts, strict=True)), truncation=truncation, field="texts")
+    scores = await gateway.service.score(request, call)
+    answer = pb.RerankResponse(metadata=_metadata(call, [*queries, *texts], scores.tokens))
+    order = np.argsort(-scores.logits, kind="stable").tolist()
+    _add_ranks(answer, scores, order, texts if first.return_text else None, first.raw_scores)
     return answer
 
 
-def _request(query: str, texts: list[str], truncate: bool, direction: int) -> RerankRequest:
+def _check_query(query: str) -> None:
     if not query.strip():
         raise InvalidRequest("query is empty; send the text to rank the texts for", param="query")
-    if not texts:
-        raise InvalidRequest("texts is empty; send at least 1 text", param="texts")
+
+
+def _truncation(truncate: bool, direction: int) -> Truncation:
     if direction not in pb.TruncationDirection.values():
         raise InvalidRequest(
             f"truncation_direction is {direction}; send TRUNCATION_DIRECTION_RIGHT or TRUNCATION_DIRECTION_LEFT",
             param="truncation_direction",
         )
     left = direction == pb.TRUNCATION_DIRECTION_LEFT
-    return RerankRequest(query, texts, truncation=Truncation(allowed=truncate, direction="left" if left else "right"))
+    return Truncation(allowed=truncate, direction="left" if left else "right")
 
 
-def _add_ranks(
-    answer: pb.RerankResponse, rankings: list[tuple[Ranking, list[int]]], texts: list[str] | None, raw: bool
-) -> None:
-    """Add the ranks of all rankings by falling logit; places are where a ranking's documents stood."""
-    ranks = [
-        (float(ranking.logits[i]), place, ranking.score(i, raw=raw))
-        for ranking, places in rankings
-        for i, place in enumerate(places)
-    ]
-    for _, place, score in sorted(ranks, key=lambda rank: (-rank[0], rank[1])):
-        answer.ranks.add(index=place, score=score, text=None if texts is None else texts[place])
+def _add_ranks(answer: pb.RerankResponse, scores: Scores, order: list[int], texts: list[str] | None, raw: bool) -> None:
+    for index in order:
+        text = None if texts is None else texts[index]
+        answer.ranks.add(index=index, score=scores.score(index, raw=raw), text=text)
 
 
 def _metadata(call: Call, texts: list[str], tokens: int) -> pb.Metadata:

@@ -25,3 +25,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- define "crossrank.tritonUrl" -}}
 grpc://{{ include "crossrank.fullname" . }}-triton:8001
 {{- end -}}
+
+{{- define "crossrank.gatewayScheme" -}}
+{{ ternary "https" "http" (ne .Values.gateway.tls.existingSecret "") }}
+{{- end -}}

@@ -87,7 +87,9 @@ class TritonPythonModel:
             responses[i] = pb_utils.InferenceResponse([pb_utils.Tensor(self._output, own[:, None])])
 
     def _score(self, batch: PairBatch) -> NDArray[np.float32]:
-        """Return float32 [rows]; rows of similar length run together."""
+        """Return float32 [rows]; rows of similar length run together, unless the engine does not pad."""
+        if not self._engine.pads:
+            return self._engine.infer(batch)
         lengths = batch.lengths
         order = np.argsort(lengths, kind="stable").astype(np.int64)
         logits = np.empty(len(batch), np.float32)

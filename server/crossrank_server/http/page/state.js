@@ -68,21 +68,25 @@ function card(model) {
   const head = element("div", "head");
   head.append(title, runs);
   const article = element("article", "card");
-  article.append(head, figures(model.card));
+  article.append(head, figures(model));
   return article;
 }
 
-function figures(known) {
-  if (!known) return element("p", "hint", "Not in the catalogue: nothing is published of it here.");
+function figures({ card: known, usd_per_1000_docs: price }) {
   const list = element("dl", "figures");
   const decimals = (value) => value?.toFixed(2);
-  for (const [label, value] of [
+  const usd = (value) => value.toLocaleString("en", { minimumFractionDigits: 3, maximumFractionDigits: 6 });
+  const published = !known ? [] : [
     ["Layers / hidden", `${known.layers} / ${known.hidden}`],
     ["NDCG@10", decimals(known.ndcg_at_10)],
     ["MRR@10", decimals(known.mrr_at_10)],
     ["Docs/s, V100", known.docs_per_s_v100?.toLocaleString("en")],
-    ["USD / 1,000 docs", known.usd_per_1000_docs.toFixed(3)],
-    ["Licence", known.licence],
+  ];
+  for (const [label, value] of [
+    ...published,
+    ["USD / 1,000 docs", usd(price.realtime)],
+    ["Tier batch", usd(price.batch)],
+    ["Licence", known?.licence],
   ]) {
     const pair = element("div");
     const detail = element("dd", "", value ?? "–");
@@ -96,10 +100,12 @@ function figures(known) {
 /** Returns what the figures mean: each sentence once, under the names of the models it is true of. */
 function notes(models) {
   const names = new Map();
-  for (const { id, card: known } of models) {
-    if (!known) continue;
-    const sentences = [known.note, `NDCG@10: ${known.protocol}.`, `Price: ${known.price_basis}.`];
-    if (known.mrr_at_10 != null) sentences.push("MRR@10 (MS MARCO dev) and docs/s: published by its authors.");
+  for (const { id, card: known, price_basis: basis } of models) {
+    const sentences = known
+      ? [known.note, `NDCG@10: ${known.protocol}.`]
+      : ["Not in the catalogue: nothing is published of it here."];
+    sentences.push(`Price: ${basis}.`);
+    if (known?.mrr_at_10 != null) sentences.push("MRR@10 (MS MARCO dev) and docs/s: published by its authors.");
     const name = id.split("/").pop();
     for (const sentence of sentences) if (sentence) names.set(sentence, [...(names.get(sentence) ?? []), name]);
   }

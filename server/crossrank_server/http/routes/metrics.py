@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from crossrank_server.errors import Forbidden
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.telemetry.metrics import Metrics
 from crossrank_server.telemetry.state import StateCollector
-
-SCOPE = "metrics"
 
 
 def metrics_routes(gateway: Gateway, metrics: Metrics) -> APIRouter:
@@ -20,13 +17,8 @@ def metrics_routes(gateway: Gateway, metrics: Metrics) -> APIRouter:
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def exposition(request: Request) -> Response:
         """Give the metrics in Prometheus' text format, or as OpenMetrics where the Accept header asks for it."""
-        call = await gateway.open(request)
-        if call.account is not None and SCOPE not in call.account.scopes:
-            raise Forbidden(
-                f"key {call.account.key_id} has the scopes {', '.join(sorted(call.account.scopes))}; "
-                f"/metrics needs {SCOPE}: create a key with crossrank keys create --scope {SCOPE}"
-            )
+        call = await gateway.open(request, "metrics")
         body, content_type = metrics.exposition(request.headers.get("accept", ""))
-        return Response(body, headers={"content-type": content_type})
+        return Response(body, headers={**call.response_headers, "content-type": content_type})
 
     return router

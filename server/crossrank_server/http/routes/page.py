@@ -8,13 +8,15 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
 
+from crossrank_server.calls import Tier
 from crossrank_server.catalog import CatalogModel, catalog_model
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
+from crossrank_server.prices import Prices
 from crossrank_server.residency import ModelSlot
 
 _MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -84,14 +86,14 @@ def page_routes(gateway: Gateway) -> APIRouter:
         content = {
             "version": version("crossrank"),
             "ready": service.ready(),
-            "models": [model_state(model) for model in service.models.models],
+            "models": [model_state(model, service.prices) for model in service.models.models],
         }
         return JsonResponse(content, headers={**_HEADERS, "cache-control": "no-store"})
 
     return router
 
 
-def model_state(model: ModelSlot) -> dict[str, Any]:
+def model_state(model: ModelSlot, prices: Prices) -> dict[str, Any]:
     """Return a model's part of the state; its card is None where the catalogue does not know it."""
     known = catalog_model(model.id)
     return {
@@ -100,14 +102,13 @@ def model_state(model: ModelSlot) -> dict[str, Any]:
         "engine": model.engine.name,
         "precision": model.engine.precision,
         "max_length": model.bundle.manifest.max_length,
+        "usd_per_1000_docs": {tier: prices.usd_per_1000(model.id, tier) for tier in get_args(Tier)},
+        "price_basis": prices.basis(model.id),
         "card": None if known is None else card(known),
     }
 
 
 def card(model: CatalogModel) -> dict[str, Any]:
     """Return the catalogue's figures of a model."""
-    names = (
-        *("layers", "hidden", "ndcg_at_10", "mrr_at_10", "docs_per_s_v100", "licence"),
-        *("usd_per_1000_docs", "price_basis", "protocol", "note"),
-    )
+    names = ("layers", "hidden", "ndcg_at_10", "mrr_at_10", "docs_per_s_v100", "licence", "protocol", "note")
     return {name: getattr(model, name) for name in names}

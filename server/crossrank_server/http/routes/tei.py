@@ -71,7 +71,7 @@ def tei_routes(gateway: Gateway) -> APIRouter:
     @router.get("/info", response_model=Info, responses=GET_ERRORS)
     async def info(request: Request) -> Response:
         """Describe the default model as TEI does."""
-        await gateway.open(request)
+        call = await gateway.open(request, "models")
         model = gateway.service.models.models[0]
         manifest = model.bundle.manifest
         labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
@@ -86,7 +86,8 @@ def tei_routes(gateway: Gateway) -> APIRouter:
                 "max_client_batch_size": gateway.service.max_documents,
                 "auto_truncate": True,
                 "version": request.app.version,
-            }
+            },
+            headers=call.response_headers,
         )
 
     return router

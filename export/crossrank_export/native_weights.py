@@ -1,0 +1,86 @@
+"""Write a bundle's weights by role, for the native engine, once they have proved to give the source's scores.
+
+The word embeddings are nine tenths of a small model and lie in model.onnx already, unchanged: the manifest says where,
+and they are not written a second time.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from crossrank_export.bert import score_pairs
+from crossrank_export.parity import THRESHOLDS, SampleSet, compare
+from crossrank_export.roles import NoRolesError, find_roles
+from crossrank_server.bundle import Architecture, SharedTensor, Weights
+from crossrank_server.native.weights import WORD, is_offered
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+FILE = "weights.safetensors"
+_RUNTIME = "numpy fp32"
+
+logger = logging.getLogger(__name__)
+
+
+def write_weights(
+    graph: onnx_ir.Model,
+    architecture: Architecture,
+    label: int,
+    samples: list[SampleSet],
+    fp32: Path,
+) -> Weights | None:
+    """Write `weights.safetensors` beside the fp32 graph, or return None for a model it cannot serve.
+
+    A model of a shape that the native engine serves, but with other operations, is named in a warning.
+
+    Args:
+        graph: The source's graph.
+        architecture: Its shape.
+        label: Which logit is the score.
+        samples: Pairs with the source's logits.
+        fp32: The bundle's fp32 graph file.
+    """
+    if not is_offered(architecture):
+        return None
+    try:
+        shape, arrays = find_roles(graph, architecture, label)
+    except NoRolesError as error:
+        logger.warning("no weights for the native engine: %s", error)
+        return None
+    parity: dict[str, Any] = {"runtime": _RUNTIME}
+    for sample in samples:
+        agreement = compare(sample, score_pairs(shape, arrays, sample.batch))
+        if not agreement.max_abs_delta <= THRESHOLDS["fp32"]:
+            logger.warning(
+                "no weights for the native engine: read as BERT's they give logits %.3g off the source's on the %s "
+                "pairs (limit %g)",
+                agreement.max_abs_delta,
+                sample.name,
+                THRESHOLDS["fp32"],
+            )
+            return None
+        parity[sample.name] = agreement.as_dict()
+    shared = _shared(arrays, fp32)
+    own = {role: array for role, array in arrays.items() if role not in shared}
+    fp32.with_name(FILE).write_bytes(save(own))  # save_file would make it readable for its owner only
+    return Weights(
+        file=FILE,
+        positions=shape.positions,
+        segments=shape.segments,
+        epsilon=shape.epsilon,
+        shared=shared,
+        parity=parity,
+    )
+
+
+def _shared(arrays: dict[str, NDArray[np.float32]], fp32: Path) -> dict[str, SharedTensor]:
+    """Say where the graph file holds the word embeddings; empty if it stores them otherwise."""
+    offset = fp32.read_bytes().find(arrays[WORD].astype("<f4").tobytes())
+    return {WORD: SharedTensor(file=fp32.name, offset=offset)} if offset >= 0 else {}

@@ -1,0 +1,64 @@
+"""`crossrank bench engines`: the embedded engines on the same pairs, in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from crossrank_perf.commands.bench_options import check_installed, workload_facts, workload_options
+from crossrank_server.engines.select import EngineName
+
+_NAMES = [name for name in get_args(EngineName) if name != "auto"]
+
+
+@click.command()
+@click.option("--model", "-m", default="builtin", show_default=True, help="As for crossrank serve.")
+@click.option("--engine", "names", multiple=True, type=click.Choice(_NAMES), help="Which, in order; all if omitted.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Inferences at a time.")
+@click.option("--rounds", type=click.IntRange(min=3), default=7, show_default=True, help="All engines run in each.")
+@click.option(
+    "--requests", type=click.IntRange(min=1), default=10, show_default=True, help="Whose pairs are scored in a round."
+)
+@workload_options
+def engines(
+    model: str,
+    names: tuple[EngineName, ...],
+    precision: Any,
+    threads: int,
+    rounds: int,
+    requests: int,
+    json_path: Path | None,
+    **options: Any,
+) -> None:
+    """Compare the embedded engines: they score the same requests in turns; texts are tokenized beforehand.
+
+    \b
+    Examples:
+      crossrank bench engines                            one core, fp32
+      crossrank bench engines --threads 2 --engine native --engine openvino
+    """  # noqa: D301 - click reads the backspace itself
+    from crossrank_perf.engines import compare_engines
+    from crossrank_perf.environment import describe_run
+    from crossrank_perf.report import Progress, check_writable, print_engine_report, write_json
+    from crossrank_perf.workload import load_workload
+    from crossrank_server.bundle_cache import default_cache_dir
+    from crossrank_server.hub import resolve_model
+
+    check_installed()
+    if json_path:
+        check_writable(json_path)
+    workload = load_workload(
+        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
+    )
+    bundle = resolve_model(model, cache_dir=default_cache_dir(), offline=False)
+    report: dict[str, Any] = {"kind": "engines", **describe_run(), "workload": workload_facts(workload)}
+    with Progress(f"comparing engines with {bundle.manifest.model_id}") as progress:
+        report |= compare_engines(
+            bundle, names or _NAMES, precision, threads, workload.requests[:requests], rounds, progress.say
+        )
+    print_engine_report(report)
+    if json_path:
+        write_json(json_path, report)

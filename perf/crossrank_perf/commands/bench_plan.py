@@ -1,0 +1,181 @@
+"""`crossrank bench plan`: how many machines a load needs, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossrank_server.errors import SetupError
+
+if TYPE_CHECKING:
+    from crossrank_perf.capacity import CapacityModel, Check, MachinePlan
+
+# What the project aims at on a host with an H200 (100,000 documents/s on 16 cores); no GPU was measured.
+_GATEWAY_DOCUMENTS_PER_S = 100_000 / 16
+_GPU_DOCUMENTS_PER_S = 1_000_000.0
+_PUBLISHED_USD = 0.008
+_READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@click.option("--qps", type=_POSITIVE, required=True, help="Requests/s, arriving at random.")
+@click.option("--docs", type=click.IntRange(min=1), default=100, show_default=True, help="Documents in each request.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(4, 512),
+    default=95,
+    show_default=True,
+    help="Of a query with a document, on average.",
+)
+@click.option("--p99", type=_POSITIVE, default=100.0, show_default=True, help="Milliseconds that 99% may take at most.")
+@click.option(
+    "--measured",
+    type=_READABLE,
+    default=Path("perf/results/scaling.json"),
+    show_default=True,
+    help="Report of crossrank bench scaling on the machine that is to serve.",
+)
+@click.option(
+    "--check",
+    "checked",
+    type=_READABLE,
+    multiple=True,
+    help="Report of crossrank bench load on the same machine: what it measured is shown beside the prediction. "
+    "Repeat it.",
+)
+@click.option("--usd-per-machine-hour", type=_POSITIVE, help="Price of the measured machine.")
+@click.option("--usd-per-gpu-hour", type=_POSITIVE, help="Price of a GPU.")
+@click.option(
+    "--gpu-documents-per-s",
+    type=_POSITIVE,
+    default=_GPU_DOCUMENTS_PER_S,
+    show_default=True,
+    help="An assumption: what one GPU does, at 95 tokens.",
+)
+@click.option(
+    "--gateway-documents-per-s",
+    type=_POSITIVE,
+    default=_GATEWAY_DOCUMENTS_PER_S,
+    show_default=True,
+    help="An assumption: what one core of a gateway in front of GPUs does.",
+)
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write plan and checks to this file."
+)
+def plan(qps: float, docs: int, tokens: int, p99: float, measured: Path, **options: Any) -> None:
+    """Tell how many gateways, cores and GPUs a load needs, and what 1,000 documents cost.
+
+    Machines without GPU are planned by what was measured on one; a third of the measurements is not used for that and
+    shown beside its prediction. The figures with GPUs are assumptions until bench load has measured one.
+
+    \b
+    Examples:
+      crossrank bench scaling --json scaling.json
+      crossrank bench plan --measured scaling.json --qps 50 --docs 100 --p99 100
+      crossrank bench plan --measured scaling.json --check load.json --qps 10000 --usd-per-machine-hour 0.10
+    """  # noqa: D301 - click reads the backspace itself
+    from crossrank_perf.capacity import checks_from_load, fit_capacity, plan_machines
+    from crossrank_perf.report import check_writable, write_json
+
+    json_path: Path | None = options["json_path"]
+    if json_path:
+        check_writable(json_path)
+    report = _read(measured)
+    model, checks = fit_capacity(report)
+    for path in options["checked"]:
+        checks += checks_from_load(model, _read(path))
+    made = plan_machines(model, qps, docs, tokens, p99 / 1e3)
+    gpus = _with_gpus(made.documents_per_s, tokens, options)
+    result = {
+        "kind": "plan",
+        "load": {"qps": qps, "documents": docs, "tokens": tokens, "p99_ms": p99},
+        "measured_on": {key: report[key] for key in ("hardware", "versions", "date") if key in report},
+        "cpu": _with_cpus(made, model, options["usd_per_machine_hour"]),
+        "gpu_assumed": gpus,
+        "published_usd_per_1000_documents": _PUBLISHED_USD,
+        "checks": [{**vars(check), "error": round(check.error, 3)} for check in checks],
+    }
+    _print(result, checks)
+    if json_path:
+        write_json(json_path, result)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SetupError(f"{path} is no report of crossrank bench: {error}") from None
+    if not isinstance(report, dict):
+        raise SetupError(f"{path} is no report of crossrank bench: it holds no object")
+    return report
+
+
+def _with_cpus(made: MachinePlan, model: CapacityModel, usd_per_hour: float | None) -> dict[str, Any]:
+    from crossrank_perf.capacity import usd_per_1000_documents
+
+    cost = None if usd_per_hour is None else usd_per_1000_documents(made.machines, usd_per_hour, made.documents_per_s)
+    return {
+        "gateways": made.machines,
+        "cores": made.machines * model.cores,
+        "utilization": round(made.utilization, 3),
+        "p99_ms": round(made.p99_s * 1e3, 1),
+        "usd_per_1000_documents": cost,
+    }
+
+
+def _with_gpus(documents_per_s: float, tokens: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Return what the assumed speeds come to; a GPU's arithmetic grows with the tokens."""
+    from crossrank_perf.capacity import MAX_UTILIZATION, MEAN_PAIR_TOKENS, usd_per_1000_documents
+
+    share = tokens / MEAN_PAIR_TOKENS
+    gpus = math.ceil(documents_per_s * share / (options["gpu_documents_per_s"] * MAX_UTILIZATION))
+    cores = math.ceil(documents_per_s * share / (options["gateway_documents_per_s"] * MAX_UTILIZATION))
+    price = options["usd_per_gpu_hour"]
+    return {
+        "gpus": gpus,
+        "gateway_cores": cores,
+        "gpu_documents_per_s": options["gpu_documents_per_s"],
+        "gateway_documents_per_s_per_core": options["gateway_documents_per_s"],
+        "usd_per_1000_documents": None if price is None else usd_per_1000_documents(gpus, price, documents_per_s),
+    }
+
+
+def _print(result: dict[str, Any], checks: list[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from crossrank_perf.capacity import worst
+
+    load, cpu, gpu = result["load"], result["cpu"], result["gpu_assumed"]
+    hardware = result["measured_on"].get("hardware", {})
+    documents_per_s = load["qps"] * load["documents"]
+    click.echo(
+        f"{load['qps']:,g} requests/s of {load['documents']} documents of {load['tokens']} tokens: "
+        f"{documents_per_s:,.0f} documents/s, p99 within {load['p99_ms']:g} ms"
+    )
+    click.echo(
+        f"by measurement ({hardware.get('cpu')}, {hardware.get('cores')} cores each): {cpu['gateways']:,} gateways, "
+        f"{cpu['cores']:,} cores, busy {cpu['utilization']:.0%}, p99 {cpu['p99_ms']:g} ms{_cost(cpu)}"
+    )
+    click.echo(
+        f"by assumption, no GPU was measured ({gpu['gpu_documents_per_s']:,.0f} documents/s a GPU, "
+        f"{gpu['gateway_documents_per_s_per_core']:,.0f} a core of its gateways): {gpu['gpus']:,} GPUs, "
+        f"{gpu['gateway_cores']:,} gateway cores{_cost(gpu)}"
+    )
+    table = Table(title="measurements that the model has not seen")
+    for title in ("what", "predicted", "measured", "error"):
+        table.add_column(title, justify="left" if title == "what" else "right")
+    for check in checks:
+        table.add_row(check.what, f"{check.predicted:,.1f}", f"{check.measured:,.1f}", f"{check.error:+.0%}")
+    Console(width=120).print(table)
+    click.echo(f"largest error {worst(checks):.0%}: plan with at least that much in reserve")
+
+
+def _cost(part: dict[str, Any]) -> str:
+    cost = part["usd_per_1000_documents"]
+    return "" if cost is None else f", {cost:.6f} USD per 1,000 documents (published: {_PUBLISHED_USD})"

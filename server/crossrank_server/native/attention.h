@@ -1,0 +1,74 @@
+// Attention of every token of a document to every other, in all layers but the last.
+#pragma once
+
+#include "product.h"
+
+namespace crossrank {
+
+// softmax(Q K^T) V for every head of a document.
+//
+// A strip of query rows goes through both products while its scores are in the first-level cache:
+//
+//     Q [strip][head] x K^T panels -> scores [strip][length] -> softmax -> P -> x V panels -> context [strip][head]
+template <class Kernel>
+class Attention {
+  using Operand = typename Kernel::Operand;
+  static constexpr int64_t kStrip = Kernel::kRows * (Kernel::kRows < 32 ? 4 : 1);
+
+ public:
+  explicit Attention(const Shape& shape)
+      : shape_(shape),
+        most_(round_up(shape.positions, kAlign)),
+        keys_(shape.head_width * most_),
+        values_(shape.head_width * most_),
+        scores_(kStrip * most_),
+        weights_(kStrip * most_),
+        inverse_sums_(kStrip) {}
+
+  // qkv: [length][3 * inner]; context: [length][inner], written in full.
+  void document(const Operand* qkv, int64_t length, Operand* context) {
+    const int64_t ld = 3 * shape_.inner;
+    for (int64_t h = 0; h < shape_.heads; ++h) {
+      const Operand* query = qkv + h * shape_.head_width;
+      pack(query + shape_.inner, query + 2 * shape_.inner, ld, length);
+      for (int64_t row = 0; row < length; row += kStrip) {
+        const int64_t rows = length - row < kStrip ? length - row : kStrip;
+        strip(query + row * ld, ld, rows, length, context + row * shape_.inner + h * shape_.head_width);
+      }
+    }
+  }
+
+ private:
+  void pack(const Operand* key, const Operand* value, int64_t ld, int64_t length) {
+    const int64_t depth = round_up(length, Kernel::kDepth);
+    for (int64_t token = 0; token < length; token += Kernel::kCols)
+      Kernel::pack_transposed(key + token * ld, ld, shape_.head_width, &keys_[token * shape_.head_width]);
+    for (int64_t column = 0; column < shape_.head_width; column += Kernel::kCols)
+      Kernel::pack_rows(value + column, ld, length, &values_[column * depth]);
+  }
+
+  void strip(const Operand* query, int64_t ld, int64_t rows, int64_t length, Operand* context) {
+    const int64_t padded = round_up(length, kAlign), depth = round_up(length, Kernel::kDepth);
+    for (int64_t token = 0; token < length; token += Kernel::kCols)
+      for (int64_t row = 0; row < rows; row += Kernel::kRows)
+        Kernel::block(query + row * ld, ld, &keys_[token * shape_.head_width], shape_.head_width, nullptr,
+                      &scores_[row * padded + token], padded);
+    for (int64_t row = 0; row < rows; ++row)
+      inverse_sums_[row] = softmax_row(&scores_[row * padded], &weights_[row * padded], length, padded);
+    multiply<Kernel>(weights_.get(), padded, rows, values_.get(), depth, shape_.head_width, nullptr,
+                     [&](int64_t row, int64_t column, int64_t wanted, const float* c) {
+                       for_each_vector<Kernel>(row, column, wanted, c, [&](Vector v, int64_t i, int64_t j) {
+                         store(context + i * shape_.inner + j, v * inverse_sums_[i]);
+                       });
+                     });
+  }
+
+  const Shape& shape_;
+  int64_t most_;  // tokens of a document, padded
+  Buffer<Operand> keys_, values_;
+  Buffer<float> scores_;
+  Buffer<Operand> weights_;
+  Buffer<float> inverse_sums_;
+};
+
+}  // namespace crossrank

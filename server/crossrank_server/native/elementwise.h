@@ -1,0 +1,104 @@
+// Functions of single elements and of rows: exp2, GELU, tanh, softmax, LayerNorm. All in fp32.
+#pragma once
+
+#include <cmath>
+
+#include "vectors.h"
+
+namespace crossrank {
+
+// p[0] + p[1] x + ... by Horner's rule.
+template <int N>
+CROSSRANK_INLINE Vector polynomial(const float (&p)[N], Vector x) {
+  Vector sum = splat(p[N - 1]);
+#pragma GCC unroll 16
+  for (int i = N - 2; i >= 0; --i) sum = sum * x + p[i];
+  return sum;
+}
+
+// 2^x for -126 <= x <= 127 (smaller is taken as -126), relative error below 3e-7.
+//
+// x = n + f with n whole and |f| <= 1/2. Adding 1.5 * 2^23 rounds x to n in the low bits of the sum; those bits, moved
+// into the exponent of the minimax polynomial of 2^f, multiply it by 2^n.
+// Source: N. N. Schraudolph, A fast, compact approximation of the exponential function, 1999 (the exponent trick).
+CROSSRANK_INLINE Vector exp2_of(Vector x) {
+  constexpr float kCoefficients[] = {1.00000007f, 0.69314697f, 0.2402212f, 0.05550713f, 0.00967554f, 0.00132765f};
+  constexpr float kRound = 12582912.0f;
+  x = maximum(x, splat(-126.0f));
+  const Vector shifted = x + kRound;
+  const Vector f = x - (shifted - kRound);
+  const Vector power = polynomial(kCoefficients, f);
+  return bits_as<Vector>(bits_as<UintVector>(power) + (bits_as<UintVector>(shifted) << 23));
+}
+
+// GELU(x) = x (1 + erf(x / sqrt 2)) / 2, absolute error below 1e-5 for every finite x.
+// Source: https://arxiv.org/abs/1606.08415
+//
+// erf(x / sqrt 2) / 2 = x p(x^2), fitted by minimax on |x| <= 4.75 with the end held at exactly 1/2; beyond, |GELU(x) -
+// max(x, 0)| < 5e-6. p is written in u = 2 x^2 / 4.75^2 - 1, where its terms do not cancel each other.
+CROSSRANK_INLINE Vector gelu_of(Vector x) {
+  constexpr float kEnd = 4.75f;
+  constexpr float kCoefficients[] = {0.148748353f,  -0.0736692548f, 0.0532334261f,   -0.0405312628f,
+                                     0.0303966794f, -0.0218508150f, 0.0135154333f,   -0.00678395620f,
+                                     0.00473989733f, -0.00400644261f, 0.00147109688f};
+  const Vector inside = maximum(minimum(x, splat(kEnd)), splat(-kEnd));
+  const Vector u = inside * inside * (2.0f / (kEnd * kEnd)) - 1.0f;
+  return x * (inside * polynomial(kCoefficients, u) + 0.5f);
+}
+
+// tanh(x) = 1 - 2 / (1 + e^(2x)); beyond 10 it is 1 in fp32.
+CROSSRANK_INLINE Vector tanh_of(Vector x) {
+  constexpr float kTwoLog2E = 2.88539008f;
+  x = maximum(minimum(x, splat(10.0f)), splat(-10.0f));
+  return 1.0f - 2.0f / (1.0f + exp2_of(x * kTwoLog2E));
+}
+
+// Turns scores[0 .. length) into p[i] = 2^(s[i] - max s), zeros up to `padded`; returns 1 / sum p. Whoever multiplies
+// by p scales the result, which is shorter. The factor log2 e of softmax's e^x is in the queries already.
+// `padded` is a multiple of kLanes; scores are overwritten from `length` on.
+template <class Operand>
+CROSSRANK_INLINE float softmax_row(float* scores, Operand* p, int64_t length, int64_t padded) {
+  const int64_t vectors_end = round_up(length, kLanes);
+  for (int64_t i = length; i < vectors_end; ++i) scores[i] = -1e30f;
+  Vector most = load(scores);
+  for (int64_t i = kLanes; i < vectors_end; i += kLanes) most = maximum(most, load(scores + i));
+  const float top = maximum_of(most);
+  Vector sum = {};
+  for (int64_t i = 0; i < vectors_end; i += kLanes) {
+    const Vector power = exp2_of(load(scores + i) - top);
+    sum += power;
+    store(p + i, power);
+  }
+  for (int64_t i = length; i < vectors_end; ++i) store_one(p + i, 0.0f);
+  for (int64_t i = vectors_end; i < padded; i += kLanes) store(p + i, Vector{});
+  return 1.0f / sum_of(sum);
+}
+
+// y = (x - mean) / sqrt(variance + epsilon) * weight + bias over the first `hidden` of `padded` columns; the padding
+// holds zeros, in x as in weight and bias, and takes no part. Source: https://arxiv.org/abs/1607.06450
+struct LayerNorm {
+  Buffer<float> weight, bias;  // [padded]
+  int64_t hidden = 0, padded = 0;
+  float epsilon = 0;
+
+  // Calls write(column, vector) for every vector of y.
+  template <class Write>
+  CROSSRANK_INLINE void row(const float* x, Write write) const {
+    const float share = 1.0f / static_cast<float>(hidden);
+    Vector sum = {};
+    for (int64_t i = 0; i < padded; i += kLanes) sum += load(x + i);
+    const float mean = sum_of(sum) * share;
+    Vector squares = {};
+    for (int64_t i = 0; i < padded; i += kLanes) {
+      const Vector off = load(x + i) - mean;
+      squares += off * off;
+    }
+    const float padding = static_cast<float>(padded - hidden) * mean * mean;
+    const float variance = (sum_of(squares) - padding) * share;
+    const float scale = 1.0f / std::sqrt(variance + epsilon);
+    for (int64_t i = 0; i < padded; i += kLanes)
+      write(i, (load(x + i) - mean) * scale * load(weight.get() + i) + load(bias.get() + i));
+  }
+};
+
+}  // namespace crossrank

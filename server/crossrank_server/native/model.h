@@ -1,0 +1,256 @@
+// The weights of a BERT cross-encoder, checked and packed for a kernel. Immutable once made: any thread may read it.
+#pragma once
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "api.h"
+#include "elementwise.h"
+#include "fma_kernel.h"
+
+namespace crossrank {
+
+// Widths are padded to it with zero weights, so that every kernel's blocks and tiles come out even.
+constexpr int64_t kAlign = 32;
+
+// The shape as the bundle states it, and the padded widths that memory has.
+struct Shape : crossrank_shape {
+  explicit Shape(const crossrank_shape& shape) : crossrank_shape(shape) {
+    limit("layers", layers, 1, 48);
+    limit("hidden", hidden, 1, 2048);
+    limit("heads", heads, 1, hidden);
+    limit("ffn", ffn, 1, 16384);
+    limit("vocab_size", vocab_size, 1, 1 << 24);
+    limit("positions", positions, 1, 1 << 16);
+    limit("segments", segments, 1, 16);
+    if (hidden % heads) fail("hidden " + std::to_string(hidden) + " is no multiple of heads " + std::to_string(heads));
+    if (!(epsilon > 0 && epsilon < 1)) fail("epsilon is not between 0 and 1");
+    head = hidden / heads;
+    width = round_up(hidden, kAlign);
+    head_width = round_up(head, kAlign);
+    inner = heads * head_width;
+    ffn_width = round_up(ffn, kAlign);
+  }
+
+  int64_t head = 0;        // columns of a head
+  int64_t width = 0;       // hidden, padded
+  int64_t head_width = 0;  // head, padded
+  int64_t inner = 0;       // heads * head_width
+  int64_t ffn_width = 0;
+
+  [[noreturn]] static void fail(const std::string& why) { throw std::invalid_argument(why); }
+
+ private:
+  static void limit(const char* name, int64_t value, int64_t least, int64_t most) {
+    if (value < least || value > most)
+      fail(std::string(name) + " is " + std::to_string(value) + ", not " + std::to_string(least) + " to " +
+           std::to_string(most));
+  }
+};
+
+// Finds weights by role; those of a linear layer are [in][out].
+class Weights {
+ public:
+  Weights(const crossrank_weight* weights, int64_t count) : weights_(weights), count_(count) {}
+
+  const float* find(const std::string& role, int64_t count) const {
+    for (int64_t i = 0; i < count_; ++i)
+      if (role == weights_[i].role) return checked(weights_[i], count);
+    Shape::fail("no weight has the role " + role);
+  }
+
+ private:
+  static const float* checked(const crossrank_weight& weight, int64_t count) {
+    const std::string role = weight.role;
+    if (weight.count != count)
+      Shape::fail(role + " has " + std::to_string(weight.count) + " numbers, the shape asks for " +
+                  std::to_string(count));
+    for (int64_t i = 0; i < count; ++i)
+      if (!std::isfinite(weight.data[i]) || std::fabs(weight.data[i]) > 1e6f)
+        Shape::fail(role + "[" + std::to_string(i) + "] is " + std::to_string(weight.data[i]) +
+                    ", not a number of a trained model");
+    return weight.data;
+  }
+
+  const crossrank_weight* weights_;
+  int64_t count_;
+};
+
+// A matrix B[depth][columns] in the kernel's panels; both are padded already.
+template <class Kernel>
+class Packed {
+ public:
+  using Operand = typename Kernel::Operand;
+
+  Packed() = default;
+  Packed(int64_t depth, int64_t columns) : depth_(depth), columns_(columns), panels_(depth * columns) {}
+
+  void set(int64_t k, int64_t n, float value) {
+    const int64_t panel = n / Kernel::kCols;
+    store_one(&panels_[panel * depth_ * Kernel::kCols + Kernel::panel_offset(k, n % Kernel::kCols)], value);
+  }
+
+  // The panel that begins with column n.
+  const Operand* panel(int64_t n) const { return panels_.get() + n * depth_; }
+  int64_t depth() const { return depth_; }
+  int64_t columns() const { return columns_; }
+
+ private:
+  int64_t depth_ = 0, columns_ = 0;
+  Buffer<Operand> panels_;
+};
+
+template <class Kernel>
+struct Linear {
+  Packed<Kernel> weight;
+  Buffer<float> bias;  // [columns]
+};
+
+template <class Kernel>
+struct Layer {
+  // Columns: all queries, all keys, all values; head by head. The last layer has no keys. Rows: width, Kernel::kParts
+  // times over.
+  Linear<Kernel> qkv;
+  std::vector<Packed<Kernel>> key_transposed;  // last layer only, one a head: [head_width][width]
+  Linear<Kernel> output, up, down;
+  LayerNorm attention_norm, output_norm;
+};
+
+// The last layer, pooler and classifier concern one token a document. They cost next to nothing, their errors go
+// straight into the logit, and so they are computed in fp32 whatever the kernel.
+template <class Kernel>
+class Model {
+ public:
+  Model(const crossrank_shape& given, const Weights& weights) : shape(given) {
+    const Shape& s = shape;
+    read_embeddings(weights);
+    layers.resize(s.layers - 1);
+    for (int i = 0; i + 1 < s.layers; ++i) read_layer(weights, i, layers[i]);
+    read_layer(weights, s.layers - 1, last);
+    pooler = linear<FmaKernel>(weights, "pooler.", s.hidden, s.width, s.hidden, s.width);
+    classifier = Buffer<float>(s.width);
+    std::memcpy(classifier.get(), weights.find("classifier.weight", s.hidden), s.hidden * sizeof(float));
+    classifier_bias = *weights.find("classifier.bias", 1);
+  }
+
+  Shape shape;
+  Buffer<float> words;      // [vocab_size][width]
+  Buffer<float> positions;  // [segments][positions][width]: both embeddings added up
+  LayerNorm embedding_norm;
+  std::vector<Layer<Kernel>> layers;  // all but the last
+  Layer<FmaKernel> last;
+  Linear<FmaKernel> pooler;
+  Buffer<float> classifier;  // [width]
+  float classifier_bias = 0;
+
+ private:
+  void read_embeddings(const Weights& weights) {
+    const Shape& s = shape;
+    const float* word = weights.find("embeddings.word", int64_t{s.vocab_size} * s.hidden);
+    words = Buffer<float>(s.vocab_size * s.width);
+    for (int64_t id = 0; id < s.vocab_size; ++id)
+      std::memcpy(&words[id * s.width], word + id * s.hidden, s.hidden * sizeof(float));
+    const float* position = weights.find("embeddings.position", int64_t{s.positions} * s.hidden);
+    const float* segment = weights.find("embeddings.segment", int64_t{s.segments} * s.hidden);
+    positions = Buffer<float>(int64_t{s.segments} * s.positions * s.width);
+    for (int64_t t = 0; t < s.segments; ++t)
+      for (int64_t p = 0; p < s.positions; ++p)
+        for (int64_t i = 0; i < s.hidden; ++i)
+          positions[(t * s.positions + p) * s.width + i] = position[p * s.hidden + i] + segment[t * s.hidden + i];
+    embedding_norm = norm(weights, "embeddings.norm.");
+  }
+
+  template <class K>
+  void read_layer(const Weights& weights, int number, Layer<K>& layer) {
+    const Shape& s = shape;
+    const std::string at = "layer." + std::to_string(number) + ".";
+    const bool is_last = number + 1 == s.layers;
+    // softmax(x) = 2^(x log2 e) / sum: the factor and 1 / sqrt(head) are folded into the queries.
+    const float scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(s.head)));
+    layer.qkv.weight = Packed<K>(K::kParts * s.width, (is_last ? 2 : 3) * s.inner);
+    layer.qkv.bias = Buffer<float>((is_last ? 2 : 3) * s.inner);
+    read_heads(weights, at + "query.", 0, scale, layer.qkv);
+    read_heads(weights, at + "value.", (is_last ? 1 : 2) * s.inner, 1, layer.qkv);
+    if (is_last)
+      read_transposed_keys(weights, at + "key.", layer);
+    else
+      read_heads(weights, at + "key.", s.inner, 1, layer.qkv);
+    layer.output = output<K>(weights, at + "output.");
+    layer.attention_norm = norm(weights, at + "attention_norm.");
+    layer.up = linear<K>(weights, at + "up.", s.hidden, s.width, s.ffn, s.ffn_width);
+    layer.down = linear<K>(weights, at + "down.", s.ffn, s.ffn_width, s.hidden, s.width);
+    layer.output_norm = norm(weights, at + "output_norm.");
+  }
+
+  // Columns of one projection, each head padded, from column `first` on.
+  template <class K>
+  void read_heads(const Weights& weights, const std::string& at, int64_t first, float scale, Linear<K>& to) {
+    const Shape& s = shape;
+    const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
+    const float* bias = weights.find(at + "bias", s.hidden);
+    for (int64_t n = 0; n < s.hidden; ++n) {
+      const int64_t column = first + n / s.head * s.head_width + n % s.head;
+      to.bias[column] = bias[n] * scale;
+      for (int64_t part = 0; part < K::kParts; ++part)
+        for (int64_t k = 0; k < s.hidden; ++k)
+          to.weight.set(part * s.width + k, column, weight[k * s.hidden + n] * scale);
+    }
+  }
+
+  // The key bias adds the same to every score of a query, which softmax cancels: only [CLS] asks in the last layer.
+  template <class K>
+  void read_transposed_keys(const Weights& weights, const std::string& at, Layer<K>& layer) {
+    const Shape& s = shape;
+    const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
+    weights.find(at + "bias", s.hidden);
+    for (int64_t h = 0; h < s.heads; ++h) {
+      Packed<K> keys(s.head_width, s.width);
+      for (int64_t k = 0; k < s.head; ++k)
+        for (int64_t n = 0; n < s.hidden; ++n) keys.set(k, n, weight[n * s.hidden + h * s.head + k]);
+      layer.key_transposed.push_back(std::move(keys));
+    }
+  }
+
+  // Its rows are the heads' columns, padded as they are.
+  template <class K>
+  Linear<K> output(const Weights& weights, const std::string& at) const {
+    const Shape& s = shape;
+    const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
+    Linear<K> result{Packed<K>(s.inner, s.width), bias(weights, at, s.hidden, s.width)};
+    for (int64_t k = 0; k < s.hidden; ++k)
+      for (int64_t n = 0; n < s.hidden; ++n)
+        result.weight.set(k / s.head * s.head_width + k % s.head, n, weight[k * s.hidden + n]);
+    return result;
+  }
+
+  template <class K>
+  Linear<K> linear(const Weights& weights, const std::string& at, int64_t in, int64_t in_width, int64_t out,
+                   int64_t out_width) const {
+    const float* weight = weights.find(at + "weight", in * out);
+    Linear<K> result{Packed<K>(in_width, out_width), bias(weights, at, out, out_width)};
+    for (int64_t k = 0; k < in; ++k)
+      for (int64_t n = 0; n < out; ++n) result.weight.set(k, n, weight[k * out + n]);
+    return result;
+  }
+
+  static Buffer<float> bias(const Weights& weights, const std::string& at, int64_t count, int64_t padded) {
+    Buffer<float> result(padded);
+    std::memcpy(result.get(), weights.find(at + "bias", count), count * sizeof(float));
+    return result;
+  }
+
+  LayerNorm norm(const Weights& weights, const std::string& at) const {
+    LayerNorm result;
+    result.weight = Buffer<float>(shape.width);
+    std::memcpy(result.weight.get(), weights.find(at + "weight", shape.hidden), shape.hidden * sizeof(float));
+    result.bias = bias(weights, at, shape.hidden, shape.width);
+    result.hidden = shape.hidden;
+    result.padded = shape.width;
+    result.epsilon = shape.epsilon;
+    return result;
+  }
+};
+
+}  // namespace crossrank

@@ -1,0 +1,138 @@
+// Vectors as wide as the instruction set this file is compiled for, bf16, and aligned memory.
+//
+// GCC and Clang lower these vector types to whatever registers there are, so that one source serves SSE2, NEON, AVX2
+// and AVX-512. Source: https://gcc.gnu.org/onlinedocs/gcc/Vector-Extensions.html
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+#define CROSSRANK_INLINE inline __attribute__((always_inline))
+#define CROSSRANK_NOINLINE __attribute__((noinline))
+
+namespace crossrank {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IntVector __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UintVector __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t HalfVector __attribute__((vector_size(kLanes * 2)));
+
+// The upper half of a float's bits. Source: https://en.wikipedia.org/wiki/Bfloat16_floating-point_format
+struct bf16 {
+  uint16_t bits;
+};
+
+constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+template <class To, class From>
+CROSSRANK_INLINE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "a reinterpretation keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class V, class T>
+CROSSRANK_INLINE V load_as(const T* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+CROSSRANK_INLINE Vector splat(float value) { return value - Vector{}; }  // not +: 0 + -0 is 0
+CROSSRANK_INLINE Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
+CROSSRANK_INLINE Vector minimum(Vector a, Vector b) { return a < b ? a : b; }
+
+// Round to nearest, ties to even; the arguments are finite.
+CROSSRANK_INLINE UintVector bf16_bits(Vector v) {
+  const UintVector u = bits_as<UintVector>(v);
+  return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+}
+
+CROSSRANK_INLINE bf16 bf16_from(float value) {
+  const uint32_t u = bits_as<uint32_t>(value);
+  return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+}
+
+// Operands of a product are read and written as vectors of float, whatever they are stored as.
+CROSSRANK_INLINE Vector load(const float* from) { return load_as<Vector>(from); }
+CROSSRANK_INLINE Vector load(const bf16* from) {
+  return bits_as<Vector>(__builtin_convertvector(load_as<HalfVector>(from), UintVector) << 16);
+}
+CROSSRANK_INLINE void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
+CROSSRANK_INLINE void store(bf16* to, Vector v) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh(bits_as<__m512>(v));
+#else
+  const HalfVector half = __builtin_convertvector(bf16_bits(v), HalfVector);
+#endif
+  std::memcpy(to, &half, sizeof half);
+}
+CROSSRANK_INLINE void store_one(float* to, float value) { *to = value; }
+CROSSRANK_INLINE void store_one(bf16* to, float value) { *to = bf16_from(value); }
+
+// Sums and maxima over a vector halve it until one lane is left: the order never changes.
+template <class Step>
+CROSSRANK_INLINE float reduce(Vector v, Step step) {
+  float lanes[kLanes];
+  store(lanes, v);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) lanes[i] = step(lanes[i], lanes[i + half]);
+  return lanes[0];
+}
+CROSSRANK_INLINE float sum_of(Vector v) {
+  return reduce(v, [](float a, float b) { return a + b; });
+}
+CROSSRANK_INLINE float maximum_of(Vector v) {
+  return reduce(v, [](float a, float b) { return a > b ? a : b; });
+}
+
+// Zeroed memory on cache-line boundaries: tiles and vectors that cross two lines load at half the speed.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) {
+    const size_t bytes = static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64));
+    if (bytes == 0) return;
+    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(static_cast<void*>(data_), 0, bytes);
+  }
+  Buffer(Buffer&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::free(data_);
+    data_ = other.data_;
+    other.data_ = nullptr;
+    return *this;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+
+  T* get() { return data_; }
+  const T* get() const { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+}  // namespace crossrank

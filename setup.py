@@ -1,0 +1,53 @@
+"""Builds the native encoder: one shared library for each kernel, from one source. All else is in pyproject.toml.
+
+Without a compiler, or with one that does not know a kernel's instructions, that library is left out and the rest
+installs all the same. CROSSRANK_NATIVE_FLAGS adds compiler flags, for sanitizers and debuggers (Makefile).
+"""
+
+import os
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+FOLDER = "server/crossrank_server/native"
+# No option that lets results depend on what stands beside a number: -ffast-math would.
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+]
+AVX512 = ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+
+kernels = {"portable": [], "amx_emulated": ["-DCROSSRANK_AMX_EMULATED"]}
+if platform.machine() in ("x86_64", "AMD64"):
+    kernels |= {
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512": AVX512,
+        "amx": ["-DCROSSRANK_AMX", *AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+    }
+
+
+def extension(kernel: str, flags: list[str]) -> Extension:
+    """Describe one kernel's library; no Python.h is needed, as ctypes loads it."""
+    extra = os.environ.get("CROSSRANK_NATIVE_FLAGS", "").split()
+    return Extension(
+        f"crossrank_server.native._{kernel}",
+        sources=[f"{FOLDER}/api.cpp", *([f"{FOLDER}/cpu.cpp"] if kernel == "portable" else [])],
+        depends=sorted(str(path) for path in Path(FOLDER).glob("*.h")),
+        language="c++",
+        extra_compile_args=[*FLAGS, *flags, *extra],
+        extra_link_args=extra,
+        py_limited_api=True,  # no Python version in its name: it knows no Python
+        optional=True,
+    )
+
+
+setup(
+    ext_modules=[extension(kernel, flags) for kernel, flags in kernels.items()],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
