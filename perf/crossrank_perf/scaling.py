@@ -27,7 +27,7 @@ _WARM_UP_S = 0.5
 _PROBED_REQUESTS = 2
 # Answers come in waves of `concurrency`; over fewer waves than this the count depends on where the window ends.
 _WAVES = 3
-_MAX_STRETCH = 10
+_LONGEST_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def measure_points(
 
     Args:
         points: What to measure.
-        seconds: For each; up to ten times as long where few requests would be answered in that time.
+        seconds: For each; up to a minute where few requests would be answered in that time.
         serve_arguments: Arguments of `crossrank serve` for a model.
         workload_of: The requests of a point.
         say: Told what runs.
@@ -159,7 +159,7 @@ def _measure(server: StartedServer, point: Point, bodies: list[bytes], seconds: 
         plan,
         concurrency=point.concurrency,
         warm_up_s=max(_WARM_UP_S, min(needed_s / _WAVES, seconds)),
-        duration_s=min(max(seconds, needed_s), seconds * _MAX_STRETCH),
+        duration_s=max(seconds, min(needed_s, _LONGEST_S)),
         requests=None,
     )
     result = _run(server.url, bodies, plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -122,6 +123,18 @@ def test_load_starts_measures_and_ends_a_server(tmp_path: Path) -> None:
     assert "20 documents a request" in result.stderr
     url = report["server"]["url"]
     assert find_pid(url) is None, "the server was left running"
+
+
+def test_a_benchmark_that_is_terminated_ends_its_server() -> None:
+    command = [CROSSRANK, "bench", "load", "--synthetic", "--duration", "100", "--engine", "onnxruntime"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "1 document a request" not in process.stderr.readline():  # the server is ready by then
+            assert process.poll() is None
+        (server,) = psutil.Process(process.pid).children()
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not server.is_running()
 
 
 def test_load_measures_grpc_beside_http(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from crossrank_perf.commands.bench_engines import engines
@@ -22,6 +25,7 @@ def bench() -> None:
       crossrank bench load                               starts the built-in model, loads it, ends it
       crossrank bench load --url http://127.0.0.1:8000   a server that runs already
       crossrank bench peers --checkpoint DIR             against sentence-transformers, same weights
+      crossrank bench scaling                            by cores, documents, tokens, concurrency and model
       crossrank bench graphs DIR                         what the graph passes bring in ONNX Runtime
       crossrank bench tiers                              realtime latency beside a flood of batch requests
       crossrank bench engines                            native, OpenVINO and ONNX Runtime in one process
@@ -29,6 +33,8 @@ def bench() -> None:
 
     Quote ratios taken in one run: machines differ, and one machine differs from minute to minute.
     """  # noqa: D301 - click reads the backspace itself
+    # By default the process would be gone at once and leave the servers running that it started.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 bench.add_command(load)
