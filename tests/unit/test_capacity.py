@@ -79,9 +79,10 @@ def test_points_left_out_do_not_bend_the_fit_and_show_in_the_check() -> None:
 
 def test_points_of_fewer_cores_or_little_load_are_not_fitted() -> None:
     changed = report()
-    changed["series"]["documents"] += [point(100, concurrency=1, cores=2), point(100, cores=1)]
-    for each in changed["series"]["documents"][-2:]:
-        each["documents_per_s"]["median"] = 1.0
+    changed["series"]["documents"] += [point(100, concurrency=1) for _ in range(3)]
+    changed["series"]["documents"] += [point(100, cores=1) for _ in range(3)]
+    for each in changed["series"]["documents"][-6:]:
+        each["documents_per_s"]["median"] = 1e6
     assert fit_capacity(changed)[0].coefficients == pytest.approx(LAW, rel=1e-6)
 
 
