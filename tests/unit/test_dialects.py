@@ -402,6 +402,7 @@ class FixedEngine:
     precision = "fp32"
     concurrency = 1
     batch_tokens = 4096
+    pads = True
 
     def __init__(self, logits: list[float]) -> None:
         self.logits = logits
