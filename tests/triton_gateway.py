@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from crossrank_export.triton.spec import Queue, make_spec
 from crossrank_export.triton.write import write_repository
 from crossrank_server.bundle import Bundle
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.engines.select import make_engine
-from crossrank_server.pairs import PairEncoder
 from tests.server_process import RunningServer, running_server
 from tests.triton_process import RunningTriton
 

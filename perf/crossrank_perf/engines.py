@@ -17,10 +17,11 @@ import numpy as np
 
 from crossrank_perf.workload import Request
 from crossrank_server.bundle import Bundle
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.engines.select import EngineName, PrecisionName, make_engine
-from crossrank_server.pairs import Batcher, PairEncoder
+from crossrank_server.pairs import Batcher
 
 
 @dataclass

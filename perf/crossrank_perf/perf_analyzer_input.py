@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from crossrank_perf.workload import Workload
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.buckets import join_pairs, split_by_bucket, take_pairs
 from crossrank_server.errors import SetupError
-from crossrank_server.pairs import PairEncoder
 
 # A bucket with a smaller share of the pairs tells little about a workload.
 _MIN_SHARE = 0.05

@@ -14,9 +14,9 @@ from crossrank_perf.perf_analyzer_input import encode_workload, pairs_by_bucket,
 from crossrank_perf.perf_analyzer_run import Inference
 from crossrank_perf.workload import Workload
 from crossrank_server.bundle import Bundle
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import SetupError
-from crossrank_server.pairs import PairEncoder
 
 # What `crossrank repository` warms each bucket up with.
 _REQUEST_TOKENS = 4096

@@ -9,9 +9,10 @@ from contextlib import AbstractAsyncContextManager
 from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import canonical_model_id
 from crossrank_server.cores import Cores
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.base import Engine, PadsBatches, PairBatch
 from crossrank_server.errors import ModelNotFound
-from crossrank_server.pairs import Batcher, PairEncoder
+from crossrank_server.pairs import Batcher
 from crossrank_server.passage import Passage
 from crossrank_server.residency import EngineFacts, ModelSlot, Residency
 from crossrank_server.telemetry.base import Observers, ScoredBatch

@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.cores import Cores
-from crossrank_server.encoding import EncodedPairs as EncodedPairs
-from crossrank_server.encoding import PairEncoder as PairEncoder
 from crossrank_server.engines.base import Engine, PairBatch
 from crossrank_server.errors import EngineFailure, Overloaded
 

@@ -18,9 +18,9 @@ from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.sources import find_source
 from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import canonical_model_id
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank_server.hub_download import find_in_hub_cache, parse_hub_ref
-from crossrank_server.pairs import PairEncoder
 from tests.conftest import SHARED
 
 FACTS = SHARED / "facts" / "golden_scores.json"

@@ -18,8 +18,8 @@ from crossrank_export.samples import builtin_groups
 from crossrank_export.sources import find_source
 from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import MODELS, CatalogModel
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.openvino import OpenVinoEngine
-from crossrank_server.pairs import PairEncoder
 from tests.checkpoints import write_checkpoint
 
 SMALL = {

@@ -20,10 +20,10 @@ from crossrank_export.samples import SampleGroup
 from crossrank_export.sources import find_source
 from crossrank_server.bundle import Bundle, load_bundle, sha256_of
 from crossrank_server.cli import cli
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank_server.errors import ModelSourceError, SetupError
 from crossrank_server.hub import resolve_model
-from crossrank_server.pairs import PairEncoder
 from tests.fake_hub import FakeHub, Repository
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

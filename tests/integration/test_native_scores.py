@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from crossrank_export.convert import checkpoint_scorer, load_checkpoint
 from crossrank_export.metrics import ndcg
 from crossrank_server.bundle import Bundle
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.buckets import join_pairs
 from crossrank_server.engines.native import NativeEngine
 from crossrank_server.native.library import usable_kernels
-from crossrank_server.pairs import PairEncoder
 from tests.conftest import Topic
 
 Qrels = dict[str, dict[str, int]]

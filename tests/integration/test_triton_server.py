@@ -22,10 +22,10 @@ from tritonclient.utils import InferenceServerException
 from crossrank_export.triton.spec import Queue, make_spec
 from crossrank_export.triton.write import write_repository
 from crossrank_server.bundle import Bundle
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.buckets import split_by_bucket, take_pairs
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.engines.select import make_engine
-from crossrank_server.pairs import PairEncoder
 from tests.triton_process import CROSSRANK, RunningTriton, environment, free_ports, running_triton
 from tests.unit.test_repository import gpu_bundle  # noqa: F401 - a fixture
 

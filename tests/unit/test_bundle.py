@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from crossrank_server.bundle import Bundle, load_bundle, sha256_of
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import BundleError, SetupError
-from crossrank_server.pairs import PairEncoder
 
 Edit = Callable[[Callable[[dict[str, Any]], None]], Path]
 

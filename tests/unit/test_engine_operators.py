@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from crossrank_export.graphs import session_scorer
 from crossrank_export.trt.operators import SUPPORTED, check_operators, newest_opset
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.errors import SetupError
-from crossrank_server.pairs import PairEncoder
 from tests.engine_bundle import write_fp16_bundle
 from tests.fake_tensorrt import GOLDEN, VERSIONS
 

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from transformers import BertTokenizerFast
 
 from crossrank_server.bundle import Bundle
+from crossrank_server.encoding import EncodedPairs, PairEncoder
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.pairs import EncodedPairs, PairEncoder
 from tests.conftest import Topic
 
 SPECIAL = [

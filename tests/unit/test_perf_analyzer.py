@@ -22,9 +22,9 @@ from crossrank_perf.perf_analyzer_report import csv_from_report, plot_report, su
 from crossrank_perf.perf_analyzer_run import Inference, measure_point, point_from_output
 from crossrank_perf.workload import Request, Workload, load_workload
 from crossrank_server.bundle import Bundle
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import SetupError
-from crossrank_server.pairs import PairEncoder
 
 BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -15,9 +15,9 @@ from crossrank_export.samples import SampleGroup, builtin_groups
 from crossrank_export.trt.bindings import Feed, plan_runner, run_plan
 from crossrank_export.trt.spec import EngineSpec
 from crossrank_server.bundle import Bundle, Graph
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import SetupError
-from crossrank_server.pairs import PairEncoder
 
 # The fp16 graph itself may be 0.02 away from fp32; TensorRT adds its own order of summation to that.
 MAX_DELTA_LOGIT = 0.05

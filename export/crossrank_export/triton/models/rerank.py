@@ -18,10 +18,10 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found,
 from numpy.typing import NDArray
 
 from crossrank_server.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, sha256_of
+from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.buckets import BucketPart, split_by_bucket, split_by_rows, take_pairs
 from crossrank_server.errors import BundleError
-from crossrank_server.pairs import PairEncoder
 
 ACTIVATIONS = ("identity", "sigmoid")
 # How Triton's queue policy words a full queue and a timeout.
