@@ -77,7 +77,7 @@ openapi: $(VENV)/.dev ## write the OpenAPI document that the tests compare
 model-repository: $(VENV)/.dev ## put the built-in model's weights into model_repository/
 	$(BIN)/crossrank repository builtin --target cpu --out model_repository
 
-native: $(VENV)/.dev ## compile the native engine into the tree (CROSSRANK_NATIVE_FLAGS adds flags, like -g)
+native: $(VENV)/.dev ## compile the native code into the tree (CROSSRANK_NATIVE_FLAGS adds flags, like -g)
 	$(BIN)/python setup.py --quiet build_ext --inplace --force
 
 # Built aside and loaded from there. Python has no sanitizer, so its library comes first, with the C++ library whose
@@ -88,11 +88,12 @@ SANITIZED = CROSSRANK_NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=$(
 	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 \
 	$(BIN)/python -m pytest --timeout 1800 $(3)
 
-native-asan: $(VENV)/.dev ## the native engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(call SANITIZED,address$(COMMA)undefined,asan,tests/unit/test_native_kernels.py tests/unit/test_native_input.py)
+native-asan: $(VENV)/.dev ## the native code's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(call SANITIZED,address$(COMMA)undefined,asan,tests/unit/test_native_kernels.py tests/unit/test_native_input.py \
+		tests/unit/test_wordpiece.py -m "not slow")
 
 native-tsan: $(VENV)/.dev ## its threads under ThreadSanitizer
-	$(call SANITIZED,thread,tsan,tests/unit/test_native_kernels.py -k threads)
+	$(call SANITIZED,thread,tsan,tests/unit/test_native_kernels.py tests/unit/test_wordpiece.py -k threads)
 
 builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/crossrank-mini
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \

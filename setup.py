@@ -1,7 +1,8 @@
-"""Builds the native encoder: one shared library for each kernel, from one source. All else is in pyproject.toml.
+"""Builds the native tokenizer, and the native encoder: one shared library for each kernel, from one source.
 
-Without a compiler, or with one that does not know a kernel's instructions, that library is left out and the rest
-installs all the same. CROSSRANK_NATIVE_FLAGS adds compiler flags, for sanitizers and debuggers (Makefile).
+All else is in pyproject.toml. Without a compiler, or with one that does not know a kernel's instructions, that library
+is left out and the rest installs all the same. CROSSRANK_NATIVE_FLAGS adds compiler flags, for sanitizers and debuggers
+(Makefile).
 """
 
 import os
@@ -32,12 +33,12 @@ if platform.machine() in ("x86_64", "AMD64"):
     }
 
 
-def extension(kernel: str, flags: list[str]) -> Extension:
-    """Describe one kernel's library; no Python.h is needed, as ctypes loads it."""
+def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
+    """Describe one library; no Python.h is needed, as ctypes loads it."""
     extra = os.environ.get("CROSSRANK_NATIVE_FLAGS", "").split()
     return Extension(
-        f"crossrank_server.native._{kernel}",
-        sources=[f"{FOLDER}/api.cpp", *([f"{FOLDER}/cpu.cpp"] if kernel == "portable" else [])],
+        f"crossrank_server.native._{name}",
+        sources=[f"{FOLDER}/{source}" for source in sources],
         depends=sorted(str(path) for path in Path(FOLDER).glob("*.h")),
         language="c++",
         extra_compile_args=[*FLAGS, *flags, *extra],
@@ -48,6 +49,12 @@ def extension(kernel: str, flags: list[str]) -> Extension:
 
 
 setup(
-    ext_modules=[extension(kernel, flags) for kernel, flags in kernels.items()],
+    ext_modules=[
+        extension("wordpiece", ["wordpiece.cpp"], []),
+        *(
+            extension(kernel, ["api.cpp", *(["cpu.cpp"] if kernel == "portable" else [])], flags)
+            for kernel, flags in kernels.items()
+        ),
+    ],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

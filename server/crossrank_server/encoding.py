@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_server.bundle import TOKENIZER, Bundle, PairTemplate
+from crossrank_server.bundle import TOKENIZER, Bundle
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import BundleError, InvalidRequest
 from crossrank_server.request import Truncation
 from crossrank_server.tokenization import TextTokenizer
+from crossrank_server.tokens import Spans, Tokens, offsets_of
 from crossrank_server.truncation import does_not_fit, kept_pieces
 
+# So many characters are tokenized in less than a millisecond, natively and by the Rust tokenizer.
+_INLINE_CHARACTERS, _INLINE_CHARACTERS_SLOWLY = 50_000, 2_000
 # Tokens of a document that does not fit are counted exactly up to this many windows.
 _COUNTED_WINDOWS = 10
 _TRUNCATE = Truncation()
@@ -51,6 +54,10 @@ class EncodedPairs:
 class PairEncoder:
     """Assembles `start + query + middle + document + end` as the bundle's pair template says.
 
+    Attributes:
+        inline_characters: Texts of no more characters together are encoded so quickly that a thread's hand-over would
+            cost more.
+
     Raises:
         BundleError: The tokenizer cannot be read, or gives ids that the model has no embedding for.
     """
@@ -58,8 +65,13 @@ class PairEncoder:
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
         self._tokenizer = TextTokenizer(bundle.file(TOKENIZER))
+        self.inline_characters = _INLINE_CHARACTERS if self._tokenizer.native else _INLINE_CHARACTERS_SLOWLY
         self._template = manifest.pair_template
         self._window = manifest.max_length - manifest.pair_template.special_tokens
+        self._fixed = Tokens.of([self._template.start, self._template.middle, self._template.end])
+        self._fixed_spans = self._fixed.spans()
+        query_segment, document_segment = self._template.segments
+        self._segments = [query_segment] * 3 + [document_segment] * 2
         # An id without an embedding would be scored all the same by some runtimes.
         template = manifest.pair_template
         ids = [*template.start, *template.middle, *template.end, manifest.pad_token_id, self._tokenizer.vocab_size - 1]
@@ -96,15 +108,29 @@ class PairEncoder:
             InvalidRequest: A pair does not fit and may not be truncated, or the window asked for holds no text.
         """
         window = self._window_for(truncation)
-        packer = _Packer(self._template)
-        for query, documents in groups:
-            query_ids = self._query_ids(packer, query, window, truncation)
-            lost = self._pack(packer, query_ids, documents, window, truncation)
-            if lost and not truncation.allowed:
-                counts = self._counts(documents, lost, truncation)
-                first = packer.documents - len(documents)
-                raise does_not_fit(field, [(first + i, n) for i, n in counts], len(query_ids), window)
-        return packer.pairs()
+        left = truncation.direction == "left"
+        documents = [document for _, own in groups for document in own]
+        tokens = self._tokens([query for query, _ in groups], documents, window, truncation)
+        whole = tokens.spans()
+        queries, parts = whole.split(len(groups))
+        if truncation.max_tokens_per_query is not None:
+            queries = queries.kept(truncation.max_tokens_per_query, left=left)
+        if truncation.max_tokens_per_doc is not None:
+            parts = parts.kept(truncation.max_tokens_per_doc, left=left)
+        query_of = np.arange(len(groups)).repeat([len(own) for _, own in groups])
+        cut = _Cut(queries.taken(query_of), parts, window, truncation)
+        if cut.lost and not truncation.allowed:
+            group = query_of[cut.lost[0]]
+            counts = self._counts(documents, [i for i in cut.lost if query_of[i] == group], truncation)
+            raise does_not_fit(field, counts, int(queries.lengths[group]), window)
+        truncated = parts.lengths < whole.lengths[len(groups) :]
+        truncated[cut.short] = True
+        return EncodedPairs(
+            self._assembled(tokens.ids, cut.queries, cut.documents),
+            truncated.nonzero()[0].tolist(),
+            cut.query_truncated or bool((queries.lengths < whole.lengths[: len(groups)]).any()),
+            cut.first_pairs,
+        )
 
     def _window_for(self, truncation: Truncation) -> int:
         """Return how many tokens query and document may have together."""
@@ -119,44 +145,37 @@ class PairEncoder:
             )
         return min(self._window, truncation.max_tokens - special)
 
-    def _query_ids(self, packer: _Packer, query: str, window: int, truncation: Truncation) -> list[int]:
+    def _tokens(self, queries: list[str], documents: list[str], window: int, truncation: Truncation) -> Tokens:
+        """Return the tokens of queries and documents, as many of each as can be used."""
+        texts = queries + documents
         left = truncation.direction == "left"
-        cap = truncation.max_tokens_per_query
-        if cap is not None:
-            ids = self._tokenizer.tokenize([query], cap, from_end=left)[0]
-            packer.query_truncated |= len(ids) > cap
-            return _keep(ids, cap, left)
-        ids = self._tokenizer.tokenize([query], window, from_end=left)[0]
-        # It may have more; a document over the window too must be compared with all of it: the longer keeps more.
-        return ids if len(ids) <= window else self._tokenizer.tokenize([query], len(query))[0]
+        limit = window * truncation.max_chunks_per_doc
+        tokens = self._tokenizer.tokenize(texts, limit, from_end=left)
+        over = (tokens.lengths[: len(queries)] > window).nonzero()[0].tolist()
+        if not over or truncation.max_tokens_per_query is not None:
+            return tokens
+        # They may have more; a document over the window too must be compared with all of it: the longer keeps more.
+        whole = self._tokenizer.tokenize([texts[i] for i in over], max(len(texts[i]) for i in over))
+        longest = int(whole.lengths.max())
+        if longest > limit:
+            tokens = self._tokenizer.tokenize(texts, longest, from_end=left)
+        return tokens.replaced(over, whole)
 
-    def _pack(
-        self, packer: _Packer, query_ids: list[int], documents: list[str], window: int, truncation: Truncation
-    ) -> list[int]:
-        """Add the pairs of a query; return the indices of the documents whose pairs lose tokens to the window."""
-        left = truncation.direction == "left"
-        limit = max(window * truncation.max_chunks_per_doc, len(query_ids))
-        cap = truncation.max_tokens_per_doc
-        document_ids = self._tokenizer.tokenize(documents, limit if cap is None else min(limit, cap), from_end=left)
-        packer.set_query(query_ids)
-        room = window - len(query_ids)
-        lost = []
-        for i, ids in enumerate(document_ids):
-            capped = cap is not None and len(ids) > cap
-            if capped:
-                ids = _keep(ids, cap or 0, left)
-            if len(ids) <= room:
-                packer.add(ids)
-                short = False
-            else:
-                kept_query, pieces = kept_pieces(len(query_ids), len(ids), window, truncation)
-                packer.add_pieces(_keep(query_ids, kept_query, left), [ids[start:stop] for start, stop in pieces])
-                short = pieces[-1][1] - pieces[0][0] < len(ids)
-                if short or kept_query < len(query_ids):
-                    lost.append(i)
-            if short or capped:
-                packer.truncated.append(packer.documents - 1)
-        return lost
+    def _assembled(self, ids: NDArray[np.int32], queries: Spans, documents: Spans) -> PairBatch:
+        """Put the parts of every pair together: start, query, middle, document, end."""
+        fixed = self._fixed.ids
+        # [of a part: where it starts, its length, its segment][pair][part]
+        starts, lengths, segments = np.empty((3, len(queries.starts), 5), np.int64)
+        starts[:, ::2], lengths[:, ::2] = self._fixed_spans
+        segments[:] = self._segments
+        starts[:, 1], lengths[:, 1] = len(fixed) + queries.starts, queries.lengths
+        starts[:, 3], lengths[:, 3] = len(fixed) + documents.starts, documents.lengths
+        parts = Spans(starts.ravel(), lengths.ravel())
+        return PairBatch(
+            parts.gathered(np.concatenate([fixed, ids])),
+            segments.ravel().repeat(parts.lengths).astype(np.int32),
+            offsets_of(lengths.sum(axis=1)),
+        )
 
     def _counts(self, documents: list[str], lost: list[int], truncation: Truncation) -> list[tuple[int, str]]:
         """Return how many tokens documents have, as text; exactly where they are not far too long."""
@@ -164,67 +183,60 @@ class PairEncoder:
         counts = []
         for i in lost:
             tokens = min(
-                len(self._tokenizer.tokenize([documents[i]], most)[0]), truncation.max_tokens_per_doc or most + 1
+                int(self._tokenizer.tokenize([documents[i]], most).lengths[0]),
+                truncation.max_tokens_per_doc or most + 1,
             )
             counts.append((i, str(tokens) if tokens <= most else f"over {most}"))
         return counts
 
 
-class _Packer:
-    """Gathers pairs into one packed batch."""
+class _Cut:
+    """The pairs that fit the window: a document each, or pieces of it where it does not fit with its query.
 
-    def __init__(self, template: PairTemplate) -> None:
-        self._template = template
-        self._ids: list[int] = []
-        self._types: list[int] = []
-        self._offsets = [0]
-        self._first_pairs: list[int] = []
-        self.truncated: list[int] = []
+    Args:
+        queries: The query of each document.
+        documents: The documents.
+
+    Attributes:
+        queries, documents: What is kept for each pair.
+        short: Indices of the documents that lose tokens.
+        lost: Indices of those that do, or whose query does.
+        query_truncated: Whether a query loses tokens.
+        first_pairs: int64 [documents], the first pair of each document; None where each has exactly one.
+    """
+
+    def __init__(self, queries: Spans, documents: Spans, window: int, truncation: Truncation) -> None:
+        self.queries, self.documents = queries, documents
+        self.short: list[int] = []
+        self.lost: list[int] = []
         self.query_truncated = False
-        self.set_query([])
+        self.first_pairs: NDArray[np.int64] | None = None
+        misfits = np.flatnonzero(queries.lengths + documents.lengths > window).tolist()
+        if misfits:
+            self._cut(misfits, window, truncation)
 
-    @property
-    def documents(self) -> int:
-        """How many documents have been added."""
-        return len(self._first_pairs)
-
-    def set_query(self, ids: list[int]) -> None:
-        """Take this query for the documents that follow."""
-        self._query_tokens = len(ids)
-        self._head = self._template.start + ids + self._template.middle
-        self._head_types = [self._template.segments[0]] * len(self._head)
-
-    def add(self, ids: list[int]) -> None:
-        """Add a document with the whole query."""
-        self._first_pairs.append(len(self._offsets) - 1)
-        self._add(self._head, self._head_types, ids)
-
-    def add_pieces(self, query_ids: list[int], pieces: list[list[int]]) -> None:
-        """Add a document in pieces, each with what is kept of the query."""
-        self.query_truncated |= len(query_ids) < self._query_tokens
-        self._first_pairs.append(len(self._offsets) - 1)
-        head = self._template.start + query_ids + self._template.middle
-        for ids in pieces:
-            self._add(head, self._head_types[: len(head)], ids)
-
-    def _add(self, head: list[int], head_types: list[int], ids: list[int]) -> None:
-        end = self._template.end
-        self._ids += head
-        self._ids += ids
-        self._ids += end
-        self._types += head_types
-        self._types += [self._template.segments[1]] * (len(ids) + len(end))
-        self._offsets.append(len(self._ids))
-
-    def pairs(self) -> EncodedPairs:
-        """Return what was added."""
-        batch = PairBatch(
-            np.array(self._ids, np.int32), np.array(self._types, np.int32), np.array(self._offsets, np.int64)
-        )
-        first_pairs = None if len(batch) == self.documents else np.array(self._first_pairs, np.int64)
-        return EncodedPairs(batch, self.truncated, self.query_truncated, first_pairs)
-
-
-def _keep(ids: list[int], count: int, left: bool) -> list[int]:
-    """Return the first `count` ids, or the last ones if the left side gives way."""
-    return ids[max(len(ids) - count, 0) :] if left else ids[:count]
+    def _cut(self, misfits: list[int], window: int, truncation: Truncation) -> None:
+        kept_queries = self.queries.lengths.copy()
+        counts = np.ones(len(kept_queries), np.int64)
+        pieces = {}
+        for i in misfits:
+            query, document = int(self.queries.lengths[i]), int(self.documents.lengths[i])
+            kept_queries[i], pieces[i] = kept_pieces(query, document, window, truncation)
+            counts[i] = len(pieces[i])
+            if pieces[i][-1][1] - pieces[i][0][0] < document:
+                self.short.append(i)
+            if kept_queries[i] < query:
+                self.query_truncated = True
+            if kept_queries[i] < query or i in self.short[-1:]:
+                self.lost.append(i)
+        document_of = np.repeat(np.arange(len(counts)), counts)
+        first_pairs = np.cumsum(counts) - counts
+        self.queries = self.queries.kept(kept_queries, left=truncation.direction == "left").taken(document_of)
+        self.documents = self.documents.taken(document_of)
+        for i, own in pieces.items():
+            starts, stops = np.array(own, np.int64).T
+            pairs = slice(first_pairs[i], first_pairs[i] + len(own))
+            self.documents.starts[pairs] += starts
+            self.documents.lengths[pairs] = stops - starts
+        if len(document_of) > len(counts):
+            self.first_pairs = first_pairs

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from crossrank_server.cores import Cores
 from crossrank_server.engines.base import Engine, PairBatch
 from crossrank_server.errors import EngineFailure, Overloaded
+from crossrank_server.tokens import Tokens, offsets_of
 
 # A batch is not made smaller than this to occupy an idle core: per-call overhead would eat the gain.
 _MIN_BATCH_TOKENS = 512
@@ -267,12 +268,8 @@ def _gather(parts: list[tuple[_Job, list[int]]]) -> PairBatch:
     """Copy the chosen pairs of several requests into one packed batch."""
     ids, types, lengths = [], [], []
     for job, indices in parts:
-        offsets = job.batch.offsets
-        for i in indices:
-            start, stop = int(offsets[i]), int(offsets[i + 1])
-            ids.append(job.batch.input_ids[start:stop])
-            types.append(job.batch.token_type_ids[start:stop])
-            lengths.append(stop - start)
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return PairBatch(np.concatenate(ids), np.concatenate(types), offsets)
+        pairs = Tokens(job.batch.input_ids, job.batch.offsets).spans().taken(np.array(indices))
+        ids.append(pairs.gathered(job.batch.input_ids))
+        types.append(pairs.gathered(job.batch.token_type_ids))
+        lengths.append(pairs.lengths)
+    return PairBatch(np.concatenate(ids), np.concatenate(types), offsets_of(np.concatenate(lengths)))

@@ -27,8 +27,6 @@ _log = logging.getLogger("crossrank")
 
 # Seconds that engines may take to end.
 _CLOSE_S = 5.0
-# Below this many characters a request is tokenized at once on the event loop: a thread's hand-over costs more.
-_INLINE_CHARACTERS = 2_000
 # Chunks of one request, over all documents, for each document that is allowed: Cohere's 10,000 for 1,000.
 # Source: https://docs.cohere.com/v1/docs/reranking-best-practices
 _CHUNKS_PER_DOCUMENT = 10
@@ -214,7 +212,7 @@ class RerankService:
         with call.stage("tokenize"), served.cores.tokenizing(call.tier):
             characters = sum(len(query) + sum(map(len, documents)) for query, documents in groups)
             encode = functools.partial(served.encoder.encode_groups, groups, truncation, field)
-            if characters <= _INLINE_CHARACTERS:
+            if characters <= served.encoder.inline_characters:
                 pairs = encode()
             else:
                 pairs = await asyncio.get_running_loop().run_in_executor(self._tokenizers[call.tier], encode)

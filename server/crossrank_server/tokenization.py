@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import string
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from crossrank_server.errors import BundleError
-from crossrank_server.wordpiece import WordMemory
+from crossrank_server.native.library import NativeError
+from crossrank_server.tokens import Tokens
+from crossrank_server.wordpiece import WordPiece
+
+_log = logging.getLogger(__name__)
 
 # A text is first cut to this many characters for each token that can be used. English has about 4.5 characters a token,
 # so nearly every document that must be truncated is read once, and a 1 MB document costs no more than a page.
@@ -46,7 +52,12 @@ class TextTokenizer:
         definition = json.loads(path.read_bytes())
         boundaries = _boundaries(definition)
         self._boundary = re.compile(f"[{re.escape(boundaries)}]") if boundaries else None
-        self._memory = WordMemory(self._tokenizer, definition) if WordMemory.fits(definition) else None
+        self._native = _native(self._tokenizer, definition)
+
+    @property
+    def native(self) -> bool:
+        """Whether native code does nearly all of the work."""
+        return self._native is not None
 
     @property
     def vocab_size(self) -> int:
@@ -54,7 +65,7 @@ class TextTokenizer:
         ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return max(ids.values(), default=-1) + 1
 
-    def tokenize(self, texts: list[str], limit: int, *, from_end: bool = False) -> list[list[int]]:
+    def tokenize(self, texts: list[str], limit: int, *, from_end: bool = False) -> Tokens:
         """Return the token ids of each text: all of them, or at least the first `limit + 1`.
 
         One id more than the limit tells the caller that the text is longer.
@@ -64,38 +75,48 @@ class TextTokenizer:
             limit: How many ids the caller can use.
             from_end: Give the last ids in place of the first.
         """
-        if self._boundary is None:
+        characters = (limit + 1) * _CHARACTERS_PER_TOKEN
+        if self._boundary is None or max(map(len, texts), default=0) <= characters:
             return self._tokenize_whole(texts)
         return self._tokenize_parts(texts, limit, self._boundary, _suffix if from_end else _prefix)
 
-    def _tokenize_parts(self, texts: list[str], limit: int, boundary: re.Pattern[str], part: _Part) -> list[list[int]]:
+    def _tokenize_parts(self, texts: list[str], limit: int, boundary: re.Pattern[str], part: _Part) -> Tokens:
         """Read no more of each text than is needed for `limit + 1` ids."""
-        characters = limit * _CHARACTERS_PER_TOKEN
-        ids = self._tokenize_whole([part(text, characters, boundary) for text in texts])
-        short = [i for i, text in enumerate(texts) if len(ids[i]) <= limit and len(text) > characters]
-        while short:
+        characters = (limit + 1) * _CHARACTERS_PER_TOKEN
+        read = list(range(len(texts)))
+        tokens = Tokens.of([[]] * len(texts))
+        while read:
+            parts = self._tokenize_whole([part(texts[i], characters, boundary) for i in read])
+            tokens = tokens.replaced(read, parts)
+            short = np.flatnonzero(tokens.lengths <= limit).tolist()
+            read = [i for i in short if len(texts[i]) > characters]
             characters *= 8
-            longer = self._tokenize_whole([part(texts[i], characters, boundary) for i in short])
-            for i, more in zip(short, longer, strict=True):
-                ids[i] = more
-            short = [i for i in short if len(ids[i]) <= limit and len(texts[i]) > characters]
-        return ids
+        return tokens
 
-    def _tokenize_whole(self, texts: list[str]) -> list[list[int]]:
-        if self._memory is None:
-            return [encoding.ids for encoding in self._encode(texts)]
-        remembered = list(map(self._memory.tokenize, texts))
-        rest = [i for i, ids in enumerate(remembered) if ids is None]
-        if rest:
-            for i, encoding in zip(rest, self._encode([texts[i] for i in rest]), strict=True):
-                remembered[i] = encoding.ids
-        return cast(list[list[int]], remembered)
+    def _tokenize_whole(self, texts: list[str]) -> Tokens:
+        if self._native is None:
+            return Tokens.of([encoding.ids for encoding in self._encode(texts)])
+        tokens, left = self._native.tokenize(texts)
+        if not left:
+            return tokens
+        return tokens.replaced(left, Tokens.of([encoding.ids for encoding in self._encode([texts[i] for i in left])]))
 
     def _encode(self, texts: list[str]) -> list[Any]:
         if len(texts) == 1:
             return [self._tokenizer.encode(texts[0], add_special_tokens=False)]
         encodings: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return encodings
+
+
+def _native(tokenizer: Tokenizer, definition: dict[str, Any]) -> WordPiece | None:
+    """Return the native tokenizer where it can stand in for the Rust one."""
+    if not WordPiece.serves(definition):
+        return None
+    try:
+        return WordPiece(tokenizer, definition)
+    except NativeError as error:
+        _log.warning("the native tokenizer does not take this vocabulary (%s): texts are tokenized more slowly", error)
+        return None
 
 
 def _prefix(text: str, characters: int, boundary: re.Pattern[str]) -> str:

@@ -194,7 +194,7 @@ def test_the_last_ids_of_a_long_text_are_those_of_all_of_it(
     reader: TextTokenizer, tokenizer: Tokenizer, document: str
 ) -> None:
     whole = tokenizer.encode(document, add_special_tokens=False).ids
-    ids = reader.tokenize([document], 500, from_end=True)[0]
+    ids = reader.tokenize([document], 500, from_end=True).text(0).tolist()
     assert len(ids) >= min(501, len(whole))
     assert ids == whole[len(whole) - len(ids) :]
 
@@ -206,7 +206,7 @@ def test_a_text_read_from_its_end_has_the_last_ids_of_the_whole(
 ) -> None:
     whole = tokenizer.encode(text, add_special_tokens=False).ids
     for limit in (1, 5, 20):
-        ids = reader.tokenize([text], limit, from_end=True)[0]
+        ids = reader.tokenize([text], limit, from_end=True).text(0).tolist()
         assert len(ids) > limit or ids == whole
         assert ids == whole[len(whole) - len(ids) :]
 

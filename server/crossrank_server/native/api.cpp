@@ -1,10 +1,9 @@
 // The C interface: checks what comes from outside, and turns exceptions into messages.
 #include "api.h"
 
-#include <cstdio>
-
 #include "encoder.h"
 #include "fma_kernel.h"
+#include "guard.h"
 #include "tile_kernel.h"
 
 namespace crossrank {
@@ -25,21 +24,6 @@ using Kernel = FmaKernel;
 #endif
 
 namespace {
-
-void explain(char* error, const char* what) { std::snprintf(error, kErrorBytes, "%s", what); }
-
-// Runs `function` and returns its result; a failure is explained, and the result is empty.
-template <class Function>
-auto guarded(char* error, Function function) -> decltype(function()) {
-  try {
-    return function();
-  } catch (const std::bad_alloc&) {
-    explain(error, "out of memory");
-  } catch (const std::exception& failure) {
-    explain(error, failure.what());
-  }
-  return {};
-}
 
 void check_offsets(const Shape& shape, const int64_t* offsets, int64_t pairs, int64_t tokens) {
   if (pairs < 0 || tokens < 0) Shape::fail("a negative number of pairs or tokens");

@@ -28,7 +28,7 @@ Kernel = Literal["portable", "avx2", "avx512", "amx", "amx_emulated"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 # Set by developers who test a build that lies elsewhere (README.md in this directory).
 _DIRECTORY = "CROSSRANK_NATIVE_DIR"
-_ERROR_BYTES = 256
+ERROR_BYTES = 256
 
 _POINTER, _INT64, _BUFFER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p
 
@@ -55,10 +55,10 @@ class NativeError(Exception):
     """The library refused its arguments, or ran out of memory."""
 
 
-def library_path(kernel: Kernel) -> Path | None:
+def library_path(name: str) -> Path | None:
     """Return where the library lies, None if it was not built."""
     directory = Path(os.environ.get(_DIRECTORY) or Path(__file__).parent)
-    candidates = (directory / f"_{kernel}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    candidates = (directory / f"_{name}{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)
 
 
@@ -115,7 +115,7 @@ class NativeModel:
         arrays = {role: np.ascontiguousarray(array, np.float32) for role, array in weights.items()}
         entries = [_Weight(role.encode(), array.ctypes.data, array.size) for role, array in arrays.items()]
         integers = [getattr(shape, name) for name in Shape.INTEGERS]
-        error = ctypes.create_string_buffer(_ERROR_BYTES)
+        error = ctypes.create_string_buffer(ERROR_BYTES)
         self.pointer = self.library.crossrank_model_create(
             _Shape(*integers, shape.epsilon), (_Weight * len(entries))(*entries), len(entries), error
         )
@@ -136,7 +136,7 @@ class NativeContext:
 
     def __init__(self, model: NativeModel) -> None:
         self._model = model  # kept alive
-        self._error = ctypes.create_string_buffer(_ERROR_BYTES)
+        self._error = ctypes.create_string_buffer(ERROR_BYTES)
         self._pointer = model.library.crossrank_context_create(model.pointer, self._error)
         if not self._pointer:
             raise NativeError(self._error.value.decode())
