@@ -151,15 +151,14 @@ class PairEncoder:
         left = truncation.direction == "left"
         limit = window * truncation.max_chunks_per_doc
         tokens = self._tokenizer.tokenize(texts, limit, from_end=left)
-        over = (tokens.lengths[: len(queries)] > window).nonzero()[0].tolist()
-        if not over or truncation.max_tokens_per_query is not None:
+        over = (tokens.lengths[: len(queries)] > limit).nonzero()[0].tolist()
+        most = truncation.max_tokens_per_query or max(map(len, queries), default=0)
+        if not over or most <= limit:
             return tokens
-        # They may have more; a document over the window too must be compared with all of it: the longer keeps more.
-        whole = self._tokenizer.tokenize([texts[i] for i in over], max(len(texts[i]) for i in over))
-        longest = int(whole.lengths.max())
-        if longest > limit:
-            tokens = self._tokenizer.tokenize(texts, longest, from_end=left)
-        return tokens.replaced(over, whole)
+        # As the longer side keeps more, a document over the window too must be compared with all of such a query.
+        longer = self._tokenizer.tokenize([queries[i] for i in over], most, from_end=left)
+        tokens = self._tokenizer.tokenize(texts, int(longer.lengths.max()), from_end=left)
+        return tokens.replaced(over, longer)
 
     def _assembled(self, ids: NDArray[np.int32], queries: Spans, documents: Spans) -> PairBatch:
         """Put the parts of every pair together: start, query, middle, document, end."""

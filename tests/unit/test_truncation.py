@@ -235,6 +235,30 @@ def test_max_tokens_per_query_cuts_the_query(encoder: PairEncoder) -> None:
     assert not encoder.encode("one two", ["word"], Truncation(max_tokens_per_query=2)).query_truncated
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    query_words=st.integers(400, 1400),
+    words=st.integers(0, 1400),
+    per_query=st.one_of(st.none(), st.integers(400, 1200)),
+    chunks=st.integers(1, 2),
+    direction=st.sampled_from(["right", "left"]),
+)
+@example(query_words=1000, words=800, per_query=700, chunks=1, direction="right")
+@example(query_words=1000, words=1200, per_query=None, chunks=1, direction="left")
+def test_a_query_over_the_window_is_compared_whole_or_as_its_limit_leaves_it(
+    encoder: PairEncoder, query_words: int, words: int, per_query: int | None, chunks: int, direction: Any
+) -> None:
+    limits = Truncation(max_tokens_per_query=per_query, max_chunks_per_doc=chunks, direction=direction)
+    # So much white space that a text's first characters are not enough.
+    texts = f"query{' ' * 20}" * query_words, [f"word{' ' * 20}" * words]
+    encoded = encoder.encode_groups([("short", ["doc"]), texts], limits)
+    query = min(query_words, per_query or query_words)
+    kept_query, pieces = kept_pieces(query, words, 509, limits)
+    assert encoded.batch.lengths[1:].tolist() == [3 + kept_query + stop - start for start, stop in pieces]
+    assert encoded.query_truncated == (kept_query < query_words)
+    assert encoded.truncated == ([1] if pieces[-1][1] - pieces[0][0] < words else [])
+
+
 @settings(max_examples=60, deadline=None)
 @given(tokens=st.integers(5, 600), query_words=st.integers(1, 300), words=st.integers(0, 600))
 def test_truncate_prompt_tokens_is_a_smaller_window(
