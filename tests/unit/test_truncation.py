@@ -249,8 +249,8 @@ def test_a_query_over_the_window_is_compared_whole_or_as_its_limit_leaves_it(
     encoder: PairEncoder, query_words: int, words: int, per_query: int | None, chunks: int, direction: Any
 ) -> None:
     limits = Truncation(max_tokens_per_query=per_query, max_chunks_per_doc=chunks, direction=direction)
-    # So much white space that a text's first characters are not enough.
-    texts = f"query{' ' * 20}" * query_words, [f"word{' ' * 20}" * words]
+    # With so much white space that only the first part of a long text is read at first.
+    texts = f"query{' ' * 8}" * query_words, [f"word{' ' * 8}" * words]
     encoded = encoder.encode_groups([("short", ["doc"]), texts], limits)
     query = min(query_words, per_query or query_words)
     kept_query, pieces = kept_pieces(query, words, 509, limits)
