@@ -243,7 +243,7 @@ def test_max_tokens_per_query_cuts_the_query(encoder: PairEncoder) -> None:
     chunks=st.integers(1, 2),
     direction=st.sampled_from(["right", "left"]),
 )
-@example(query_words=1000, words=800, per_query=700, chunks=1, direction="right")
+@example(query_words=1000, words=700, per_query=900, chunks=1, direction="right")
 @example(query_words=1000, words=1200, per_query=None, chunks=1, direction="left")
 def test_a_query_over_the_window_is_compared_whole_or_as_its_limit_leaves_it(
     encoder: PairEncoder, query_words: int, words: int, per_query: int | None, chunks: int, direction: Any
