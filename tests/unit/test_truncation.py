@@ -255,6 +255,8 @@ def test_a_query_over_the_window_is_compared_whole_or_as_its_limit_leaves_it(
     query = min(query_words, per_query or query_words)
     kept_query, pieces = kept_pieces(query, words, 509, limits)
     assert encoded.batch.lengths[1:].tolist() == [3 + kept_query + stop - start for start, stop in pieces]
+    first_segment = encoded.batch.token_type_ids[encoded.batch.offsets[1] :] == 0
+    assert np.count_nonzero(first_segment) == len(pieces) * (kept_query + 2)
     assert encoded.query_truncated == (kept_query < query_words)
     assert encoded.truncated == ([1] if pieces[-1][1] - pieces[0][0] < words else [])
 
