@@ -81,11 +81,11 @@ native: $(VENV)/.dev ## compile the native code into the tree (CROSSRANK_NATIVE_
 	$(BIN)/python setup.py --quiet build_ext --inplace --force
 
 # Built aside and loaded from there. Python has no sanitizer, so its library comes first, with the C++ library whose
-# exceptions it watches; leaks are not sought.
+# exceptions it watches; leaks are not sought. The Rust tokenizer's own threads are not watched, and so stay out of it.
 SANITIZED = CROSSRANK_NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=$(1) -fno-sanitize-recover=all" \
 	$(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
 	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank_server/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so) $$($(CXX) -print-file-name=libstdc++.so)" \
-	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 \
+	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest --timeout 1800 $(3)
 
 native-asan: $(VENV)/.dev ## the native code's tests under AddressSanitizer and UndefinedBehaviorSanitizer
