@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank_perf.commands.bench_options import POSITIVE
 from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
@@ -19,11 +20,10 @@ _GATEWAY_DOCUMENTS_PER_S = 100_000 / 16
 _GPU_DOCUMENTS_PER_S = 1_000_000.0
 _PUBLISHED_USD = 0.008
 _READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
-@click.option("--qps", type=_POSITIVE, required=True, help="Requests/s, arriving at random.")
+@click.option("--qps", type=POSITIVE, required=True, help="Requests/s, arriving at random.")
 @click.option("--docs", type=click.IntRange(min=1), default=100, show_default=True, help="Documents in each request.")
 @click.option(
     "--tokens",
@@ -32,7 +32,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="Of a query with a document, on average.",
 )
-@click.option("--p99", type=_POSITIVE, default=100.0, show_default=True, help="Milliseconds that 99% may take at most.")
+@click.option("--p99", type=POSITIVE, default=100.0, show_default=True, help="Milliseconds that 99% may take at most.")
 @click.option(
     "--measured",
     type=_READABLE,
@@ -48,18 +48,18 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     help="Report of crossrank bench load on the same machine: what it measured is shown beside the prediction. "
     "Repeat it.",
 )
-@click.option("--usd-per-machine-hour", type=_POSITIVE, help="Price of the measured machine.")
-@click.option("--usd-per-gpu-hour", type=_POSITIVE, help="Price of a GPU.")
+@click.option("--usd-per-machine-hour", type=POSITIVE, help="Price of the measured machine.")
+@click.option("--usd-per-gpu-hour", type=POSITIVE, help="Price of a GPU.")
 @click.option(
     "--gpu-documents-per-s",
-    type=_POSITIVE,
+    type=POSITIVE,
     default=_GPU_DOCUMENTS_PER_S,
     show_default=True,
     help="An assumption: what one GPU does, at 95 tokens.",
 )
 @click.option(
     "--gateway-documents-per-s",
-    type=_POSITIVE,
+    type=POSITIVE,
     default=_GATEWAY_DOCUMENTS_PER_S,
     show_default=True,
     help="An assumption: what one core of a gateway in front of GPUs does.",
