@@ -191,14 +191,13 @@ def print_table(table: Any) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
-def count_documents(figures: Mapping[str, Any]) -> str:
-    """Return the documents of a request in words."""
-    count = figures["documents_per_request"]
+def count_documents(count: int) -> str:
+    """Return a number of documents in words."""
     return "1 document" if count == 1 else f"{count} documents"
 
 
 def _load_title(column: Mapping[str, Any]) -> str:
-    documents = count_documents(column)
+    documents = count_documents(column["documents_per_request"])
     if column["loop"] == "closed":
         return f"{column['over']}, {documents},\nconcurrency {column['concurrency']}"
     return f"{column['over']}, {documents},\n{column['rate_per_s']:g} requests/s"

@@ -31,7 +31,8 @@ def print_sweep_report(report: Mapping[str, Any]) -> None:
     for title in ("", "requests/s", *(f"{_title(name)}, ms" for name in _PERCENTILES), "p99 by idle p50", "errors"):
         table.add_column(title, justify="right" if title else "left")
     for figures in report["idle"]:
-        table.add_row(f"idle, {count_documents(figures)}", *_cells(figures), end_section=figures is report["idle"][-1])
+        documents = count_documents(figures["documents_per_request"])
+        table.add_row(f"idle, {documents}", *_cells(figures), end_section=figures is report["idle"][-1])
     for figures in report["rates"]:
         table.add_row(f"{figures['share_percent']}% of the capacity", *_cells(figures))
     print_table(table)
@@ -78,7 +79,7 @@ def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
     axis.set_ylim(bottom=idle_ms / 2)
-    documents = count_documents(report["load"])
+    documents = count_documents(report["load"]["documents_per_request"])
     axis.set_xlabel(f"requests/s of {documents}, arriving at random")
     axis.set_ylabel("latency from when a request was due, ms")
     to_percent, to_rate = partial(mul, 100 / capacity), partial(mul, capacity / 100)

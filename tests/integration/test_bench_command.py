@@ -18,6 +18,7 @@ import pytest
 
 from crossrank_perf.serving import Usage, find_pid, free_ports, started_server
 from crossrank_server.errors import SetupError
+from tests.conftest import ROOT
 from tests.scripted_server import Reply, ScriptedServer
 from tests.server_process import CROSSRANK, RunningServer, running_server
 
@@ -142,6 +143,35 @@ def test_a_sweep_measures_latency_at_shares_of_what_the_closed_loop_reached(tmp_
     assert report["load_after"]["loop"] == "closed"
     assert "70% of the capacity" in result.stdout
     assert ">p90<" in plot.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git repository here, as in an unpacked archive")
+def test_guard_compares_this_tree_with_a_commit(tmp_path: Path) -> None:
+    path = tmp_path / "guard.json"
+    result = bench("guard", "--baseline", "HEAD", "--rounds", "5", "--seconds", "1", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    report = json.loads(path.read_text())
+    assert report["not_compared"] == []
+    assert report["baseline"]["name"].startswith("commit ")
+    assert report["engine"].split()[-1] == report["baseline"]["engine"].split()[-1]  # their precision
+    assert [each["load"] for each in report["comparisons"]] == [
+        "100 documents a request, 4 under way",
+        "1 document a request, 1 under way",
+    ]
+    for each in report["comparisons"]:
+        assert each["cpu_ratio"] > 0
+        assert len(each["rounds"]) == 5
+    assert f"### Speed of this tree beside {report['baseline']['name']}" in result.stdout
+
+
+def test_guard_without_a_baseline_says_so_and_does_not_fail(tmp_path: Path) -> None:
+    result = bench("guard", "--baseline", "no-such-commit", "--json", str(tmp_path / "guard.json"))
+    assert result.returncode == 0, result.stderr
+    assert "Not compared: no-such-commit: git rev-parse failed" in result.stdout
+    assert "Not compared: sentence-transformers-torch: " in result.stdout
+    assert "Warning: no baseline" in result.stdout
+    assert json.loads((tmp_path / "guard.json").read_text())["baseline"] is None
 
 
 def test_a_benchmark_that_is_terminated_ends_its_server() -> None:

@@ -178,14 +178,13 @@ def _measure(url: str, pid: int | None, workload: Workload, plan: LoadPlan) -> d
 
 def _put_load(url: str, pid: int | None, workload: Workload, plan: LoadPlan) -> dict[str, Any]:
     from crossrank_perf.measure import measure_load
-    from crossrank_perf.report import Progress
+    from crossrank_perf.report import Progress, count_documents
     from crossrank_perf.senders import is_grpc
 
-    documents = "1 document" if plan.documents == 1 else f"{plan.documents} documents"
     how = f"concurrency {plan.concurrency}" if plan.rate is None else f"{plan.rate:g} requests/s"
     how += ", gRPC" if is_grpc(url) else ""
     bodies = workload.bodies(grpc=is_grpc(url))
-    with Progress(f"{documents} a request, {how}") as progress:
+    with Progress(f"{count_documents(plan.documents)} a request, {how}") as progress:
         return measure_load(url, pid, bodies, plan, lambda tick: progress.load_tick(plan.documents, tick))
 
 
