@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossrank_perf.commands.bench_options import check_installed, workload_facts
+from crossrank_perf.guard import LEAST_ROUNDS
 from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ _CONCURRENCY = 4
     type=click.FloatRange(min=0, min_open=True),
     help="Ratio of documents/s below which there is a warning.  [default: 0.95 of a commit's, 3 times a peer's]",
 )
-@click.option("--rounds", type=click.IntRange(min=5), default=7, show_default=True, help="Both run in each.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.2), default=1.0, show_default=True, help="For each in each round."
+    "--rounds", type=click.IntRange(min=LEAST_ROUNDS), default=11, show_default=True, help="Both run in each."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.2), default=0.6, show_default=True, help="For each in each round."
 )
 @click.option(
     "--checkpoint",
