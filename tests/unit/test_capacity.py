@@ -13,12 +13,10 @@ from crossrank_perf.capacity import (
     MAX_UTILIZATION,
     MEAN_PAIR_TOKENS,
     CapacityModel,
-    checks_from_load,
-    fit_capacity,
     plan_machines,
     usd_per_1000_documents,
-    worst,
 )
+from crossrank_perf.capacity_fit import checks_from_load, fit_capacity, worst
 from crossrank_perf.commands.bench_plan import plan
 from crossrank_server.errors import SetupError
 
@@ -120,13 +118,35 @@ def test_reports_of_bench_load_are_predicted() -> None:
     (closed,) = checks_from_load(model, load(loop="closed", concurrency=4, documents_per_s=1000.0))
     assert closed.predicted == pytest.approx(50 / seconds(50, MEAN_PAIR_TOKENS))
     half = 0.5 / seconds(50, MEAN_PAIR_TOKENS)
-    (opened,) = checks_from_load(model, load(loop="open", rate_per_s=half, latency_ms={"p99": 50.0}))
+    opened_report = load(loop="open", rate_per_s=half, requests=100, latency_ms={"p50": 9.0, "p90": 9.0, "p99": 50.0})
+    (opened,) = checks_from_load(model, opened_report)
+    assert opened.measured == 50.0
     # 1.5 S, and S / (2 (1 - 0.5)) ln(50) of waiting.
     assert opened.predicted == pytest.approx((1.5 + 3.912) * seconds(50, MEAN_PAIR_TOKENS) * 1e3, rel=1e-3)
     with pytest.raises(SetupError, match="queue that only grows"):
         checks_from_load(model, load(loop="open", rate_per_s=2.5 * half, latency_ms={"p99": 50.0}))
+    opened_report["load"]["requests"] = 99
+    with pytest.raises(SetupError, match="99 answers, too few to know the p99"):
+        checks_from_load(model, opened_report)
     with pytest.raises(SetupError, match="2 cores, --measured on 4"):
         checks_from_load(CapacityModel(LAW, 4, 1.5), load(loop="closed"))
+
+
+def test_of_a_sweep_the_rates_are_predicted_at_which_machines_may_be_planned() -> None:
+    model, service_s = CapacityModel(LAW, 2, 1.5), seconds(50, MEAN_PAIR_TOKENS)
+
+    def rate(utilization: float, requests: int) -> dict[str, Any]:
+        latency_ms = {"p50": 1.0, "p90": 2.0, "p99": 3.0, "p99_9": 4.0}
+        facts = {"documents_per_request": 50, "rate_per_s": utilization / service_s}
+        return {**facts, "requests": requests, "latency_ms": latency_ms}
+
+    swept = load(loop="closed", concurrency=4, documents_per_s=1000.0)
+    swept["rates"] = [rate(0.1, 99), rate(0.3, 500), rate(0.7, 500), rate(MAX_UTILIZATION + 0.05, 500)]
+    checks = checks_from_load(model, swept)
+    assert [check.what.partition(",")[0] for check in checks] == ["documents/s", "p99 ms", "p99 ms"]
+    assert [check.what.rpartition(" ")[2] for check in checks[1:]] == ["30%", "70%"]
+    assert checks[2].predicted == pytest.approx(model.p99_s(50, MEAN_PAIR_TOKENS, 0.7) * 1e3)
+    assert checks[2].measured == 3.0
 
 
 def test_cost_is_machine_hours_by_documents() -> None:
@@ -143,6 +163,8 @@ def test_the_command_says_what_is_measured_and_what_is_assumed(tmp_path: Path) -
     run = CliRunner().invoke(plan, ["--qps", "10000", *options, *prices], catch_exceptions=False)
     assert "1,000,000 documents/s" in run.output
     assert "no GPU was measured" in run.output
+    gateways = json.loads(out.read_text())["cpu"]["gateways"]
+    assert f"bench load --documents 100 --rate {10_000 / gateways:.4g} " in run.output
     assert "published: 0.008" in run.output
     written = json.loads(out.read_text())
     assert written["cpu"]["gateways"] * written["cpu"]["utilization"] == pytest.approx(
