@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -106,6 +107,16 @@ def test_machines_keep_the_latency_and_one_fewer_would_not() -> None:
 def test_no_machine_is_planned_busier_than_the_limit_however_patient_the_caller() -> None:
     made = plan_machines(CapacityModel(LAW, 2, 1.5), 1000, 100, 95, 1e3)
     assert MAX_UTILIZATION * 0.98 < made.utilization <= MAX_UTILIZATION
+
+
+@pytest.mark.parametrize("utilization", [0.3, 0.5, 0.7, 0.8])
+def test_the_p99_is_that_of_a_simulated_queue_and_a_little_in_reserve(utilization: float) -> None:
+    # Lindley's recursion: a request waits for what is left of those before it; every one takes a second.
+    steps = 1 - np.random.default_rng(0).exponential(1 / utilization, 500_000)
+    left = np.cumsum(steps)
+    simulated = float(np.percentile(1 + left - np.minimum.accumulate(left), 99))
+    expected = CapacityModel((1.0, 0.0, 0.0, 0.0), 2, 1.0).p99_s(1, MEAN_PAIR_TOKENS, utilization)
+    assert simulated < expected < 1.2 * simulated
 
 
 def test_a_limit_below_one_request_alone_is_refused_with_figures() -> None:
