@@ -6,8 +6,8 @@ A request of D documents of T tokens takes a saturated machine
 
 a request's own work, then a document's, its tokens' and its attention's. Requests that arrive at random (Poisson) wait
 for those before them; a machine whose cores share each request is one server with constant service time (M/D/1), whose
-wait has the mean rho S / (2 (1 - rho)) and a tail taken as exponential. That puts the p99 up to a fifth above a simulated
-M/D/1's between 30% and 80% utilization, never below (tests/unit/test_capacity.py).
+wait has the mean rho S / (2 (1 - rho)) and a tail taken as exponential. That puts the p99 up to a fifth above a
+simulated M/D/1's between 30% and 80% utilization, never below (tests/unit/test_capacity.py).
 Source: https://en.wikipedia.org/wiki/M/D/1_queue
 """
 
