@@ -10,7 +10,7 @@ COMMA := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
-	perf-analyzer-setup services clients aiperf peers native native-asan native-tsan clean
+	perf-analyzer-setup services clients aiperf peers native native-asan native-tsan bench-guard clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -111,6 +111,10 @@ PEERS := sentence-transformers flashrank fastembed infinity
 	touch $@
 
 peers: $(PEERS:%=.venv-peer-%/.ready) ## the systems of `crossrank bench peers`, each in an environment of its own
+
+BASELINE ?= HEAD~1
+bench-guard: native ## report whether this tree is slower than a commit (BASELINE=HEAD~1), in turn in one run
+	$(BIN)/crossrank bench guard --baseline $(BASELINE)
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links

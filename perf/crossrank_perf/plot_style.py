@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 BETTER = "#0072b2"
 WORSE = "#d55e00"
 NEUTRAL = "#555555"
+# Four steps of one thing, such as percentiles.
+SHADES = ("#7fb8d8", "#0072b2", "#e69f00", "#d55e00")
 
 _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,

@@ -95,7 +95,7 @@ def print_load_report(report: Mapping[str, Any]) -> None:
         shown = (column["latency_ms"].get(name) for column in columns)
         label = name.replace("_", ".")
         table.add_row(f"latency {label}, ms", *("-" if value is None else f"{value:,.2f}" for value in shown))
-    table.add_row("errors", *(_errors(column["errors"]) for column in columns))
+    table.add_row("errors", *(show_errors(column["errors"]) for column in columns))
     table.add_row("server CPU, s/s", *(_cores(column, "server_cpu_s") for column in columns))
     table.add_row("generator CPU, s/s", *(_cores(column, "generator_cpu_s") for column in columns))
     table.add_row("server memory, peak MB", *(_number(column["server_peak_rss_mb"]) for column in columns))
@@ -191,15 +191,20 @@ def print_table(table: Any) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
+def count_documents(count: int) -> str:
+    """Return a number of documents in words."""
+    return "1 document" if count == 1 else f"{count} documents"
+
+
 def _load_title(column: Mapping[str, Any]) -> str:
-    count = column["documents_per_request"]
-    documents = "1 document" if count == 1 else f"{count} documents"
+    documents = count_documents(column["documents_per_request"])
     if column["loop"] == "closed":
         return f"{column['over']}, {documents},\nconcurrency {column['concurrency']}"
     return f"{column['over']}, {documents},\n{column['rate_per_s']:g} requests/s"
 
 
-def _errors(errors: Mapping[str, int]) -> str:
+def show_errors(errors: Mapping[str, int]) -> str:
+    """Return how many requests failed in which way, `none` where all were answered."""
     return ", ".join(f"{count} x {kind}" for kind, count in errors.items()) or "none"
 
 

@@ -117,9 +117,13 @@ def fixed_length_workload(tokens: int, documents: int, seed: int = 0) -> Workloa
 
 def find_candidates() -> Path | None:
     """Return the DL 2019 candidates file beside the project, or None where there is none."""
-    shared = Path(os.environ.get("CROSSRANK_SHARED", "../shared"))
-    path = shared / "data" / "dl19-bm25-top100.jsonl.gz"
+    path = shared_folder() / "data" / "dl19-bm25-top100.jsonl.gz"
     return path if path.is_file() else None
+
+
+def shared_folder() -> Path:
+    """Return where data and weights lie beside the project; it may be absent."""
+    return Path(os.environ.get("CROSSRANK_SHARED", "../shared"))
 
 
 def single_documents(workload: Workload) -> Workload:

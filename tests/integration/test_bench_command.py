@@ -18,6 +18,7 @@ import pytest
 
 from crossrank_perf.serving import Usage, find_pid, free_ports, started_server
 from crossrank_server.errors import SetupError
+from tests.conftest import ROOT
 from tests.scripted_server import Reply, ScriptedServer
 from tests.server_process import CROSSRANK, RunningServer, running_server
 
@@ -126,6 +127,53 @@ def test_load_starts_measures_and_ends_a_server(tmp_path: Path) -> None:
     assert find_pid(url) is None, "the server was left running"
 
 
+def test_a_sweep_measures_latency_at_shares_of_what_the_closed_loop_reached(tmp_path: Path) -> None:
+    path, plot = tmp_path / "sweep.json", tmp_path / "sweep.svg"
+    options = ("--sweep", "20,70", "--requests", "100", "--engine", "onnxruntime", "--plot", str(plot))
+    result = bench("load", *QUICK, *options, "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    report: dict[str, Any] = json.loads(path.read_text())
+    capacity_per_s = report["load"]["requests_per_s"]
+    assert [figures["loop"] for figures in report["rates"]] == ["open", "open"]
+    for figures, share in zip(report["rates"], (0.2, 0.7), strict=True):
+        assert figures["rate_per_s"] == pytest.approx(share * capacity_per_s, abs=1e-3)
+        assert figures["generator_lag_ms"]["p50"] >= 0
+        assert figures["errors"] == {}
+    assert [figures["documents_per_request"] for figures in report["idle"]] == [1, 20]
+    assert report["load_after"]["loop"] == "closed"
+    assert "70% of the capacity" in result.stdout
+    assert ">p90<" in plot.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git repository here, as in an unpacked archive")
+def test_guard_compares_this_tree_with_a_commit(tmp_path: Path) -> None:
+    path = tmp_path / "guard.json"
+    result = bench("guard", "--baseline", "HEAD", "--rounds", "5", "--seconds", "1", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    report = json.loads(path.read_text())
+    assert report["not_compared"] == []
+    assert report["baseline"]["name"].startswith("commit ")
+    assert report["engine"].split()[-1] == report["baseline"]["engine"].split()[-1]  # their precision
+    assert [each["load"] for each in report["comparisons"]] == [
+        "100 documents a request, 4 under way",
+        "1 document a request, 1 under way",
+    ]
+    for each in report["comparisons"]:
+        assert each["cpu_ratio"] > 0
+        assert len(each["rounds"]) == 5
+    assert f"### Speed of this tree beside {report['baseline']['name']}" in result.stdout
+
+
+def test_guard_without_a_baseline_says_so_and_does_not_fail(tmp_path: Path) -> None:
+    result = bench("guard", "--baseline", "no-such-commit", "--json", str(tmp_path / "guard.json"))
+    assert result.returncode == 0, result.stderr
+    assert "Not compared: no-such-commit: git rev-parse failed" in result.stdout
+    assert "Not compared: sentence-transformers-torch: " in result.stdout
+    assert "Warning: no baseline" in result.stdout
+    assert json.loads((tmp_path / "guard.json").read_text())["baseline"] is None
+
+
 def test_a_benchmark_that_is_terminated_ends_its_server() -> None:
     command = [CROSSRANK, "bench", "load", "--synthetic", "--duration", "100", "--engine", "onnxruntime"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -228,6 +276,11 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words() -> None:
         (("load", "--url", "grpc://127.0.0.1"), 1, "gRPC has no default port"),
         (("load", "--url", "http://127.0.0.1:9", "--engine", "openvino"), 2, "--engine would start a server"),
         (("load", "--url", "http://127.0.0.1:9", "--grpc"), 2, "--grpc would start a server"),
+        (("load", "--sweep", "70,100"), 1, "give percentages below 100"),
+        (("load", "--sweep", "half"), 2, "is no list of positive numbers"),
+        (("load", "--sweep", "--rate", "5"), 2, "--sweep finds its rates itself"),
+        (("load", "--sweep", "--grpc"), 2, "--sweep takes one protocol"),
+        (("load", "--plot", "x.svg"), 2, "--plot draws a sweep: add --sweep"),
         (("load", "--pid", "1"), 2, "--pid belongs to --url"),
         (("load", "--json", "/nonexistent/x.json"), 1, "/nonexistent does not exist"),
         (("load", "--model", "./no-such-dir"), 1, "no-such-dir"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -13,12 +14,10 @@ from crossrank_perf.capacity import (
     MAX_UTILIZATION,
     MEAN_PAIR_TOKENS,
     CapacityModel,
-    checks_from_load,
-    fit_capacity,
     plan_machines,
     usd_per_1000_documents,
-    worst,
 )
+from crossrank_perf.capacity_fit import checks_from_load, fit_capacity, worst
 from crossrank_perf.commands.bench_plan import plan
 from crossrank_server.errors import SetupError
 
@@ -110,6 +109,16 @@ def test_no_machine_is_planned_busier_than_the_limit_however_patient_the_caller(
     assert MAX_UTILIZATION * 0.98 < made.utilization <= MAX_UTILIZATION
 
 
+@pytest.mark.parametrize("utilization", [0.3, 0.5, 0.7, 0.8])
+def test_the_p99_is_that_of_a_simulated_queue_and_a_little_in_reserve(utilization: float) -> None:
+    # Lindley's recursion: a request waits for what is left of those before it; every one takes a second.
+    steps = 1 - np.random.default_rng(0).exponential(1 / utilization, 500_000)
+    left = np.cumsum(steps)
+    simulated = float(np.percentile(1 + left - np.minimum.accumulate(left), 99))
+    expected = CapacityModel((1.0, 0.0, 0.0, 0.0), 2, 1.0).p99_s(1, MEAN_PAIR_TOKENS, utilization)
+    assert simulated < expected < 1.2 * simulated
+
+
 def test_a_limit_below_one_request_alone_is_refused_with_figures() -> None:
     with pytest.raises(SetupError, match=r"--p99 1 ms cannot be kept.*takes 20\.1 ms"):
         plan_machines(CapacityModel(LAW, 2, 1.5), 1, 100, 95, 1e-3)
@@ -120,13 +129,35 @@ def test_reports_of_bench_load_are_predicted() -> None:
     (closed,) = checks_from_load(model, load(loop="closed", concurrency=4, documents_per_s=1000.0))
     assert closed.predicted == pytest.approx(50 / seconds(50, MEAN_PAIR_TOKENS))
     half = 0.5 / seconds(50, MEAN_PAIR_TOKENS)
-    (opened,) = checks_from_load(model, load(loop="open", rate_per_s=half, latency_ms={"p99": 50.0}))
+    opened_report = load(loop="open", rate_per_s=half, requests=100, latency_ms={"p50": 9.0, "p90": 9.0, "p99": 50.0})
+    (opened,) = checks_from_load(model, opened_report)
+    assert opened.measured == 50.0
     # 1.5 S, and S / (2 (1 - 0.5)) ln(50) of waiting.
     assert opened.predicted == pytest.approx((1.5 + 3.912) * seconds(50, MEAN_PAIR_TOKENS) * 1e3, rel=1e-3)
     with pytest.raises(SetupError, match="queue that only grows"):
         checks_from_load(model, load(loop="open", rate_per_s=2.5 * half, latency_ms={"p99": 50.0}))
+    opened_report["load"]["requests"] = 99
+    with pytest.raises(SetupError, match="99 answers, too few to know the p99"):
+        checks_from_load(model, opened_report)
     with pytest.raises(SetupError, match="2 cores, --measured on 4"):
         checks_from_load(CapacityModel(LAW, 4, 1.5), load(loop="closed"))
+
+
+def test_of_a_sweep_the_rates_are_predicted_at_which_machines_may_be_planned() -> None:
+    model, service_s = CapacityModel(LAW, 2, 1.5), seconds(50, MEAN_PAIR_TOKENS)
+
+    def rate(utilization: float, requests: int) -> dict[str, Any]:
+        latency_ms = {"p50": 1.0, "p90": 2.0, "p99": 3.0, "p99_9": 4.0}
+        facts = {"documents_per_request": 50, "rate_per_s": utilization / service_s}
+        return {**facts, "requests": requests, "latency_ms": latency_ms}
+
+    swept = load(loop="closed", concurrency=4, documents_per_s=1000.0)
+    swept["rates"] = [rate(0.1, 99), rate(0.3, 500), rate(0.7, 500), rate(MAX_UTILIZATION + 0.05, 500)]
+    checks = checks_from_load(model, swept)
+    assert [check.what.partition(",")[0] for check in checks] == ["documents/s", "p99 ms", "p99 ms"]
+    assert [check.what.rpartition(" ")[2] for check in checks[1:]] == ["30%", "70%"]
+    assert checks[2].predicted == pytest.approx(model.p99_s(50, MEAN_PAIR_TOKENS, 0.7) * 1e3)
+    assert checks[2].measured == 3.0
 
 
 def test_cost_is_machine_hours_by_documents() -> None:
@@ -143,6 +174,8 @@ def test_the_command_says_what_is_measured_and_what_is_assumed(tmp_path: Path) -
     run = CliRunner().invoke(plan, ["--qps", "10000", *options, *prices], catch_exceptions=False)
     assert "1,000,000 documents/s" in run.output
     assert "no GPU was measured" in run.output
+    gateways = json.loads(out.read_text())["cpu"]["gateways"]
+    assert f"bench load --documents 100 --rate {10_000 / gateways:.4g} " in run.output
     assert "published: 0.008" in run.output
     written = json.loads(out.read_text())
     assert written["cpu"]["gateways"] * written["cpu"]["utilization"] == pytest.approx(

@@ -10,6 +10,7 @@ import click
 
 from crossrank_perf.commands.bench_engines import engines
 from crossrank_perf.commands.bench_graphs import graphs
+from crossrank_perf.commands.bench_guard import guard
 from crossrank_perf.commands.bench_load import load
 from crossrank_perf.commands.bench_peers import peers
 from crossrank_perf.commands.bench_plan import plan
@@ -31,6 +32,7 @@ def bench() -> None:
       crossrank bench tiers                              realtime latency beside a flood of batch requests
       crossrank bench engines                            native, OpenVINO and ONNX Runtime in one process
       crossrank bench plan --measured FILE --qps 100     how many machines a load needs
+      crossrank bench guard                              whether this tree became slower than its last commit
 
     Quote ratios taken in one run: machines differ, and one machine differs from minute to minute.
     """  # noqa: D301 - click reads the backspace itself
@@ -56,3 +58,4 @@ bench.add_command(graphs)
 bench.add_command(tiers)
 bench.add_command(engines)
 bench.add_command(plan)
+bench.add_command(guard)

@@ -18,6 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Settings of the server that a benchmark may choose.
 SERVER_OPTIONS = {"engine", "precision", "threads"}
+POSITIVE = click.FloatRange(min=0, min_open=True)
 _NEEDED = ("aiohttp", "psutil")
 
 
@@ -26,6 +27,34 @@ def check_installed() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SetupError(f"crossrank bench needs {' and '.join(missing)}: pip install 'crossrank[perf]'")
+
+
+def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Return the numbers of an option like 1,2,4,8, in rising order; none where it was not given.
+
+    Raises:
+        click.BadParameter: One is no whole number of at least 1.
+    """
+    if value is None:
+        return ()
+    try:
+        numbers = tuple(sorted({int(part) for part in value.split(",")}))
+    except ValueError:
+        numbers = ()
+    if not numbers or numbers[0] < 1:
+        raise click.BadParameter(f"{value!r} is no list of positive numbers: give it like 1,2,4,8")
+    return numbers
+
+
+def rate_option(text: str, default: float | None = None) -> Callable[[Function], Function]:
+    """Return the option --rate of the commands that send at random times, with their own help."""
+    return click.option("--rate", type=POSITIVE, default=default, show_default=default is not None, help=text)
+
+
+def plot_option(text: str) -> Callable[[Function], Function]:
+    """Return the option --plot, with the command's own help on what is drawn."""
+    path = click.Path(dir_okay=False, path_type=Path)
+    return click.option("--plot", type=path, help=f"{text} (.svg or .png).")
 
 
 def workload_options(function: Function) -> Function:

@@ -11,6 +11,7 @@ import click
 from crossrank_perf.commands.bench_options import (
     SERVER_OPTIONS,
     check_installed,
+    plot_option,
     server_arguments,
     workload_facts,
     workload_options,
@@ -68,11 +69,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Requests under way at a server; in process it is tried beside 1 where calls can overlap.",
 )
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw the result as a chart into this file (.svg or .png).",
-)
+@plot_option("Draw the result as a chart into this file")
 @workload_options
 @options_from_settings(ServeSettings, only=SERVER_OPTIONS)
 def peers(

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank_perf.commands.bench_options import POSITIVE
 from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
-    from crossrank_perf.capacity import CapacityModel, Check, MachinePlan
+    from crossrank_perf.capacity import CapacityModel, MachinePlan
+    from crossrank_perf.capacity_fit import Check
 
 # What the project aims at on a host with an H200 (100,000 documents/s on 16 cores); no GPU was measured.
 _GATEWAY_DOCUMENTS_PER_S = 100_000 / 16
 _GPU_DOCUMENTS_PER_S = 1_000_000.0
 _PUBLISHED_USD = 0.008
 _READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
-@click.option("--qps", type=_POSITIVE, required=True, help="Requests/s, arriving at random.")
+@click.option("--qps", type=POSITIVE, required=True, help="Requests/s, arriving at random.")
 @click.option("--docs", type=click.IntRange(min=1), default=100, show_default=True, help="Documents in each request.")
 @click.option(
     "--tokens",
@@ -32,7 +33,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="Of a query with a document, on average.",
 )
-@click.option("--p99", type=_POSITIVE, default=100.0, show_default=True, help="Milliseconds that 99% may take at most.")
+@click.option("--p99", type=POSITIVE, default=100.0, show_default=True, help="Milliseconds that 99% may take at most.")
 @click.option(
     "--measured",
     type=_READABLE,
@@ -45,21 +46,21 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     "checked",
     type=_READABLE,
     multiple=True,
-    help="Report of crossrank bench load on the same machine: what it measured is shown beside the prediction. "
-    "Repeat it.",
+    help="Report of crossrank bench load on the same machine, with --rate or --sweep for latency: what it measured is "
+    "shown beside the prediction. Repeat it.",
 )
-@click.option("--usd-per-machine-hour", type=_POSITIVE, help="Price of the measured machine.")
-@click.option("--usd-per-gpu-hour", type=_POSITIVE, help="Price of a GPU.")
+@click.option("--usd-per-machine-hour", type=POSITIVE, help="Price of the measured machine.")
+@click.option("--usd-per-gpu-hour", type=POSITIVE, help="Price of a GPU.")
 @click.option(
     "--gpu-documents-per-s",
-    type=_POSITIVE,
+    type=POSITIVE,
     default=_GPU_DOCUMENTS_PER_S,
     show_default=True,
     help="An assumption: what one GPU does, at 95 tokens.",
 )
 @click.option(
     "--gateway-documents-per-s",
-    type=_POSITIVE,
+    type=POSITIVE,
     default=_GATEWAY_DOCUMENTS_PER_S,
     show_default=True,
     help="An assumption: what one core of a gateway in front of GPUs does.",
@@ -77,9 +78,11 @@ def plan(qps: float, docs: int, tokens: int, p99: float, measured: Path, **optio
     Examples:
       crossrank bench scaling --json scaling.json
       crossrank bench plan --measured scaling.json --qps 50 --docs 100 --p99 100
+      crossrank bench load --documents 50 --sweep 30,50,70 --json load.json
       crossrank bench plan --measured scaling.json --check load.json --qps 10000 --usd-per-machine-hour 0.10
     """  # noqa: D301 - click reads the backspace itself
-    from crossrank_perf.capacity import checks_from_load, fit_capacity, plan_machines
+    from crossrank_perf.capacity import plan_machines
+    from crossrank_perf.capacity_fit import checks_from_load, fit_capacity
     from crossrank_perf.report import check_writable, write_json
 
     json_path: Path | None = options["json_path"]
@@ -149,7 +152,7 @@ def _print(result: dict[str, Any], checks: list[Check]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from crossrank_perf.capacity import worst
+    from crossrank_perf.capacity_fit import worst
 
     load, cpu, gpu = result["load"], result["cpu"], result["gpu_assumed"]
     hardware = result["measured_on"].get("hardware", {})
@@ -174,6 +177,11 @@ def _print(result: dict[str, Any], checks: list[Check]) -> None:
         table.add_row(check.what, f"{check.predicted:,.1f}", f"{check.measured:,.1f}", f"{check.error:+.0%}")
     Console(width=120).print(table)
     click.echo(f"largest error {worst(checks):.0%}: plan with at least that much in reserve")
+    click.echo(
+        "to check the planned load on one machine like it: crossrank bench load "
+        f"--documents {load['documents']} --rate {load['qps'] / cpu['gateways']:.4g} --json load.json, then add "
+        "--check load.json"
+    )
 
 
 def _cost(part: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import click
 from crossrank_perf.commands.bench_options import (
     SERVER_OPTIONS,
     check_installed,
+    plot_option,
     server_arguments,
     workload_facts,
     workload_options,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     help="Price of this machine: adds what 1,000 documents cost at each point.",
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run: keep the points that --json holds.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw all series (.svg or .png).")
+@plot_option("Draw all series")
 @workload_options
 @options_from_settings(ServeSettings, only=SERVER_OPTIONS)
 def scaling(model: str, resume: bool, json_path: Path | None, plot: Path | None, **options: Any) -> None:

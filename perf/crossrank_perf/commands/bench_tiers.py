@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from crossrank_perf.commands.bench_options import (
+    POSITIVE,
     SERVER_OPTIONS,
     check_installed,
+    rate_option,
     server_arguments,
     workload_facts,
     workload_options,
@@ -21,9 +23,7 @@ from crossrank_server.settings import ServeSettings
 
 @click.command()
 @click.option("--model", "-m", help="What is served, as for crossrank serve.  [default: builtin]")
-@click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Realtime requests/s."
-)
+@rate_option("Realtime requests/s.", default=10.0)
 @click.option(
     "--flood",
     type=click.IntRange(min=1),
@@ -33,7 +33,7 @@ from crossrank_server.settings import ServeSettings
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(min=0, min_open=True),
+    type=POSITIVE,
     default=15.0,
     show_default=True,
     help="Seconds measured in each round.",

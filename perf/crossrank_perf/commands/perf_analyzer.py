@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank_perf.commands.bench_options import parse_numbers
 from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
@@ -17,16 +18,6 @@ if TYPE_CHECKING:
     from crossrank_perf.workload import Workload
 
 _NEEDED = ("matplotlib", "psutil")
-
-
-def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(sorted({int(part) for part in value.split(",")}))
-    except ValueError:
-        numbers = ()
-    if not numbers or numbers[0] < 1:
-        raise click.BadParameter(f"{value!r} is no list of positive numbers: give it like 1,2,4,8")
-    return numbers
 
 
 @click.command("perf-analyzer")
@@ -51,7 +42,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str) -> tuple[in
     "concurrencies",
     default="1,2,4,8,16,32",
     show_default=True,
-    callback=_numbers,
+    callback=parse_numbers,
     help="Requests under way at a time, swept from the fewest to the most.",
 )
 @click.option(
