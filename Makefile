@@ -6,6 +6,9 @@ SERVE_ARGS ?=
 # PyTorch is needed by tests and by export from safetensors only. It is not in the lock: its wheels differ by platform.
 TORCH := torch==2.13.0
 
+# Many tests wait for processes they started. Those of one file share servers, so they stay together.
+PYTEST_WORKERS ?= 2
+
 COMMA := ,
 
 .DEFAULT_GOAL := help
@@ -30,7 +33,7 @@ serve: $(VENV)/.serve ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS=
 	$(BIN)/crossrank serve $(SERVE_ARGS)
 
 test: $(VENV)/.dev triton-setup perf-analyzer-setup clients ## set up what the tests need and run them, the slow ones left out
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dev triton-setup perf-analyzer-setup clients aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -44,7 +45,11 @@ def running_browser() -> Iterator[webdriver.Chrome]:
 
 
 class Page:
-    """The page of the server at `url`, opened anew."""
+    """The page of the server at `url`, opened anew.
+
+    The page replaces elements whenever an answer or a new state comes. What may be replaced is read by one script, which
+    the page cannot come between; an element held across two calls may be gone at the second.
+    """
 
     def __init__(self, browser: webdriver.Chrome, url: str) -> None:
         self.browser = browser
@@ -55,8 +60,9 @@ class Page:
         self.wait_for(lambda: self.all("#cards .card"))
 
     def wait_for(self, condition: Any) -> Any:
-        """Return what the condition gives as soon as it is true."""
-        return WebDriverWait(self.browser, _WAIT_S, 0.05).until(lambda _: condition())
+        """Return what the condition gives as soon as it is true; an element replaced meanwhile is looked for again."""
+        replaced = [StaleElementReferenceException]
+        return WebDriverWait(self.browser, _WAIT_S, 0.05, replaced).until(lambda _: condition())
 
     def one(self, selector: str) -> WebElement:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
@@ -66,7 +72,16 @@ class Page:
 
     def text(self, selector: str) -> str:
         """The text as it is in the document, seen or not."""
-        return str(self.one(selector).get_property("textContent"))
+        text = self.run("return document.querySelector(arguments[0])?.textContent", selector)
+        if text is None:
+            raise NoSuchElementException(selector)
+        return str(text)
+
+    def texts(self, selector: str) -> list[str]:
+        """The texts of all such elements as they are seen; of one that is not seen, nothing."""
+        seen = "e.checkVisibility({visibilityProperty: true}) ? e.innerText.trim() : ''"
+        texts: list[str] = self.run(f"return [...document.querySelectorAll(arguments[0])].map(e => {seen})", selector)
+        return texts
 
     def run(self, script: str, *args: Any) -> Any:
         return self.browser.execute_script(script, *args)  # type: ignore[no-untyped-call]
@@ -105,7 +120,10 @@ class Page:
 
     def ranking(self) -> list[int]:
         """Input positions, from 0, in the order shown."""
-        return [int(item.get_attribute("data-index") or -1) for item in self.all("#list > li")]
+        order: list[int] = self.run(
+            "return [...document.querySelectorAll('#list > li')].map(item => Number(item.dataset.index ?? -1))"
+        )
+        return order
 
     def emulate(self, *, width: int = 1280, dark: bool = False) -> None:
         """Set the width of the window in CSS pixels and the preferred colours."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import ssl
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -21,6 +23,7 @@ _LISTENING = re.compile(r"listening on (https?://\S+)")
 _LISTENING_GRPC = re.compile(r"listening on (grpcs?://\S+)")
 _START_S = 60.0
 _STOP_S = 30.0
+_LOGGED_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,21 @@ class RunningServer:
     def pid(self) -> int:
         """Its process id."""
         return self.process.pid
+
+    def access_line(self, request_id: str) -> dict[str, Any]:
+        """Return the line of a request in the log of --log-format json.
+
+        It is waited for: HTTP's is written after the answer, with the time that sending took.
+        """
+        give_up_at = time.monotonic() + _LOGGED_WITHIN_S
+        while True:
+            whole_lines = self.log.read_text().rpartition("\n")[0].splitlines()
+            lines = [line for line in map(json.loads, whole_lines) if line.get("request_id") == request_id]
+            found = [line for line in lines if line["logger"] == "crossrank.access"]
+            if found or time.monotonic() > give_up_at:
+                (line,) = found
+                return dict(line)
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager

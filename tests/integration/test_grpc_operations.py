@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import httpx
@@ -53,12 +51,6 @@ def stub(server: RunningServer) -> Iterator[rpc.RerankerStub]:
         yield rpc.RerankerStub(channel)
 
 
-def line_of(server: RunningServer, request_id: str) -> dict[str, Any]:
-    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    (line,) = [one for one in lines if one["logger"] == "crossrank.access" and one["request_id"] == request_id]
-    return dict(line)
-
-
 def counted(server: RunningServer, **labels: str) -> float:
     text = httpx.get(f"{server.base_url}/metrics").text
     found = [
@@ -75,7 +67,7 @@ def test_a_call_is_counted_logged_and_traced_below_its_caller(server, stub, coll
     assert re.search(r"queue;dur=\S+, inference;dur=", dict(rpc_call.trailing_metadata())["server-timing"])
     labels = {"protocol": "grpc", "route": RERANK, "status": "OK", "code": "ok", "model": "crossrank-mini"}
     assert counted(server, **labels) >= 1
-    line = line_of(server, "g-1")
+    line = server.access_line("g-1")
     expected = {
         "protocol": "grpc",
         "route": RERANK,
@@ -102,7 +94,7 @@ def test_errors_are_counted_by_status_and_code_and_their_messages_not_logged(ser
     with pytest.raises(grpc.RpcError):
         stub.Rerank(pb.RerankRequest(query="q", documents=["d"], model=SECRET), metadata=(("x-request-id", "g-2"),))
     assert counted(server, protocol="grpc", route=RERANK, status="NOT_FOUND", code="model_not_found", model="") == 1
-    assert line_of(server, "g-2")["code"] == "model_not_found"
+    assert server.access_line("g-2")["code"] == "model_not_found"
     assert "merger" not in server.log.read_text()
 
 
@@ -112,7 +104,7 @@ def test_each_message_of_a_stream_is_counted(server, stub):
     assert {answer.id for answer in answers} == {"1", "2"}
     assert counted(server, route=STREAM, status="OK", code="ok") == 1
     assert counted(server, route=STREAM, status="INVALID_ARGUMENT") == 1
-    assert line_of(server, "g-3.1")["documents"] == 2
+    assert server.access_line("g-3.1")["documents"] == 2
 
 
 def test_methods_that_do_not_exist_make_no_series(server):

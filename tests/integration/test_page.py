@@ -57,9 +57,7 @@ def test_the_card_shows_the_catalogue_and_the_status_that_of_the_server(page: Pa
     assert page.text("#status") == "Ready"
     assert page.text("#version") == state["version"]
     assert page.text(".card h3") == BUILTIN.model_id
-    figures = {
-        term.text: detail.text for term, detail in zip(page.all(".figures dt"), page.all(".figures dd"), strict=True)
-    }
+    figures = dict(zip(page.texts(".figures dt"), page.texts(".figures dd"), strict=True))
     assert figures == {
         "Layers / hidden": f"{BUILTIN.layers} / {BUILTIN.hidden}",
         "NDCG@10": f"{BUILTIN.ndcg_at_10:.2f}",
@@ -69,7 +67,7 @@ def test_the_card_shows_the_catalogue_and_the_status_that_of_the_server(page: Pa
         "Tier batch": f"{BUILTIN.usd_per_1000_docs / 2:.3f}",
         "Licence": BUILTIN.licence,
     }
-    assert [part.text for part in page.all(".runs span")] == [
+    assert page.texts(".runs span") == [
         "ready",
         state["models"][0]["engine"],
         state["models"][0]["precision"],
@@ -87,15 +85,15 @@ def test_a_rerank_shows_scores_bars_and_the_new_order_against_the_input(page: Pa
     answer = httpx.post(f"{server.base_url}/v1/rerank", json={"query": query, "documents": passages}).json()
     assert page.ranking() == [result["index"] for result in answer["results"]]
     assert page.ranking()[0] == 2
-    assert [item.text for item in page.all("#list .text")] == [passages[i] for i in page.ranking()]
+    assert page.texts("#list .text") == [passages[i] for i in page.ranking()]
     scores = [result["relevance_score"] for result in answer["results"]]
-    assert [float(item.text) for item in page.all("#list .score")] == pytest.approx(scores, abs=5e-5)
+    assert [float(score) for score in page.texts("#list .score")] == pytest.approx(scores, abs=5e-5)
     widths = [
         bar.rect["width"] / track.rect["width"]
         for bar, track in zip(page.all("#list .bar div"), page.all("#list .bar"), strict=True)
     ]
     assert widths == pytest.approx(scores, abs=0.02)
-    assert [item.text for item in page.all("#list .move")] == [
+    assert page.texts("#list .move") == [
         f"up {index - rank}" if index > rank else f"down {rank - index}" if index < rank else "same place"
         for rank, index in enumerate(page.ranking())
     ]
@@ -194,9 +192,8 @@ def test_a_server_that_is_gone_is_said_to_be(browser: webdriver.Chrome) -> None:
 def test_what_was_cut_off_is_said(page: Page) -> None:
     page.fill("how many people live in berlin", ["word " * 600, "Berlin has museums."])
     page.rerank()
-    (cut,) = page.all("#list .cut")
-    assert cut.text == "too long for the model: only a part was read"
-    assert page.one('#list > [data-index="0"] .cut') == cut
+    assert page.texts("#list .cut") == ["too long for the model: only a part was read"]
+    assert page.all('#list > [data-index="0"] .cut')
     page.fill("word " * 600, ["a"])
     page.rerank()
     assert "The query is too long" in page.text("#summary")
@@ -206,7 +203,7 @@ def test_text_stays_text(page: Page) -> None:
     page.requested()
     page.fill(HOSTILE, [HOSTILE, "harmless"])
     page.rerank()
-    assert HOSTILE in [item.text for item in page.all("#list .text")]
+    assert HOSTILE in page.texts("#list .text")
     assert not page.all("img, main script")
     assert page.browser.title == "crossrank"
     assert page.requested() == [f"{page.url}/v1/rerank"]
@@ -264,7 +261,7 @@ def test_a_model_is_chosen_when_several_are_served(browser: webdriver.Chrome, tm
         known = catalog_model(SECOND_MODEL)
         assert known is not None
         assert known.mrr_at_10 is not None
-        second = page.all(".card")[1].text
+        second = page.texts(".card")[1]
         assert SECOND_MODEL in second.replace("\n", "")
         for figure in (f"{known.ndcg_at_10:.2f}", f"{known.mrr_at_10:.2f}", f"{known.docs_per_s_v100:,}"):
             assert figure in second
@@ -356,7 +353,7 @@ def test_a_key_is_asked_for_when_the_server_wants_one_and_kept_in_this_tab_only(
     with running_server("--store", store, "--prices", prices) as server:
         url = server.base_url
         page = Page(browser, url)
-        figures = [detail.text for detail in page.all(".figures dd")]
+        figures = page.texts(".figures dd")
         assert figures[4:6] == ["0.0205", "0.000001"]
         assert "Price: set by this server's operator." in page.text("#notes")
         assert page.text(".card h3") == BUILTIN.model_id
@@ -400,9 +397,7 @@ def test_times_measured_in_the_server_stand_beside_the_browsers(browser: webdriv
         page.wait_for(lambda: page.text("#summary") == "Waiting for the server.")
         server.process.send_signal(signal.SIGCONT)
         page.settle()
-        facts = {
-            term.text: value.text for term, value in zip(page.all("#facts dt"), page.all("#facts dd"), strict=True)
-        }
+        facts = dict(zip(page.texts("#facts dt"), page.texts("#facts dd"), strict=True))
         sent = dict(part.split(";dur=") for part in page.run("return window.timing").split(", "))
     sent["In the server"] = sent.pop("total")
     assert {"tokenize", "queue", "inference"} < set(sent)

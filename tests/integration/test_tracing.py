@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,8 +83,7 @@ def test_a_request_continues_its_callers_trace_with_a_span_for_each_stage(server
 
 def test_lines_of_the_log_name_the_trace(server: RunningServer):
     post(server, BODY, traceparent=f"00-{TRACE}-{PARENT}-01", **{"x-request-id": "r-2"})
-    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    assert [line["trace_id"] for line in lines if line.get("request_id") == "r-2"] == [TRACE]
+    assert server.access_line("r-2")["trace_id"] == TRACE
 
 
 def test_a_refused_request_has_its_error_and_a_trace_of_its_own(server: RunningServer, collector: Collector):

@@ -12,6 +12,7 @@ from crossrank_export.triton.config import ACCELERATOR_CACHE
 from crossrank_server.engines.triton_address import targets_from_url
 from crossrank_server.http.server import LAST_RESORT_S
 from crossrank_server.settings import ServeSettings
+from crossrank_server.telemetry.tracing import tracing_from_environment
 from tests.deploy_files import (
     DASHBOARDS,
     DEPLOY,
@@ -96,6 +97,15 @@ def test_gateways_are_told_who_is_served(name):
     assert settings.store == "", "keys are off until a store is named"
     assert settings.allow_anonymous, "or serve refuses the image's 0.0.0.0"
     assert SERVICES[name]["environment"]["CROSSRANK_STORE"] == "${CROSSRANK_STORE:-}"
+
+
+@pytest.mark.parametrize("name", GATEWAYS)
+def test_gateways_send_spans_where_compose_is_told_to_and_else_nowhere(name, monkeypatch):
+    variable = "OTEL_EXPORTER_OTLP_ENDPOINT"
+    given = SERVICES[name]["environment"][variable]
+    assert given == f"${{{variable}:-}}"
+    monkeypatch.setenv(variable, plain(given))
+    assert tracing_from_environment() is None
 
 
 @pytest.mark.parametrize("name", GATEWAYS)

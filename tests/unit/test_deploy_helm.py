@@ -17,6 +17,7 @@ from crossrank_export.triton.config import ACCELERATOR_CACHE
 from crossrank_server.engines.triton_address import targets_from_url
 from crossrank_server.http.server import LAST_RESORT_S
 from crossrank_server.settings import ServeSettings
+from crossrank_server.telemetry.tracing import tracing_from_environment
 from tests.deploy_files import DEPLOY, ROOT, load_yaml, option_default, read_command, read_stages, routes
 
 if importlib.util.find_spec("helm_python") is None:
@@ -58,6 +59,7 @@ EVERYTHING = {
         "keys": {"existingSecret": "my-keys"},
         "tls": {"existingSecret": "my-tls"},
         "grpc": {"enabled": True},
+        "tracing": {"otlpEndpoint": "http://collector:4318"},
         "model": "/bundle",
         "bundleVolume": {"persistentVolumeClaim": {"claimName": "bundle", "readOnly": True}},
         "settings": {
@@ -183,7 +185,7 @@ def test_gateways_balance_over_the_pods_of_a_headless_service(name):
 
 def test_variables_are_settings_with_the_values_given():
     env = variables(render(EVERYTHING)["Deployment", "gateway"])
-    given = {name.removeprefix("CROSSRANK_").lower(): value for name, value in env.items()}
+    given = {k.removeprefix("CROSSRANK_").lower(): v for k, v in env.items() if k.startswith("CROSSRANK_")}
     settings = ServeSettings(**given)
     expected = {**VALUES["gateway"]["settings"], **EVERYTHING["gateway"]["settings"]}
     expected |= {
@@ -238,6 +240,18 @@ def test_grpc_has_a_port_where_it_is_asked_for():
     assert len(render(ANONYMOUS)["Service", "gateway"]["spec"]["ports"]) == 1
 
 
+def test_spans_go_where_the_chart_says_or_nowhere(monkeypatch):
+    assert not any(name.startswith("OTEL_") for name in variables(render(ANONYMOUS)["Deployment", "gateway"]))
+    env = variables(render(EVERYTHING)["Deployment", "gateway"])
+    traced = {name: value for name, value in env.items() if name.startswith("OTEL_")}
+    assert list(traced.values()) == ["http://collector:4318"]
+    for name, value in traced.items():
+        monkeypatch.setenv(name, value)
+    tracing = tracing_from_environment()
+    assert tracing is not None, "the server knows no such variable"
+    tracing.close()
+
+
 def test_the_chart_takes_every_setting_of_the_server_that_makes_sense_in_it():
     properties = ServeSettings.model_json_schema()["properties"]
     known = SCHEMA["properties"]["gateway"]["properties"]["settings"]["properties"]
@@ -258,6 +272,7 @@ def test_the_chart_takes_every_setting_of_the_server_that_makes_sense_in_it():
         {"gateway": {"settings": {"allow_anonymous": True}}},
         {"gateway": {"autoscaling": {"minReplicas": 0}}},
         {"gateway": {"keys": {"existingSecret": "my-keys"}}},
+        {"gateway": {"tracing": {"otlpEndpoint": "collector:4318"}}},
         {"gateway": {"tls": {"existingSecret": "my-tls"}}, **MONITORED},
         {"triton": {"gpu": 2}},
         {"triton": {"repositoryVolume": None}},

@@ -195,19 +195,24 @@ async def test_a_document_ranked_on_other_fields_is_returned_with_them_and_with_
 
 
 @pytest.mark.parametrize(
-    ("body", "expected"),
+    ("path", "body", "expected"),
     [
-        ({"top_k": 2}, True),
-        ({"top_k": None, "truncation": True}, True),
-        ({"model": MODEL, "return_documents": True}, True),
-        ({"top_n": 2}, False),
-        ({"max_chunks_per_doc": 10}, False),
+        ("/v1/rerank", {"top_k": 2}, True),
+        ("/v1/rerank", {"top_k": None, "truncation": True}, True),
+        ("/v1/rerank", {"model": MODEL, "return_documents": True}, True),
+        # Voyage's client with a base URL that does not end in /v1.
+        ("/rerank", {"top_k": None, "truncation": True}, True),
+        ("/v1/rerank", {"top_n": 2}, False),
+        ("/v1/rerank", {"top_n": None}, False),
+        ("/v1/rerank", {"max_chunks_per_doc": 10}, False),
+        ("/v2/rerank", {"model": MODEL}, False),
+        ("/v1/v2/rerank", {"model": MODEL}, False),
     ],
 )
 async def test_data_repeats_the_results_for_what_may_be_a_voyage_client(
-    app: FastAPI, body: dict[str, Any], expected: bool
+    app: FastAPI, path: str, body: dict[str, Any], expected: bool
 ) -> None:
-    answer = await post(app, "/v1/rerank", {"query": QUERY, "documents": DOCUMENTS, **body})
+    answer = await post(app, path, {"query": QUERY, "documents": DOCUMENTS, **body})
     assert answer.get("data") == (answer["results"] if expected else None)
     assert answer["object"] == ("list" if expected else "rerank")
 

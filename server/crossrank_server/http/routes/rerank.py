@@ -23,7 +23,7 @@ from crossrank_server.service import Ranking
 
 # Beside /v1, /v2 and /rerank itself: what clients make of a base URL that ends in /v1, and llama.cpp's names.
 _ALIASES = ("/v1/v1/rerank", "/v1/v2/rerank", "/v1/reranking", "/reranking")
-# A request with no other field may come from one of Voyage's clients, which read `data`.
+# A request with no other field, unless to Cohere's /v2, may come from one of Voyage's clients, which read `data`.
 _VOYAGE_FIELDS = {"query", "documents", "model", "top_k", "return_documents", "truncation"}
 
 
@@ -69,7 +69,8 @@ def response_from_ranking(
         for result in results:
             text = body.documents[result["index"]]
             result["document"] = text if plain else document_object(given[result["index"]], text)
-    voyage = data.keys() <= _VOYAGE_FIELDS
+    version = "2" if path.endswith("/v2/rerank") else "1"
+    voyage = version == "1" and data.keys() <= _VOYAGE_FIELDS
     return {
         "id": f"rr-{call.request_id}",
         "object": "list" if voyage else "rerank",
@@ -79,5 +80,5 @@ def response_from_ranking(
         "results": results,
         **({"data": results} if voyage else {}),
         "usage": usage_of(ranking),
-        "meta": meta_of(ranking, "2" if path.endswith("/v2/rerank") else "1"),
+        "meta": meta_of(ranking, version),
     }
