@@ -56,6 +56,13 @@ class ServeSettings(BaseSettings):
         ge=0,
         description="Inferences at a time, one thread each; 0 is one for each core this process may use.",
     )
+    workers: str = Field(
+        "1",
+        pattern=r"^(auto|[1-9][0-9]{0,2})$",
+        description="Processes that share the ports, each with its share of the cores. auto is one a core with --engine"
+        " triton, as Python uses one core a process; else one, as engines in this process use all cores and fill"
+        " batches better together. Each takes about 130 MB; queue limits and --memory-budget-mb hold for each.",
+    )
     strict_model_names: bool = Field(
         True,
         description="Refuse a model name that is not served; otherwise it gets the default model, as some applications"

@@ -107,7 +107,7 @@ def _write(model: str, out: Path, instances: int | None, engine: str, precision:
 
     from crossrank_export.triton.spec import make_spec
     from crossrank_export.triton.write import write_repository
-    from crossrank_server.engines.embedded import available_cores
+    from crossrank_server.cores import available_cores
     from crossrank_server.hub import resolve_model
 
     bundle = resolve_model(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.bundle import Bundle, Graph
+from crossrank_server.cores import available_cores
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import BundleError, EngineFailure
 
@@ -19,17 +19,6 @@ from crossrank_server.errors import BundleError, EngineFailure
 # 16, rows to 1, 2 or a multiple of 4.
 LENGTH_STEP = 16
 ROW_STEP = 4
-
-
-def available_cores() -> int:
-    """Return the cores this process may run on (affinity and, where set, the cgroup's CPU quota)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def cpu_flags() -> frozenset[str]:
