@@ -85,8 +85,8 @@ def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: TlsFiles
             counts = stack.enter_context(TemporaryDirectory(prefix="crossrank-metrics-"))
         except OSError as error:
             raise SetupError(
-                f"--workers {count} needs a temporary directory for the counts of /metrics ({error.strerror}): name one "
-                "that can be written in TMPDIR, or use --workers 1"
+                f"--workers {count} needs a temporary directory for the counts of /metrics ({error.strerror}): name "
+                "one that can be written in TMPDIR, or use --workers 1"
             ) from None
         os.environ[COUNTS_VARIABLE] = counts
         share = worker_settings(settings, count)
