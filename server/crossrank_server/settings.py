@@ -25,10 +25,11 @@ class ServeSettings(BaseSettings):
         description="Port for gRPC, on the same address; 0 takes a free one and prints it. Off unless given: it is one"
         " more open port, and costs 0.2 s at start-up and 15 MB.",
     )
-    engine: Literal["auto", "native", "openvino", "onnxruntime", "triton"] = Field(
+    engine: Literal["auto", "native", "openvino", "onnxruntime", "cuda", "triton"] = Field(
         "auto",
-        description="What computes the scores. auto takes the native encoder for TinyBERT-L2 models on CPUs with AMX or"
-        " AVX2, else OpenVINO where it is installed, else ONNX Runtime; triton sends token ids to the Triton servers of"
+        description="What computes the scores. auto takes the GPU (cuda) where onnxruntime-gpu is installed and finds"
+        " one, else the native encoder for TinyBERT-L2 models on CPUs with AMX or AVX2, else OpenVINO where it is"
+        " installed, else ONNX Runtime; triton sends token ids to the Triton servers of"
         " --triton-url.",
     )
     triton_url: str = Field(
@@ -49,12 +50,13 @@ class ServeSettings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Arithmetic. auto takes bf16 where the CPU multiplies it natively: about twice as fast,"
-        " logits within 0.05 of fp32. fp32 gives the reference's scores to 1e-4.",
+        " logits within 0.05 of fp32; and fp16 on a GPU, where the bundle has it. fp32 gives the reference's scores to"
+        " 1e-4.",
     )
     threads: int = Field(
         0,
         ge=0,
-        description="Inferences at a time, one thread each; 0 is one for each core this process may use.",
+        description="Inferences at a time, one thread each; 0 is one for each core this process may use, two on a GPU.",
     )
     workers: str = Field(
         "1",

@@ -41,7 +41,7 @@ import click
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "native", "openvino", "onnxruntime"]),
+    type=click.Choice(["auto", "native", "openvino", "onnxruntime", "cuda"]),
     default="auto",
     show_default=True,
     help="What computes inside Triton.",

@@ -8,15 +8,17 @@ from typing import Any, get_args
 import click
 
 from crossrank_perf.commands.bench_options import check_installed, workload_facts, workload_options
-from crossrank_server.engines.select import EngineName
+from crossrank_server.engines.select import ENGINES, EngineName
 
 _NAMES = [name for name in get_args(EngineName) if name != "auto"]
 
 
 @click.command()
 @click.option("--model", "-m", default="builtin", show_default=True, help="As for crossrank serve.")
-@click.option("--engine", "names", multiple=True, type=click.Choice(_NAMES), help="Which, in order; all if omitted.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--engine", "names", multiple=True, type=click.Choice(_NAMES), help="Which, in order; all of the CPU if omitted."
+)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Inferences at a time.")
 @click.option("--rounds", type=click.IntRange(min=3), default=7, show_default=True, help="All engines run in each.")
 @click.option(
@@ -57,7 +59,7 @@ def engines(
     report: dict[str, Any] = {"kind": "engines", **describe_run(), "workload": workload_facts(workload)}
     with Progress(f"comparing engines with {bundle.manifest.model_id}") as progress:
         report |= compare_engines(
-            bundle, names or _NAMES, precision, threads, workload.requests[:requests], rounds, progress.say
+            bundle, names or ENGINES, precision, threads, workload.requests[:requests], rounds, progress.say
         )
     print_engine_report(report)
     if json_path:

@@ -167,13 +167,16 @@ class GraphEngine(EmbeddedEngine):
         rows = len(batch) if len(batch) < ROW_STEP - 1 else -(-len(batch) // self.row_step) * self.row_step
         return rows, length
 
-    def infer(self, batch: PairBatch) -> NDArray[np.float32]:
-        """See EmbeddedEngine.infer."""
-        rows, length = self.padded_shape(batch)
+    def tensors(self, batch: PairBatch, rows: int, length: int) -> dict[str, NDArray[np.generic]]:
+        """Return a batch as the graph's inputs, each [rows, length] in the graph's own integer type."""
         ids, types, mask = batch.padded(length, self._pad_token_id, rows)
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
-        # Only the inputs that the graph has, in its own integer type: RoBERTa has no token_type_ids.
-        inputs = {tensor.name: arrays[tensor.name].astype(tensor.dtype, copy=False) for tensor in self._graph.inputs}
+        # Only the inputs that the graph has: RoBERTa has no token_type_ids.
+        return {tensor.name: arrays[tensor.name].astype(tensor.dtype, copy=False) for tensor in self._graph.inputs}
+
+    def infer(self, batch: PairBatch) -> NDArray[np.float32]:
+        """See EmbeddedEngine.infer."""
+        inputs = self.tensors(batch, *self.padded_shape(batch))
         try:
             output = self._infer(inputs)
         except Exception as error:
