@@ -24,6 +24,11 @@ _NAMES = [name for name in get_args(EngineName) if name != "auto"]
 @click.option(
     "--requests", type=click.IntRange(min=1), default=10, show_default=True, help="Whose pairs are scored in a round."
 )
+@click.option(
+    "--bucket-s",
+    type=click.FloatRange(min=0.1),
+    help="Measure for so many seconds too what each engine computes at most, at each length that pairs are padded to.",
+)
 @workload_options
 def engines(
     model: str,
@@ -32,6 +37,7 @@ def engines(
     threads: int,
     rounds: int,
     requests: int,
+    bucket_s: float | None,
     json_path: Path | None,
     **options: Any,
 ) -> None:
@@ -41,7 +47,9 @@ def engines(
     Examples:
       crossrank bench engines                            one core, fp32
       crossrank bench engines --threads 2 --engine native --engine openvino
+      crossrank bench engines --model bundle --engine onnxruntime --engine cuda --precision auto --bucket-s 2
     """  # noqa: D301 - click reads the backspace itself
+    from crossrank_perf.bucket_rates import rates_by_bucket
     from crossrank_perf.engines import compare_engines
     from crossrank_perf.environment import describe_run
     from crossrank_perf.report import Progress, check_writable, print_engine_report, write_json
@@ -61,6 +69,10 @@ def engines(
         report |= compare_engines(
             bundle, names or ENGINES, precision, threads, workload.requests[:requests], rounds, progress.say
         )
+        if bucket_s:
+            report["buckets"] = rates_by_bucket(
+                bundle, names or ENGINES, precision, threads, workload, bucket_s, progress.say
+            )
     print_engine_report(report)
     if json_path:
         write_json(json_path, report)

@@ -130,7 +130,12 @@ def _run(
     service = load_service(models, settings, observers)
     app = create_app(service, max_body_bytes=settings.max_body_bytes, metrics=metrics)
     rpc = None if grpc_port is None else _rpc_server(service, settings, grpc_port, tls, shared)
-    server = GracefulServer(app, service, settings, rpc, tls, listening=listening)
+
+    def began() -> None:
+        metrics.begin()
+        listening()
+
+    server = GracefulServer(app, service, settings, rpc, tls, listening=began)
     # uvicorn raises the signal that stopped it once more when it has drained: that is a clean end, not a failure.
     # So is one that comes before uvicorn listens to signals.
     for number in (signal.SIGTERM, signal.SIGINT):

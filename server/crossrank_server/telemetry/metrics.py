@@ -143,6 +143,9 @@ class Metrics:
         """Add what is read at the moment Prometheus asks."""
         self.registry.register(state)
 
+    def begin(self) -> None:
+        """Do nothing: what is watched is read when Prometheus asks."""
+
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics and their content type, in OpenMetrics where the Accept header asks for it."""
         encode, content_type = choose_encoder(accept)

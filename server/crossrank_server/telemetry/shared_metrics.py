@@ -8,8 +8,8 @@ Source: https://prometheus.github.io/client_python/multiprocess/
 
 from __future__ import annotations
 
+import asyncio
 import os
-import threading
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -34,22 +34,22 @@ class SharedMetrics(Metrics):
         super().__init__()
         self._directory = Path(os.environ[COUNTS_VARIABLE])
         self._gauges: dict[str, Gauge] = {}
+        self._states: list[Collector] = []
         self.registry = CollectorRegistry()
         MultiProcessCollector(self.registry, str(self._directory))  # type: ignore[no-untyped-call]
         PlatformCollector(registry=self.registry)
         self.registry.register(_WorkerProcesses(self._directory))
 
     def watch(self, state: Collector) -> None:
-        """Write the gauges of this worker once a second, as long as it lives; the rest is the same in every worker."""
+        """Add what is true at the moment: gauges are written from `begin` on, the rest is the same in every worker."""
+        self._states.append(state)
         self.registry.register(_AllBut("gauge", state))
-        self._write(state)
 
-        def work() -> None:
-            pause = threading.Event()
-            while not pause.wait(_WRITE_S):
-                self._write(state)
-
-        threading.Thread(target=work, name="crossrank-gauges", daemon=True).start()
+    def begin(self) -> None:
+        """Write the gauges of this worker now, and once a second from the running event loop."""
+        for state in self._states:
+            self._write(state)
+        asyncio.get_running_loop().call_later(_WRITE_S, self.begin)
 
     def _write(self, state: Collector) -> None:
         for family in state.collect():
