@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from crossrank_client import Client
+from tests.conftest import ROOT
 from tests.server_process import CROSSRANK, RunningServer, running_server
 
 SMALL = {"query": "q", "documents": ["a", "b"]}
@@ -118,6 +119,22 @@ def test_a_worker_that_dies_is_replaced_and_reported_and_its_counts_stay():
         assert metrics(server)["crossrank_documents_total", ""] == 50
 
 
+def test_what_a_dead_worker_held_is_no_longer_shown():
+    held = ("crossrank_request_bodies_held_bytes", "")
+    with (
+        running_server("--workers", "2") as server,
+        socket.create_connection(("127.0.0.1", server.port)) as stuck,
+    ):
+        first = wait_for_workers(server, 2)
+        stuck.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: t\r\ncontent-length: 1000\r\n\r\n{")
+        until(lambda: metrics(server)[held] == 1, "a worker holds a body")
+        # One after the other, so that somebody answers.
+        for i, pid in enumerate(sorted(first)):
+            os.kill(pid, signal.SIGKILL)
+            until(lambda gone=i + 1: len(workers(server) - first) == gone, "a new worker")
+        assert metrics(server)[held] == 0
+
+
 def test_workers_end_when_their_parent_was_killed():
     with running_server("--workers", "2") as server:
         pids = wait_for_workers(server, 2)
@@ -164,9 +181,7 @@ def test_what_is_wrong_at_the_start_is_said_once():
 
 def test_a_process_whose_place_cannot_be_filled_does_not_end_the_others(tmp_path):
     model = tmp_path / "model"
-    builtin = os.path.join(
-        os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "server/crossrank_server/builtin"
-    )
+    builtin = ROOT / "server" / "crossrank_server" / "builtin"
     model.symlink_to(builtin)
     with running_server("--workers", "2", "--model", str(model)) as server:
         first = wait_for_workers(server, 2)
