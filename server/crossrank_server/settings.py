@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from crossrank_server.bundle_cache import default_cache_dir
+
+
+def _worker_number(value: str) -> str:
+    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value) <= 999):
+        raise ValueError("it must be auto or a number from 1 to 999")
+    return value
 
 
 class ServeSettings(BaseSettings):
@@ -58,9 +64,8 @@ class ServeSettings(BaseSettings):
         ge=0,
         description="Inferences at a time, one thread each; 0 is one for each core this process may use, two on a GPU.",
     )
-    workers: str = Field(
+    workers: Annotated[str, AfterValidator(_worker_number)] = Field(
         "1",
-        pattern=r"^(auto|[1-9][0-9]{0,2})$",
         description="Processes that share the ports, each with its share of the cores. auto is one a core with --engine"
         " triton, as Python uses one core a process; else one, as engines in this process use all cores and fill"
         " batches better together. Each takes about 130 MB; queue limits and --memory-budget-mb hold for each.",

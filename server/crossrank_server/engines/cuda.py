@@ -2,7 +2,7 @@
 
 A model this small spends more time launching kernels than in them; a CUDA graph launches all of them at once. It reads
 and writes the same memory each time, so that every shape has buffers of its own, bound once. All graphs are captured
-before the first request: while one is captured, no other thread may allocate or copy on the GPU.
+before the first request.
 
 Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from crossrank_server.bundle import Bundle, Graph, Precision
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.buckets import take_pairs
+from crossrank_server.engines.cuda_gate import CaptureGate
 from crossrank_server.engines.embedded import GraphEngine
 from crossrank_server.engines.onnxruntime import session_interface
 from crossrank_server.errors import BundleError, EngineFailure, SetupError
@@ -38,6 +39,7 @@ _LANES = 2
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 # Between a CUDA graph and the same kernels launched one by one; cuBLAS may choose others.
 _MOST_DELTA = 1e-2
+_GATE = CaptureGate()
 _LIBRARY = "capi/libonnxruntime_providers_cuda.so"
 
 
@@ -97,7 +99,6 @@ class CudaEngine(GraphEngine):
             length: tuple(count for count in rows if count == 1 or count * length <= self.batch_tokens)
             for length in self._lengths
         }
-        self._preparing = threading.Lock()
         barrier = threading.Barrier(self.concurrency)
         try:
             list(self._pool.map(self._prepare, [barrier] * self.concurrency))
@@ -134,15 +135,15 @@ class CudaEngine(GraphEngine):
         return lane.run(inputs)
 
     def _prepare(self, barrier: threading.Barrier) -> None:
-        """Give this thread its session, and capture all graphs while no other thread uses the GPU."""
+        """Give this thread its session, and capture all graphs."""
         barrier.wait(timeout=60)
-        with self._preparing:
+        with _GATE.run():
             session, captures = _new_session(self._path, self._device, self.precision)
-            self._local.lane = _Lane(session, self._graph, self._device, self._num_labels, captures=captures)
-            self._check_interface(*session_interface(session))
-            random = np.random.default_rng(0)
-            for shape in self.shapes:
-                self._check_replay(shape, random)
+        self._local.lane = _Lane(session, self._graph, self._device, self._num_labels, captures=captures)
+        self._check_interface(*session_interface(session))
+        random = np.random.default_rng(0)
+        for shape in self.shapes:
+            self._check_replay(shape, random)
 
     def _check_replay(self, shape: tuple[int, int], random: np.random.Generator) -> None:
         """Capture a shape, then compare other inputs with a run that uses neither graph nor bound buffers.
@@ -191,7 +192,14 @@ class _Lane:
     def run(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Return the graph's output, float32 [rows, labels]; a shape's first run captures its CUDA graph."""
         shape = next(iter(inputs.values())).shape
-        bound = self._bound.get(shape) or self._bind(shape)
+        bound = self._bound.get(shape)
+        if bound is None:
+            with _GATE.capture():
+                return self._run(self._bind(shape), inputs)
+        with _GATE.run():
+            return self._run(bound, inputs)
+
+    def _run(self, bound: _Bound, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         for name, array in inputs.items():
             bound.inputs[name].update_inplace(array)
             if not self._captures:
@@ -209,7 +217,8 @@ class _Lane:
         options = RunOptions()
         if self._captures:
             options.add_run_config_entry("gpu_graph_id", "-1")
-        output: NDArray[np.float32] = self._session.run([self._graph.output.name], inputs, options)[0]
+        with _GATE.run():
+            output: NDArray[np.float32] = self._session.run([self._graph.output.name], inputs, options)[0]
         return output
 
     def _bind(self, shape: tuple[int, ...]) -> _Bound:
