@@ -13,6 +13,8 @@
 #   CONCURRENCY=64   requests under way, over all load generators
 #   LOADERS=4        load generators at once; one for each four cores by default
 #   INSTANCES=4      processes of Triton that compute
+#   TRITON=HOST:PORT gRPC of a Triton that runs already, such as NVIDIA's container with a repository of the model for
+#                    tensorrt or onnxruntime-gpu; otherwise one is started with the engine of this project
 # shellcheck disable=SC2329 # step calls functions by name
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -24,6 +26,7 @@ cores=$(nproc)
 loaders=${LOADERS:-$(((cores + 3) / 4))}
 concurrency=${CONCURRENCY:-64}
 instances=${INSTANCES:-4}
+triton=${TRITON:-127.0.0.1:18001}
 
 case $device in
 cuda)
@@ -146,7 +149,7 @@ start_triton() {
 }
 
 analyze() {
-    crossrank perf-analyzer --url 127.0.0.1:18001 --model "$work/bundle" "${sweep[@]}" --out "$out"
+    crossrank perf-analyzer --url "$triton" --model "$work/bundle" "${sweep[@]}" --out "$out"
 }
 
 start_gateway() {
@@ -175,9 +178,9 @@ measure() {
         --threads 2 --rounds 3 --bucket-s "$((duration > 4 ? duration / 4 : 1))" --json "$out/engines.json"
     step in-process start_gateway --model "$work/bundle" --engine "$engine" && step load-in-process load in-process
     stop_servers
-    step triton start_triton || return
+    [ -n "${TRITON:-}" ] || step triton start_triton || return
     step perf-analyzer analyze
-    step gateways start_gateway --model "$work/bundle" --engine triton --triton-url grpc://127.0.0.1:18001 \
+    step gateways start_gateway --model "$work/bundle" --engine triton --triton-url "grpc://$triton" \
         --workers auto && step load-triton load triton
 }
 

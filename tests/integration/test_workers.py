@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from crossrank_client import Client
+from crossrank_perf.serving import find_pid
 from tests.conftest import ROOT
 from tests.server_process import CROSSRANK, RunningServer, running_server
 
@@ -63,6 +64,7 @@ def test_every_process_serves_both_protocols_and_any_of_them_counts_for_all():
     with running_server("--workers", "2", "--grpc-port", "0") as server:
         pids = wait_for_workers(server, 2)
         assert pids == {child.pid for child in psutil.Process(server.pid).children()}
+        assert find_pid(server.base_url) == server.pid, "what a benchmark measures"
         before = {pid: sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids}
         ask_each(server)
         for _ in range(24):
