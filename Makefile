@@ -13,7 +13,7 @@ COMMA := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
-	perf-analyzer-setup services clients aiperf peers native native-asan native-tsan bench-guard clean
+	perf-analyzer-setup services clients aiperf peers cuda native native-asan native-tsan bench-guard clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -107,6 +107,14 @@ services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packa
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 			postgresql redis-server chromium chromium-driver fonts-dejavu-core; }
 
+.venv-cuda/.ready: requirements/cuda.txt pyproject.toml setup.py
+	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/pip install --quiet --require-hashes -r $<
+	.venv-cuda/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+cuda: .venv-cuda/.ready ## an environment for a machine with an NVIDIA GPU, in .venv-cuda
+
 PEERS := sentence-transformers flashrank fastembed infinity
 .venv-peer-%/.ready: perf/peers/%.txt
 	test -x .venv-peer-$*/bin/python || $(PYTHON) -m venv .venv-peer-$*
@@ -126,6 +134,8 @@ lock: $(VENV)/.dev ## write the lock files anew
 		--output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra openvino --extra grpc --constraint requirements/dev.txt \
 		--output-file requirements/serve.txt
+	$(LOCK) pyproject.toml requirements/cuda.in --extra grpc --extra triton --extra perf --constraint requirements/dev.txt \
+		--override requirements/no-cpu-onnxruntime.override --output-file requirements/cuda.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
 	for name in clients clients-older; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done

@@ -1,8 +1,12 @@
-"""The built-in model with an fp16 graph beside its fp32 one: what `crossrank engine` starts from."""
+"""The built-in model with an fp16 graph beside its fp32 one: what `crossrank engine` and engine cuda start from.
+
+`python -m tests.engine_bundle DIRECTORY` writes it, for perf/gpu.sh.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import onnx_ir
@@ -24,3 +28,9 @@ def write_fp16_bundle(source: Bundle, path: Path, max_length: int = 512) -> Bund
     }
     write_manifest(path, source.manifest.model_copy(update=update))
     return load_bundle(path)
+
+
+if __name__ == "__main__":
+    from tests.conftest import ROOT
+
+    write_fp16_bundle(load_bundle(ROOT / "server" / "crossrank_server" / "builtin"), Path(sys.argv[1]))

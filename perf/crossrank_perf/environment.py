@@ -13,7 +13,7 @@ from typing import Any
 
 # CPU flags that decide which arithmetic an engine can take.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-_PACKAGES = ("crossrank", "onnxruntime", "openvino", "tokenizers", "numpy", "uvicorn")
+_PACKAGES = ("crossrank", "onnxruntime", "onnxruntime-gpu", "openvino", "tokenizers", "numpy", "uvicorn")
 
 
 def describe_run() -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import cast, get_args
 
 from crossrank_perf.perf_analyzer_triton import TritonFacts
 from crossrank_server.bundle import Bundle
+from crossrank_server.cores import available_cores
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.embedded import EmbeddedEngine, available_cores
+from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.engines.select import EngineName, PrecisionName, make_engine
 from crossrank_server.errors import SetupError
 

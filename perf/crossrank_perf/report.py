@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -170,6 +170,25 @@ def print_engine_report(report: Mapping[str, Any]) -> None:
         f"{report['pairs']} pairs of {report['mean_tokens']} tokens on average, one request at a time, "
         f"{report['threads']} threads, {report['rounds']} rounds"
     )
+    if "buckets" in report:
+        _print_bucket_rates(report["buckets"])
+
+
+def _print_bucket_rates(rates: Sequence[Mapping[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(title="full batches, nothing else")
+    for title in ("engine", "tokens", "pairs a batch", "pairs/s", "CPU us a pair"):
+        table.add_column(title, justify="left" if title == "engine" else "right")
+    for rate in rates:
+        table.add_row(
+            f"{rate['engine']} {rate['precision']}",
+            f"{rate['bucket']}",
+            f"{rate['pairs_a_batch']:,}",
+            f"{rate['pairs_per_s']:,.0f}",
+            f"{rate['cpu_us_per_pair']:,.1f}",
+        )
+    print_table(table)
 
 
 def print_header(report: Mapping[str, Any]) -> None:

@@ -156,7 +156,10 @@ def find_pid(url: str) -> int | None:
     except psutil.AccessDenied:
         return None
     listening = {c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid}
-    # Worker processes share their parent's socket; the parent is the oldest.
+    # Of workers that share the port or its socket, the process that started them.
+    parents = {psutil.Process(pid).ppid() for pid in listening}
+    if len(listening) > 1 and len(parents) == 1:
+        return int(parents.pop())
     return min(listening, key=lambda pid: psutil.Process(pid).create_time(), default=None)
 
 

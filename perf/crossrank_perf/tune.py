@@ -24,7 +24,7 @@ from crossrank_server.calls import Call
 from crossrank_server.engines.base import PadsBatches
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.engines.select import ENGINES, make_engine
-from crossrank_server.errors import CrossrankError, EngineFailure
+from crossrank_server.errors import CrossrankError, EngineFailure, SetupError
 from crossrank_server.models import ModelPool, ServedModel
 from crossrank_server.request import RerankRequest
 from crossrank_server.service import RerankService
@@ -92,7 +92,7 @@ def tune_bundle(bundle: Bundle, seconds: float, candidates: Path | None, say: Sa
         say: Is told what is measured.
 
     Raises:
-        SetupError: The file of candidates cannot be read.
+        SetupError: The file of candidates cannot be read, or `auto` takes a GPU.
         BundleError: The bundle does not fit its manifest.
         EngineFailure: The engine that `auto` takes does not score the text.
     """
@@ -119,6 +119,9 @@ class _Tuner:
 
     async def _search(self, deadline_s: float, source: str) -> Found:
         engine = make_engine(self._bundle)
+        if engine.name == "cuda":
+            await engine.close()
+            raise SetupError("engine auto takes the GPU here, which has nothing to tune: crossrank tune is for CPUs")
         start = config_of(engine)
         self._keep(start, engine)
         found = Found(config=start, before=start, source=source)

@@ -1,11 +1,23 @@
-"""The cores that all models of a server share: idle ones go to the tier `batch`."""
+"""The cores: how many there are, and who of a server's models may use those that are idle."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Protocol
+
+
+def available_cores() -> int:
+    """Return the cores this process may run on (affinity and, where set, the cgroup's CPU quota)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 class _Queue(Protocol):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from crossrank_server.bundle_cache import default_cache_dir
+
+
+def _worker_number(value: str) -> str:
+    if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value) <= 999):
+        raise ValueError("it must be auto or a number from 1 to 999")
+    return value
 
 
 class ServeSettings(BaseSettings):
@@ -25,10 +31,11 @@ class ServeSettings(BaseSettings):
         description="Port for gRPC, on the same address; 0 takes a free one and prints it. Off unless given: it is one"
         " more open port, and costs 0.2 s at start-up and 15 MB.",
     )
-    engine: Literal["auto", "native", "openvino", "onnxruntime", "triton"] = Field(
+    engine: Literal["auto", "native", "openvino", "onnxruntime", "cuda", "triton"] = Field(
         "auto",
-        description="What computes the scores. auto takes the native encoder for TinyBERT-L2 models on CPUs with AMX or"
-        " AVX2, else OpenVINO where it is installed, else ONNX Runtime; triton sends token ids to the Triton servers of"
+        description="What computes the scores. auto takes the GPU (cuda) where onnxruntime-gpu is installed and finds"
+        " one, else the native encoder for TinyBERT-L2 models on CPUs with AMX or AVX2, else OpenVINO where it is"
+        " installed, else ONNX Runtime; triton sends token ids to the Triton servers of"
         " --triton-url.",
     )
     triton_url: str = Field(
@@ -49,12 +56,19 @@ class ServeSettings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Arithmetic. auto takes bf16 where the CPU multiplies it natively: about twice as fast,"
-        " logits within 0.05 of fp32. fp32 gives the reference's scores to 1e-4.",
+        " logits within 0.05 of fp32; and fp16 on a GPU, where the bundle has it. fp32 gives the reference's scores to"
+        " 1e-4.",
     )
     threads: int = Field(
         0,
         ge=0,
-        description="Inferences at a time, one thread each; 0 is one for each core this process may use.",
+        description="Inferences at a time, one thread each; 0 is one for each core this process may use, two on a GPU.",
+    )
+    workers: Annotated[str, AfterValidator(_worker_number)] = Field(
+        "1",
+        description="Processes that share the ports, each with its share of the cores. auto is one a core with --engine"
+        " triton, as Python uses one core a process; else one, as engines in this process use all cores and fill"
+        " batches better together. Each takes about 130 MB; queue limits and --memory-budget-mb hold for each.",
     )
     strict_model_names: bool = Field(
         True,

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crossrank_server.bundle import MANIFEST, Bundle, sha256_of
 from crossrank_server.bundle_cache import bundle_name, default_cache_dir
-from crossrank_server.engines.embedded import EmbeddedEngine, available_cores, cpu_flags
+from crossrank_server.cores import available_cores
+from crossrank_server.engines.embedded import EmbeddedEngine, cpu_flags
 from crossrank_server.engines.select import EngineName, make_engine
 from crossrank_server.errors import SetupError
 

@@ -76,6 +76,22 @@ async def test_scores_on_dl19_are_those_of_the_embedded_engine(
     assert answers.worst <= TOLERANCE
 
 
+async def test_several_processes_score_as_one_and_say_that_they_are_ready(
+    servers: list[RunningTriton], questions: list[Question]
+) -> None:
+    def gauges() -> str:
+        return httpx.get(f"{gateway.base_url}/metrics").text
+
+    with running_gateway(servers[0], args=("--workers", "2")) as gateway:
+        await eventually(lambda: gauges().count("process_cpu_seconds_total{") == 2, "two processes serve")
+        answers = await ask_all(gateway.base_url, questions, clients=8)
+        assert answers.statuses == {200: len(questions)}
+        assert answers.worst <= TOLERANCE
+        assert "crossrank_ready 1.0" in gauges()
+        asked = sum(len(question.documents) for question in questions)
+        assert f'crossrank_documents_total{{model="{MODEL}",tier="realtime"}} {float(asked)}' in gauges()
+
+
 async def test_texts_beyond_the_window_and_empty_ones_score_as_embedded(single: RunningServer, builtin: Bundle) -> None:
     documents = ["", "word", "long text " * 2000, "中文 " * 700, "a" * 20_000]
     asked = embedded_logits(builtin, [("q", documents), ("a very long query " * 400, documents)])

@@ -52,6 +52,8 @@ FIXED = {"host", "port", "engine", "triton_url", "cache_dir", "threads", "precis
 FIXED |= {"store", "limits_store", "allow_anonymous", "grpc_port", "tls_cert", "tls_key", "tls_client_ca"}
 # A gateway of the chart has one model, which never sleeps.
 FIXED |= {"pin", "idle_sleep_s", "memory_budget_mb"}
+# One process a pod: the autoscaler adds pods.
+FIXED |= {"workers"}
 ANONYMOUS = {"gateway": {"allowAnonymous": True}}
 MONITORED = {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}
 EVERYTHING = {

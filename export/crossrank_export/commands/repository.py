@@ -92,7 +92,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "native", "openvino", "onnxruntime"]),
+    type=click.Choice(["auto", "native", "openvino", "onnxruntime", "cuda"]),
     default="auto",
     show_default=True,
     help="Target cpu: what computes inside Triton.",

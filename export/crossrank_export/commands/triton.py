@@ -41,7 +41,7 @@ import click
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "native", "openvino", "onnxruntime"]),
+    type=click.Choice(["auto", "native", "openvino", "onnxruntime", "cuda"]),
     default="auto",
     show_default=True,
     help="What computes inside Triton.",
@@ -107,7 +107,7 @@ def _write(model: str, out: Path, instances: int | None, engine: str, precision:
 
     from crossrank_export.triton.spec import make_spec
     from crossrank_export.triton.write import write_repository
-    from crossrank_server.engines.embedded import available_cores
+    from crossrank_server.cores import available_cores
     from crossrank_server.hub import resolve_model
 
     bundle = resolve_model(model)

@@ -8,19 +8,26 @@ from typing import Any, get_args
 import click
 
 from crossrank_perf.commands.bench_options import check_installed, workload_facts, workload_options
-from crossrank_server.engines.select import EngineName
+from crossrank_server.engines.select import ENGINES, EngineName
 
 _NAMES = [name for name in get_args(EngineName) if name != "auto"]
 
 
 @click.command()
 @click.option("--model", "-m", default="builtin", show_default=True, help="As for crossrank serve.")
-@click.option("--engine", "names", multiple=True, type=click.Choice(_NAMES), help="Which, in order; all if omitted.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="fp32", show_default=True)
+@click.option(
+    "--engine", "names", multiple=True, type=click.Choice(_NAMES), help="Which, in order; all of the CPU if omitted."
+)
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Inferences at a time.")
 @click.option("--rounds", type=click.IntRange(min=3), default=7, show_default=True, help="All engines run in each.")
 @click.option(
     "--requests", type=click.IntRange(min=1), default=10, show_default=True, help="Whose pairs are scored in a round."
+)
+@click.option(
+    "--bucket-s",
+    type=click.FloatRange(min=0.1),
+    help="Measure for so many seconds too what each engine computes at most, at each length that pairs are padded to.",
 )
 @workload_options
 def engines(
@@ -30,6 +37,7 @@ def engines(
     threads: int,
     rounds: int,
     requests: int,
+    bucket_s: float | None,
     json_path: Path | None,
     **options: Any,
 ) -> None:
@@ -39,7 +47,9 @@ def engines(
     Examples:
       crossrank bench engines                            one core, fp32
       crossrank bench engines --threads 2 --engine native --engine openvino
+      crossrank bench engines --model bundle --engine onnxruntime --engine cuda --precision auto --bucket-s 2
     """  # noqa: D301 - click reads the backspace itself
+    from crossrank_perf.bucket_rates import rates_by_bucket
     from crossrank_perf.engines import compare_engines
     from crossrank_perf.environment import describe_run
     from crossrank_perf.report import Progress, check_writable, print_engine_report, write_json
@@ -57,8 +67,12 @@ def engines(
     report: dict[str, Any] = {"kind": "engines", **describe_run(), "workload": workload_facts(workload)}
     with Progress(f"comparing engines with {bundle.manifest.model_id}") as progress:
         report |= compare_engines(
-            bundle, names or _NAMES, precision, threads, workload.requests[:requests], rounds, progress.say
+            bundle, names or ENGINES, precision, threads, workload.requests[:requests], rounds, progress.say
         )
+        if bucket_s:
+            report["buckets"] = rates_by_bucket(
+                bundle, names or ENGINES, precision, threads, workload, bucket_s, progress.say
+            )
     print_engine_report(report)
     if json_path:
         write_json(json_path, report)

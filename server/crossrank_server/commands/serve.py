@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossrank_server.errors import SetupError
 from crossrank_server.options import options_from_settings, settings_from_options
+from crossrank_server.ports import hold, listen, port_of
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.logs import configure_logging
 from crossrank_server.tls import TlsFiles, read_tls_files
+from crossrank_server.workers import COUNTS_VARIABLE, Workers, worker_count, worker_settings
 
 if TYPE_CHECKING:
     from crossrank_server.rpc.server import RpcServer
@@ -55,21 +62,57 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     configure_logging(settings.log_level, settings.log_format)
     _refuse_open_to_all(settings)
     tls = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    workers = worker_count(settings)
+    if workers > 1:
+        sys.exit(_run_workers(models, settings, tls, workers))
     # Loading takes most of a second: a taken port is said before it, not after.
-    listener = _listen(settings.host, settings.port, "--port")
-    try:
-        grpc_port = None if settings.grpc_port is None else _usable_port(settings.host, settings.grpc_port)
-        _run(models, settings, listener, grpc_port, tls)
-    finally:
-        listener.close()
+    with listen(settings.host, settings.port, "--port") as listener:
+        grpc_port = None
+        if settings.grpc_port is not None:
+            # gRPC binds it when the models are loaded.
+            with listen(settings.host, settings.grpc_port, "--grpc-port") as probe:
+                grpc_port = port_of(probe)
+        _run(models, settings, tls, listener, grpc_port, partial(_announce, settings, listener, grpc_port, tls))
+
+
+def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: TlsFiles | None, count: int) -> int:
+    with ExitStack() as stack:
+        held = stack.enter_context(hold(settings.host, settings.port, "--port"))
+        grpc_port = None
+        if settings.grpc_port is not None:
+            grpc_port = port_of(stack.enter_context(hold(settings.host, settings.grpc_port, "--grpc-port")))
+        try:
+            counts = stack.enter_context(TemporaryDirectory(prefix="crossrank-metrics-"))
+        except OSError as error:
+            raise SetupError(
+                f"--workers {count} needs a temporary directory for the counts of /metrics ({error.strerror}): name "
+                "one that can be written in TMPDIR, or use --workers 1"
+            ) from None
+        os.environ[COUNTS_VARIABLE] = counts
+        share = worker_settings(settings, count)
+
+        def work(listening: Callable[[], None]) -> None:
+            with listen(settings.host, port_of(held), "--port", share=True) as listener:
+                _run(models, share, tls, listener, grpc_port, listening, shared=True)
+
+        def ended(pid: int) -> None:
+            from prometheus_client.multiprocess import mark_process_dead
+
+            mark_process_dead(pid, counts)  # type: ignore[no-untyped-call]
+
+        started = partial(_announce, settings, held, grpc_port, tls, workers=count)
+        return Workers(count, work, started=started, ended=ended).run()
 
 
 def _run(
     models: tuple[str, ...],
     settings: ServeSettings,
+    tls: TlsFiles | None,
     listener: socket.socket,
     grpc_port: int | None,
-    tls: TlsFiles | None,
+    listening: Callable[[], None],
+    *,
+    shared: bool = False,
 ) -> None:
     from crossrank_server.http.app import create_app
     from crossrank_server.http.server import GracefulServer
@@ -77,29 +120,46 @@ def _run(
     from crossrank_server.telemetry.access_log import AccessLog
     from crossrank_server.telemetry.base import Observers
     from crossrank_server.telemetry.metrics import Metrics
+    from crossrank_server.telemetry.shared_metrics import SharedMetrics
     from crossrank_server.telemetry.tracing import tracing_from_environment
 
     tracing = tracing_from_environment()
-    metrics = Metrics()
+    metrics = SharedMetrics() if shared else Metrics()
     # Tracing first: it gives the line of the log its trace id.
     observers = Observers([*([tracing] if tracing else []), metrics, AccessLog()])
     service = load_service(models, settings, observers)
     app = create_app(service, max_body_bytes=settings.max_body_bytes, metrics=metrics)
-    rpc = None if grpc_port is None else _rpc_server(service, settings, grpc_port, tls)
-    server = GracefulServer(app, service, settings, rpc, tls)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    rpc = None if grpc_port is None else _rpc_server(service, settings, grpc_port, tls, shared)
+
+    def began() -> None:
+        metrics.begin()
+        listening()
+
+    server = GracefulServer(app, service, settings, rpc, tls, listening=began)
     # uvicorn raises the signal that stopped it once more when it has drained: that is a clean end, not a failure.
     # So is one that comes before uvicorn listens to signals.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    _announce(settings, f"listening on {'https' if tls else 'http'}://{shown}:{port}  (documentation at /docs)")
-    if rpc is not None:
-        _announce(settings, f"listening on {'grpcs' if tls else 'grpc'}://{shown}:{grpc_port}")
     try:
         server.run(sockets=[listener])
     finally:
         observers.close()
+
+
+def _announce(
+    settings: ServeSettings, socket: socket.socket, grpc_port: int | None, tls: TlsFiles | None, workers: int = 1
+) -> None:
+    host, port = socket.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    processes = f"; {workers} processes" if workers > 1 else ""
+    lines = [f"listening on {'https' if tls else 'http'}://{shown}:{port}  (documentation at /docs{processes})"]
+    if grpc_port is not None:
+        lines.append(f"listening on {'grpcs' if tls else 'grpc'}://{shown}:{grpc_port}")
+    for line in lines:
+        if settings.log_format == "json":
+            logging.getLogger("crossrank").info(line)
+        else:
+            click.echo(line, err=True)
 
 
 def _refuse_open_to_all(settings: ServeSettings) -> None:
@@ -109,7 +169,7 @@ def _refuse_open_to_all(settings: ServeSettings) -> None:
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
     except OSError:
-        return  # _listen says what is wrong
+        return  # listen says what is wrong
     if not all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found):
         raise SetupError(
             f"--host {settings.host} can be reached by others and there are no keys: give --store "
@@ -118,14 +178,9 @@ def _refuse_open_to_all(settings: ServeSettings) -> None:
         )
 
 
-def _announce(settings: ServeSettings, message: str) -> None:
-    if settings.log_format == "json":
-        logging.getLogger("crossrank").info(message)
-    else:
-        click.echo(message, err=True)
-
-
-def _rpc_server(service: RerankService, settings: ServeSettings, port: int, tls: TlsFiles | None) -> RpcServer:
+def _rpc_server(
+    service: RerankService, settings: ServeSettings, port: int, tls: TlsFiles | None, shared: bool
+) -> RpcServer:
     try:
         from crossrank_server.rpc.server import RpcServer
     except ModuleNotFoundError as error:
@@ -136,19 +191,5 @@ def _rpc_server(service: RerankService, settings: ServeSettings, port: int, tls:
         host=settings.host,
         port=port,
         credentials=tls.grpc_credentials() if tls else None,
+        share_port=shared,
     )
-
-
-def _usable_port(host: str, port: int) -> int:
-    """Return the port, or a free one in place of 0, which gRPC binds when the models are loaded."""
-    with _listen(host, port, "--grpc-port") as probe:
-        return int(probe.getsockname()[1])
-
-
-def _listen(host: str, port: int, flag: str) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SetupError(f"cannot listen on {host}:{port}: {reason}; choose another with --host or {flag}") from None

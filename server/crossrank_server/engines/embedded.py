@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.bundle import Bundle, Graph
+from crossrank_server.cores import available_cores
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import BundleError, EngineFailure
 
@@ -19,17 +19,6 @@ from crossrank_server.errors import BundleError, EngineFailure
 # 16, rows to 1, 2 or a multiple of 4.
 LENGTH_STEP = 16
 ROW_STEP = 4
-
-
-def available_cores() -> int:
-    """Return the cores this process may run on (affinity and, where set, the cgroup's CPU quota)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def cpu_flags() -> frozenset[str]:
@@ -178,13 +167,16 @@ class GraphEngine(EmbeddedEngine):
         rows = len(batch) if len(batch) < ROW_STEP - 1 else -(-len(batch) // self.row_step) * self.row_step
         return rows, length
 
-    def infer(self, batch: PairBatch) -> NDArray[np.float32]:
-        """See EmbeddedEngine.infer."""
-        rows, length = self.padded_shape(batch)
+    def tensors(self, batch: PairBatch, rows: int, length: int) -> dict[str, NDArray[np.generic]]:
+        """Return a batch as the graph's inputs, each [rows, length] in the graph's own integer type."""
         ids, types, mask = batch.padded(length, self._pad_token_id, rows)
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
-        # Only the inputs that the graph has, in its own integer type: RoBERTa has no token_type_ids.
-        inputs = {tensor.name: arrays[tensor.name].astype(tensor.dtype, copy=False) for tensor in self._graph.inputs}
+        # Only the inputs that the graph has: RoBERTa has no token_type_ids.
+        return {tensor.name: arrays[tensor.name].astype(tensor.dtype, copy=False) for tensor in self._graph.inputs}
+
+    def infer(self, batch: PairBatch) -> NDArray[np.float32]:
+        """See EmbeddedEngine.infer."""
+        inputs = self.tensors(batch, *self.padded_shape(batch))
         try:
             output = self._infer(inputs)
         except Exception as error:

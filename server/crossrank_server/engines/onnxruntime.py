@@ -37,13 +37,18 @@ class OnnxRuntimeEngine(GraphEngine):
             )
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise BundleError(f"ONNX Runtime cannot load {self._path}: {error}") from error
-        integers = {"tensor(int32)": "int32", "tensor(int64)": "int64"}
-        outputs = {tensor.name: (tensor.shape or [None])[-1] for tensor in self._session.get_outputs()}
-        self._check_interface(
-            {tensor.name: integers.get(tensor.type, tensor.type) for tensor in self._session.get_inputs()},
-            {name: columns if isinstance(columns, int) else None for name, columns in outputs.items()},
-        )
+        self._check_interface(*session_interface(self._session))
 
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         output: NDArray[np.float32] = self._session.run([self._graph.output.name], inputs)[0]
         return output
+
+
+def session_interface(session: Any) -> tuple[dict[str, str], dict[str, int | None]]:
+    """Return the dtype of each input of a session, and the columns of each output, None where they are left open."""
+    integers = {"tensor(int32)": "int32", "tensor(int64)": "int64"}
+    outputs = {tensor.name: (tensor.shape or [None])[-1] for tensor in session.get_outputs()}
+    return (
+        {tensor.name: integers.get(tensor.type, tensor.type) for tensor in session.get_inputs()},
+        {name: columns if isinstance(columns, int) else None for name, columns in outputs.items()},
+    )

@@ -8,15 +8,16 @@ from functools import cache
 from typing import Literal, get_args
 
 from crossrank_server.bundle import Bundle
+from crossrank_server.engines.cuda import CudaEngine, cuda_installed
 from crossrank_server.engines.embedded import EmbeddedEngine, has_bf16
 from crossrank_server.engines.native import NativeEngine, native_kernel
 from crossrank_server.errors import CrossrankError, SetupError
 from crossrank_server.native.library import usable_kernels
 from crossrank_server.native.weights import OFFERED, is_offered
 
-EngineName = Literal["auto", "native", "openvino", "onnxruntime"]
-# What `auto` chooses from, and `crossrank tune` measures.
-ENGINES: tuple[EngineName, ...] = tuple(name for name in get_args(EngineName) if name != "auto")
+EngineName = Literal["auto", "native", "openvino", "onnxruntime", "cuda"]
+# Those of CPUs, which `crossrank tune` measures.
+ENGINES: tuple[EngineName, ...] = tuple(name for name in get_args(EngineName) if name not in ("auto", "cuda"))
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 _log = logging.getLogger("crossrank")
@@ -27,19 +28,24 @@ def make_engine(
 ) -> EmbeddedEngine:
     """Load a bundle into the engine asked for, or into the fastest one that this machine has.
 
-    `auto` takes the native encoder where it was measured faster than any other (its own model shapes, AMX or AVX2),
-    else OpenVINO where that is installed, and bf16 where the CPU multiplies bf16 natively. `fp16` and `int8` are graphs
-    of the bundle, which ONNX Runtime runs.
+    `auto` takes the GPU where the installed ONNX Runtime can use one, else the native encoder where it was measured
+    faster than any other (its own model shapes, AMX or AVX2), else OpenVINO where that is installed, and bf16 where the
+    CPU multiplies bf16 natively. `fp16` and `int8` are graphs of the bundle, which ONNX Runtime runs.
 
     Raises:
         SetupError: The engine is not installed, or it cannot compute in that precision on this CPU.
         BundleError: The bundle does not fit its manifest or has no such graph.
     """
     if name == "auto":
+        engine = _cuda_if_usable(bundle, precision, threads)
+        if engine is not None:
+            return engine
         engine = _native_if_fastest(bundle, precision, threads)
         if engine is not None:
             return engine
         name = "openvino" if _openvino_installed() and precision not in ("fp16", "int8") else "onnxruntime"
+    if name == "cuda":
+        return _cuda_engine(bundle, precision, threads)
     if name == "native":
         return _native_engine(bundle, precision, threads)
     if name == "openvino":
@@ -53,6 +59,33 @@ def make_engine(
     from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 
     return OnnxRuntimeEngine(bundle, "fp32" if precision == "auto" else precision, threads)
+
+
+def _cuda_if_usable(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine | None:
+    """Return the GPU's engine, or None after saying why another serves; without onnxruntime-gpu nothing is said."""
+    if precision in ("bf16", "int8") or not cuda_installed():
+        return None
+    try:
+        engine = _cuda_engine(bundle, precision, threads)
+    except CrossrankError as error:
+        _say_once(f"engine cuda is not used: {error.message}")
+        return None
+    _say_once("engine cuda is used, as ONNX Runtime found a GPU; --engine native, openvino or onnxruntime use the CPU")
+    return engine
+
+
+def _cuda_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
+    if precision in ("bf16", "int8"):
+        raise SetupError(f"engine cuda serves fp16 and fp32, not {precision}: use --precision auto")
+    has_fp16 = any(graph.precision == "fp16" for graph in bundle.manifest.graphs)
+    fp16 = precision == "fp16" or (precision == "auto" and has_fp16)
+    engine = CudaEngine(bundle, "fp16" if fp16 else "fp32", threads)
+    if precision == "auto" and not fp16:
+        _say_once(
+            f"{bundle.manifest.model_id} has no fp16 graph, which GPUs compute faster: crossrank export --precision "
+            "fp32,fp16 writes one"
+        )
+    return engine
 
 
 def _native_if_fastest(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine | None:

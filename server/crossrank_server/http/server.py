@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class GracefulServer(uvicorn.Server):
         tls: None speaks plain HTTP.
         last_resort_s: After delay and grace, seconds that closing engines, writing usage and sending traces may take;
             then the process is ended with exit code 1.
+        listening: Called when it listens.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class GracefulServer(uvicorn.Server):
         tls: TlsFiles | None = None,
         *,
         last_resort_s: float = LAST_RESORT_S,
+        listening: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -69,6 +72,7 @@ class GracefulServer(uvicorn.Server):
         )
         self._service = service
         self._rpc = rpc
+        self._listening = listening
         self._grace_s = settings.shutdown_grace_s
         self._delay_s = settings.shutdown_delay_s
         self._end_after_s = settings.shutdown_delay_s + settings.shutdown_grace_s + last_resort_s
@@ -90,6 +94,8 @@ class GracefulServer(uvicorn.Server):
         if self._rpc is not None:
             await self._rpc.start()
         await super().startup(sockets)
+        if self._listening is not None:
+            self._listening()
 
     async def on_tick(self, counter: int) -> bool:
         """Tell whether to stop listening; asked ten times a second."""

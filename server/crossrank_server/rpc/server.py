@@ -32,6 +32,7 @@ class RpcServer:
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         credentials: For TLS; None speaks plain text.
+        share_port: Let other processes of this user listen on the port too.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class RpcServer:
         host: str,
         port: int,
         credentials: grpc.ServerCredentials | None = None,
+        share_port: bool = False,
     ) -> None:
         self._service = service
         self._max_message_bytes = max_message_bytes
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._credentials = credentials
+        self._share_port = share_port
         self._server: grpc.aio.Server | None = None
         self._health: health.aio.HealthServicer | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -62,7 +65,8 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", _REFUSED_WITH_REASON * self._max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),  # Or two servers share a port and nobody is told.
+                # Or two servers share a port and nobody is told.
+                ("grpc.so_reuseport", int(self._share_port)),
                 # Clients may look every 10 seconds whether a silent connection is alive; so does the server.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),

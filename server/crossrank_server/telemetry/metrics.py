@@ -22,6 +22,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from crossrank_server.calls import Call
 from crossrank_server.telemetry.base import OK, Exchange, ScoredBatch
@@ -137,6 +138,13 @@ class Metrics:
 
     def close(self) -> None:
         """Do nothing: Prometheus fetches."""
+
+    def watch(self, state: Collector) -> None:
+        """Add what is read at the moment Prometheus asks."""
+        self.registry.register(state)
+
+    def begin(self) -> None:
+        """Do nothing: what is watched is read when Prometheus asks."""
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics and their content type, in OpenMetrics where the Accept header asks for it."""

@@ -12,7 +12,7 @@ from crossrank_server.telemetry.state import StateCollector
 def metrics_routes(gateway: Gateway, metrics: Metrics) -> APIRouter:
     """Return the route; where keys are on it needs one of the scope `metrics`."""
     router = APIRouter()
-    metrics.registry.register(StateCollector(gateway.service, lambda: gateway.bodies.held_bytes))
+    metrics.watch(StateCollector(gateway.service, lambda: gateway.bodies.held_bytes))
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def exposition(request: Request) -> Response:
