@@ -9,10 +9,11 @@
 namespace crossrank {
 
 // Documents pass in groups: whole ones, until kGroupRows rows are reached. Their rows lie one after the other, without
-// padding, and every step reads and writes the same few buffers, which stay in the second-level cache:
+// padding, and every step reads and writes the same few buffers, which stay in the caches. All rows of a group pass a
+// weight when it is read: with 96 rows a MiniLM took 8% longer, with 576 as long.
 //
 //     ids -> embed -> x [rows][width]
-//     each layer but the last:   x -> QKV -> attention -> LayerEnd, some rows at a time -> x
+//     each layer but the last:   x -> QKV -> attention -> LayerEnd -> x
 //     last layer:                x -> LastLayer, which keeps one row a document -> logits
 template <class Kernel>
 class Encoder {

@@ -9,7 +9,7 @@ namespace crossrank {
 
 // Calls block(row, column, panel) for each block of a product of `rows` rows. All rows pass a panel while it stays in
 // the first caches; meanwhile the next one is fetched, a share with each block: the weights of a wide model come from
-// memory, and waiting for them cost a quarter of the time.
+// memory, for which products would else wait (README.md).
 template <class Kernel, class Block>
 CROSSRANK_INLINE void for_each_block(int64_t rows, const Panels<Kernel>& b, Block block) {
   const int64_t lines = b.depth * Kernel::kCols * static_cast<int64_t>(sizeof *b.first) / 64;
