@@ -43,6 +43,11 @@ def changed(bundle: Bundle, **weights: object) -> Bundle:
     return Bundle(bundle.path, bundle.manifest.model_copy(update={"weights": record}))
 
 
+def shaped(bundle: Bundle, hidden: int) -> Bundle:
+    sizes = bundle.manifest.architecture.model_copy(update={"hidden": hidden, "heads": 12})
+    return Bundle(bundle.path, bundle.manifest.model_copy(update={"architecture": sizes}))
+
+
 def pairs(bundle: Bundle, *lengths: int) -> PairBatch:
     rng = np.random.default_rng(5)
     total = sum(lengths)
@@ -100,10 +105,10 @@ def test_auto_takes_the_native_engine_in_fp32_where_there_is_avx2(builtin: Bundl
 def test_what_the_native_engine_cannot_do_is_said(builtin: Bundle) -> None:
     with pytest.raises(SetupError, match="engine native serves fp32 and bf16, not int8"):
         make_engine(builtin, "native", "int8")
-    sizes = builtin.manifest.architecture.model_copy(update={"hidden": 384, "heads": 12})
-    other = Bundle(builtin.path, builtin.manifest.model_copy(update={"architecture": sizes}))
-    with pytest.raises(SetupError, match=r"\[\(128, 2\)\], not bert of \(384, 12\): use --engine openvino"):
-        make_engine(other, "native")
+    with pytest.raises(SetupError, match=r"\(384, 12\)\], not bert of \(768, 12\): use --engine openvino"):
+        make_engine(shaped(builtin, 768), "native")
+    with pytest.raises(SetupError, match="of hidden size 384 in fp32 only: it was not measured faster in bf16"):
+        make_engine(shaped(builtin, 384), "native", "bf16")
     if "amx" not in usable_kernels():
         with pytest.raises(SetupError, match="this CPU has no AMX for its bf16"):
             make_engine(builtin, "native", "bf16")
@@ -155,8 +160,8 @@ def test_a_kernel_that_computes_something_else_does_not_serve(tmp_path: Path) ->
     source = tmp_path / "source"
     shutil.copytree(NATIVE, source, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     text = (source / "elementwise.h").read_text()
-    assert text.count("inside * polynomial") == 1
-    (source / "elementwise.h").write_text(text.replace("inside * polynomial", "1.01f * inside * polynomial"))
+    assert text.count("inside[m] * p[m]") == 1
+    (source / "elementwise.h").write_text(text.replace("inside[m] * p[m]", "1.01f * inside[m] * p[m]"))
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-mavx2", "-mfma", "-ffp-contract=fast"]
     command = ["g++", *flags, str(source / "api.cpp"), "-o", str(tmp_path / f"_avx2{suffix}")]

@@ -30,7 +30,8 @@ SHAPES = {
     "three layers": replace(TINY, layers=3),
     "one segment": replace(TINY, segments=1, positions=40, epsilon=1e-5),
     "MiniLM-L2": replace(TINY, hidden=384, heads=12, ffn=1536),
-    "TinyBERT-L4, padded to whole tiles": replace(TINY, layers=4, hidden=312, heads=12, ffn=1200),
+    "heads that end within a block": replace(TINY, hidden=160, heads=8),
+    "TinyBERT-L4": replace(TINY, layers=4, hidden=312, heads=12, ffn=1200),
     "nothing even": replace(TINY, hidden=90, heads=5, ffn=77),
 }
 

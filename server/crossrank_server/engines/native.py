@@ -45,7 +45,8 @@ class NativeEngine(EmbeddedEngine):
 
     def __init__(self, bundle: Bundle, kernel: Kernel, threads: int | None = None) -> None:
         super().__init__(bundle, "bf16" if kernel in ("amx", "amx_emulated") else "fp32", threads)
-        # About ten milliseconds of work: a smaller batch costs more calls, a larger one makes urgent requests wait.
+        # About ten milliseconds of work of a TinyBERT-L2: a smaller batch costs more calls, a larger one makes urgent
+        # requests wait.
         self.batch_tokens = 8192 if self.precision == "bf16" else 2048
         shape, weights = read_weights(bundle)
         if self._max_length > shape.positions:

@@ -13,7 +13,7 @@ from crossrank_server.engines.embedded import EmbeddedEngine, has_bf16
 from crossrank_server.engines.native import NativeEngine, native_kernel
 from crossrank_server.errors import CrossrankError, SetupError
 from crossrank_server.native.library import usable_kernels
-from crossrank_server.native.weights import OFFERED, is_offered
+from crossrank_server.native.weights import OFFERED, offered_precisions
 
 EngineName = Literal["auto", "native", "openvino", "onnxruntime", "cuda"]
 # Those of CPUs, which `crossrank tune` measures.
@@ -107,15 +107,21 @@ def _native_if_fastest(bundle: Bundle, precision: PrecisionName, threads: int | 
 
 
 def _native_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
+    sizes = bundle.manifest.architecture
+    offered = offered_precisions(sizes)
     if precision == "auto":
-        precision = "bf16" if native_kernel("bf16") else "fp32"
+        precision = "bf16" if "bf16" in offered and native_kernel("bf16") else "fp32"
     if precision not in ("fp32", "bf16"):
         raise SetupError(f"engine native serves fp32 and bf16, not {precision}: use --engine onnxruntime")
-    sizes = bundle.manifest.architecture
-    if not is_offered(sizes):
+    if not offered:
         raise SetupError(
             f"engine native serves BERT models of hidden size and heads {sorted(OFFERED)}, not {sizes.model_type} of "
             f"({sizes.hidden}, {sizes.heads}): use --engine openvino"
+        )
+    if precision not in offered:
+        raise SetupError(
+            f"engine native serves models of hidden size {sizes.hidden} in {' and '.join(offered)} only: it was not "
+            f"measured faster in {precision}; use --engine openvino"
         )
     kernel = native_kernel(precision)
     if kernel is None:

@@ -93,9 +93,13 @@ bool crossrank_elementwise(const char* function, const float* x, int64_t count, 
     const std::string name = function;
     if (name != "gelu" && name != "exp2" && name != "tanh") Shape::fail("no function is called " + name);
     for (int64_t i = 0; i < count; ++i) {
-      const Vector v = splat(x[i]);
+      Vector v[] = {splat(x[i])};
+      if (name == "gelu")
+        gelu_in_place(v);
+      else
+        v[0] = name == "exp2" ? exp2_of(v[0]) : tanh_of(v[0]);
       float lanes[kLanes];
-      store(lanes, name == "gelu" ? gelu_of(v) : name == "exp2" ? exp2_of(v) : tanh_of(v));
+      store(lanes, v);
       y[i] = lanes[0];
     }
     return true;

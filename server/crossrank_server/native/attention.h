@@ -18,9 +18,10 @@ class Attention {
  public:
   explicit Attention(const Shape& shape)
       : shape_(shape),
+        head_room_(round_up(shape.head, kAlign)),
         most_(round_up(shape.positions, kAlign)),
-        keys_(shape.head_width * most_),
-        values_(shape.head_width * most_),
+        keys_(head_room_ * most_),
+        values_(head_room_ * most_),
         scores_(kStrip * most_),
         weights_(kStrip * most_),
         inverse_sums_(kStrip) {}
@@ -42,7 +43,7 @@ class Attention {
   void pack(const Operand* key, const Operand* value, int64_t ld, int64_t length) {
     const int64_t depth = round_up(length, Kernel::kDepth);
     for (int64_t token = 0; token < length; token += Kernel::kCols)
-      Kernel::pack_transposed(key + token * ld, ld, shape_.head_width, &keys_[token * shape_.head_width]);
+      Kernel::pack_transposed(key + token * ld, ld, shape_.head_width, &keys_[token * head_room_]);
     for (int64_t column = 0; column < shape_.head_width; column += Kernel::kCols)
       Kernel::pack_rows(value + column, ld, length, &values_[column * depth]);
   }
@@ -51,20 +52,22 @@ class Attention {
     const int64_t padded = round_up(length, kAlign), depth = round_up(length, Kernel::kDepth);
     for (int64_t token = 0; token < length; token += Kernel::kCols)
       for (int64_t row = 0; row < rows; row += Kernel::kRows)
-        Kernel::block(query + row * ld, ld, &keys_[token * shape_.head_width], shape_.head_width, nullptr,
+        Kernel::block(query + row * ld, ld, &keys_[token * head_room_], shape_.head_width, nullptr, 0,
                       &scores_[row * padded + token], padded);
     for (int64_t row = 0; row < rows; ++row)
-      inverse_sums_[row] = softmax_row(&scores_[row * padded], &weights_[row * padded], length, padded);
-    multiply<Kernel>(weights_.get(), padded, rows, values_.get(), depth, shape_.head_width, nullptr,
-                     [&](int64_t row, int64_t column, int64_t wanted, const float* c) {
-                       for_each_vector<Kernel>(row, column, wanted, c, [&](Vector v, int64_t i, int64_t j) {
-                         store(context + i * shape_.inner + j, v * inverse_sums_[i]);
-                       });
-                     });
+      inverse_sums_[row] = softmax_row(&scores_[row * padded], &weights_[row * padded], length);
+    const Panels<Kernel> values{values_.get(), depth, depth, shape_.head_width};
+    multiply(weights_.get(), padded, rows, values, nullptr,
+             [&](int64_t row, int64_t column, int64_t wanted, const float* c) {
+               for_each_vector<Kernel>(row, column, wanted, c, [&](Vector v, int64_t i, int64_t j) {
+                 store(context + i * shape_.inner + j, v * inverse_sums_[i]);
+               });
+             });
   }
 
   const Shape& shape_;
-  int64_t most_;  // tokens of a document, padded
+  int64_t head_room_;  // columns of a head, padded to whole blocks
+  int64_t most_;       // tokens of a document, padded
   Buffer<Operand> keys_, values_;
   Buffer<float> scores_;
   Buffer<Operand> weights_;

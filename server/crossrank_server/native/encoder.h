@@ -9,16 +9,17 @@
 namespace crossrank {
 
 // Documents pass in groups: whole ones, until kGroupRows rows are reached. Their rows lie one after the other, without
-// padding, and every step reads and writes the same few buffers, which stay in the second-level cache:
+// padding, and every step reads and writes the same few buffers, which stay in the caches. All rows of a group pass a
+// weight when it is read: with 96 rows a MiniLM took 8% longer, with 576 as long.
 //
 //     ids -> embed -> x [rows][width]
-//     each layer but the last:   x -> QKV -> attention -> LayerEnd, some rows at a time -> x
+//     each layer but the last:   x -> QKV -> attention -> LayerEnd -> x
 //     last layer:                x -> LastLayer, which keeps one row a document -> logits
 template <class Kernel>
 class Encoder {
   using Operand = typename Kernel::Operand;
   static constexpr bool kExactOperands = std::is_same<Operand, float>::value;
-  static constexpr int64_t kGroupRows = 192;
+  static constexpr int64_t kGroupRows = 288;
   // Blocks reach beyond the last row; what they find there is finite, and what they make of it is dropped.
   static constexpr int64_t kSlack = Kernel::kRows > Kernel::kCols ? Kernel::kRows : Kernel::kCols;
 
@@ -27,12 +28,12 @@ class Encoder {
       : model_(model),
         shape_(model.shape),
         attention_(shape_),
-        end_(shape_),
+        end_(shape_, group_rows()),
         last_(model),
         exact_(group_rows() * shape_.width),
         rounded_(kExactOperands ? 0 : group_rows() * Kernel::kParts * shape_.width),
         qkv_(group_rows() * 3 * shape_.inner),
-        context_((group_rows() + LayerEnd<Kernel>::kRows) * shape_.inner),
+        context_(group_rows() * shape_.inner),
         sum_(shape_.width) {}
 
   // The arguments have been checked (api.cpp).
@@ -57,16 +58,13 @@ class Encoder {
     for (int64_t d = 0; d < documents; ++d)
       embed(ids + offsets[d], types + offsets[d], offsets[d + 1] - offsets[d], offsets[d] - offsets[0]);
     for (const Layer<Kernel>& layer : model_.layers) {
-      multiply<Kernel>(operand(), Kernel::kParts * shape_.width, rows, layer.qkv, store_into<Kernel>(qkv_.get(), ld));
+      multiply_into(qkv_.get(), ld, operand(), Kernel::kParts * shape_.width, rows, layer.qkv.weight.all(),
+                    layer.qkv.bias.get());
       for (int64_t d = 0; d < documents; ++d) {
         const int64_t row = offsets[d] - offsets[0];
         attention_.document(&qkv_[row * ld], offsets[d + 1] - offsets[d], &context_[row * shape_.inner]);
       }
-      for (int64_t first = 0; first < rows; first += end_.kRows) {
-        const int64_t count = rows - first < end_.kRows ? rows - first : end_.kRows;
-        end_.run(layer, &context_[first * shape_.inner], &exact_[first * shape_.width], count,
-                 [&](int64_t row, int64_t i, Vector v) { put(first + row, i, v); });
-      }
+      end_.run(layer, context_.get(), exact_.get(), rows, [&](int64_t row, int64_t i, Vector v) { put(row, i, v); });
     }
   }
 

@@ -23,14 +23,17 @@ struct FmaKernel {
   // Where B[k][n] lies within its panel, n < kCols.
   static int64_t panel_offset(int64_t k, int64_t n) { return k * kCols + n; }
 
-  // c[kRows][kCols] (row stride ldc) = a[kRows][depth] (row stride lda) x panel + bias[kCols], none if null.
+  // c[kRows][kCols] (row stride ldc) = a[kRows][depth] (row stride lda) x panel + start[kRows][kCols], none if null.
+  // `start` may be c itself, or a bias, whose row stride is 0.
   // Not inlined: what follows the product would take registers from it.
   static CROSSRANK_NOINLINE void block(const float* a, int64_t lda, const float* panel, int64_t depth,
-                                              const float* bias, float* c, int64_t ldc) {
+                                       const float* start, int64_t start_ld, float* c, int64_t ldc) {
     Vector left[kRows], right[kRows];
-    const Vector start_left = bias ? load(bias) : Vector{}, start_right = bias ? load(bias + kLanes) : Vector{};
 #pragma GCC unroll 12
-    for (int i = 0; i < kRows; ++i) left[i] = start_left, right[i] = start_right;
+    for (int i = 0; i < kRows; ++i) {
+      left[i] = start ? load(start + i * start_ld) : Vector{};
+      right[i] = start ? load(start + i * start_ld + kLanes) : Vector{};
+    }
     for (int64_t k = 0; k < depth; ++k) {
       const Vector b0 = load(panel + k * kCols), b1 = load(panel + k * kCols + kLanes);
 #pragma GCC unroll 12

@@ -15,7 +15,7 @@ class LastLayer {
   using Kernel = FmaKernel;
 
  public:
-  static constexpr int64_t kDocuments = LayerEnd<Kernel>::kRows;
+  static constexpr int64_t kDocuments = round_up(48, Kernel::kRows);
 
   template <class AnyKernel>
   explicit LastLayer(const Model<AnyKernel>& model)
@@ -24,14 +24,14 @@ class LastLayer {
         pooler_(model.pooler),
         classifier_(model.classifier.get()),
         classifier_bias_(model.classifier_bias),
-        end_(shape_),
+        end_(shape_, kDocuments),
         first_(kDocuments * shape_.width),
-        query_(kDocuments * shape_.inner + shape_.inner),
+        query_(kDocuments * shape_.inner),
         seen_(kDocuments * shape_.width),
         means_(kDocuments * shape_.width),
         scores_(round_up(shape_.positions, kAlign)),
         sum_(kDocuments * shape_.width),
-        context_(kDocuments * shape_.inner),
+        context_((kDocuments + Kernel::kRows) * shape_.inner),
         residual_(kDocuments * shape_.width) {}
 
   int64_t room() const { return kDocuments - documents_; }
@@ -44,18 +44,14 @@ class LastLayer {
       std::memcpy(&first_[d * width], row, width * sizeof(float));
       std::memcpy(&residual_[(documents_ + d) * width], row, width * sizeof(float));
     }
-    const Packed<Kernel>& qv = layer_.qkv.weight;
-    multiply<Kernel>(first_.get(), width, documents, qv.panel(0), width, inner, layer_.qkv.bias.get(),
-                     store_into<Kernel>(query_.get(), inner));
+    multiply_into(query_.get(), inner, first_.get(), width, documents, layer_.qkv.weight.all(), layer_.qkv.bias.get());
     for (int64_t h = 0; h < shape_.heads; ++h) {
-      multiply<Kernel>(&query_[h * head], inner, documents, layer_.key_transposed[h].panel(0), head, width, nullptr,
-                       store_into<Kernel>(seen_.get(), width));
+      multiply_into(seen_.get(), width, &query_[h * head], inner, documents, layer_.key_transposed[h].all(), nullptr);
       for (int64_t d = 0; d < documents; ++d)
         attend_head(x + (offsets[d] - offsets[0]) * width, offsets[d + 1] - offsets[d], &seen_[d * width],
                     &means_[d * width]);
-      multiply<Kernel>(means_.get(), width, documents, qv.panel(inner + h * head), width, head,
-                       layer_.qkv.bias.get() + inner + h * head,
-                       store_into<Kernel>(&context_[documents_ * inner + h * head], inner));
+      multiply_into(&context_[documents_ * inner + h * head], inner, means_.get(), width, documents,
+                    layer_.value[h].weight.all(), layer_.value[h].bias.get());
     }
     documents_ += documents;
   }
@@ -65,7 +61,7 @@ class LastLayer {
     const int64_t width = shape_.width, documents = documents_;
     end_.run(layer_, context_.get(), residual_.get(), documents,
              [&](int64_t d, int64_t i, Vector v) { store(&first_[d * width + i], v); });
-    multiply<Kernel>(first_.get(), width, documents, pooler_, store_into<Kernel>(sum_.get(), width));
+    multiply_into(sum_.get(), width, first_.get(), width, documents, pooler_.weight.all(), pooler_.bias.get());
     for (int64_t d = 0; d < documents; ++d) {
       Vector sum = {};
       for (int64_t i = 0; i < width; i += kLanes) sum += tanh_of(load(&sum_[d * width + i])) * load(classifier_ + i);
@@ -81,15 +77,25 @@ class LastLayer {
     const int64_t width = shape_.width;
     float* scores = scores_.get();
     for (int64_t t = 0; t < length; ++t) {
-      Vector sum = {};
-      for (int64_t i = 0; i < width; i += kLanes) sum += load(x + t * width + i) * load(seen + i);
+      Vector sum[kAlign / kLanes] = {}, part[kAlign / kLanes], other[kAlign / kLanes];
+      for (int64_t i = 0; i < width; i += kAlign) {
+        load(x + t * width + i, part);
+        load(seen + i, other);
+#pragma GCC unroll 8
+        for (int m = 0; m < kAlign / kLanes; ++m) sum[m] += part[m] * other[m];
+      }
       scores[t] = sum_of(sum);
     }
-    const float inverse = softmax_row(scores, scores, length, length);
-    for (int64_t i = 0; i < width; i += kLanes) {
-      Vector sum = {};
-      for (int64_t t = 0; t < length; ++t) sum += load(x + t * width + i) * scores[t];
-      store(mean + i, sum * inverse);
+    const float inverse = softmax_row(scores, scores, length);
+    for (int64_t i = 0; i < width; i += kAlign) {
+      Vector sum[kAlign / kLanes] = {}, part[kAlign / kLanes];
+      for (int64_t t = 0; t < length; ++t) {
+        load(x + t * width + i, part);
+#pragma GCC unroll 8
+        for (int m = 0; m < kAlign / kLanes; ++m) sum[m] += part[m] * scores[t];
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kAlign / kLanes; ++m) store(mean + i + m * kLanes, sum[m] * inverse);
     }
   }
 

@@ -1,6 +1,7 @@
 // The weights of a BERT cross-encoder, checked and packed for a kernel. Immutable once made: any thread may read it.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -12,12 +13,10 @@
 
 namespace crossrank {
 
-// Widths are padded to it with zero weights, so that every kernel's blocks and tiles come out even.
-constexpr int64_t kAlign = 32;
-
-// The shape as the bundle states it, and the padded widths that memory has.
+// The shape as the bundle states it, and the padded widths that memory has. What a product sums over is padded to a
+// multiple of the kernel's `depth`, what it gives to a multiple of the `columns` of its blocks.
 struct Shape : crossrank_shape {
-  explicit Shape(const crossrank_shape& shape) : crossrank_shape(shape) {
+  Shape(const crossrank_shape& shape, int64_t depth, int64_t columns) : crossrank_shape(shape) {
     limit("layers", layers, 1, 48);
     limit("hidden", hidden, 1, 2048);
     limit("heads", heads, 1, hidden);
@@ -29,15 +28,15 @@ struct Shape : crossrank_shape {
     if (!(epsilon > 0 && epsilon < 1)) fail("epsilon is not between 0 and 1");
     head = hidden / heads;
     width = round_up(hidden, kAlign);
-    head_width = round_up(head, kAlign);
-    inner = heads * head_width;
-    ffn_width = round_up(ffn, kAlign);
+    head_width = round_up(head, depth);
+    inner = round_up((heads - 1) * head_width + round_up(head, kAlign), kAlign);
+    ffn_width = round_up(ffn, columns);
   }
 
   int64_t head = 0;        // columns of a head
   int64_t width = 0;       // hidden, padded
-  int64_t head_width = 0;  // head, padded
-  int64_t inner = 0;       // heads * head_width
+  int64_t head_width = 0;  // from one head to the next
+  int64_t inner = 0;       // all heads; blocks may reach over the end of a head, into the next or the padding
   int64_t ffn_width = 0;
 
   [[noreturn]] static void fail(const std::string& why) { throw std::invalid_argument(why); }
@@ -78,6 +77,17 @@ class Weights {
   int64_t count_;
 };
 
+// A view of a matrix B[depth][columns] that lies in the kernel's panels.
+template <class Kernel>
+struct Panels {
+  const typename Kernel::Operand* first;
+  int64_t stride;  // numbers from a column's panel to the next column's; at least depth
+  int64_t depth, columns;
+
+  // The panel that begins with column n, a multiple of kCols.
+  const typename Kernel::Operand* panel(int64_t n) const { return first + n * stride; }
+};
+
 // A matrix B[depth][columns] in the kernel's panels; both are padded already.
 template <class Kernel>
 class Packed {
@@ -92,10 +102,14 @@ class Packed {
     store_one(&panels_[panel * depth_ * Kernel::kCols + Kernel::panel_offset(k, n % Kernel::kCols)], value);
   }
 
-  // The panel that begins with column n.
-  const Operand* panel(int64_t n) const { return panels_.get() + n * depth_; }
-  int64_t depth() const { return depth_; }
-  int64_t columns() const { return columns_; }
+  // Everything, some columns, or some rows of it.
+  Panels<Kernel> all() const { return {panels_.get(), depth_, depth_, columns_}; }
+  Panels<Kernel> columns(int64_t first, int64_t count) const {
+    return {panels_.get() + first * depth_, depth_, depth_, count};
+  }
+  Panels<Kernel> rows(int64_t first, int64_t count) const {
+    return {panels_.get() + first * Kernel::kCols, depth_, std::min(count, depth_ - first), columns_};
+  }
 
  private:
   int64_t depth_ = 0, columns_ = 0;
@@ -110,10 +124,11 @@ struct Linear {
 
 template <class Kernel>
 struct Layer {
-  // Columns: all queries, all keys, all values; head by head. The last layer has no keys. Rows: width, Kernel::kParts
-  // times over.
+  // Columns: all queries, all keys, all values, head by head; the last layer has queries only. Rows: hidden,
+  // Kernel::kParts times over.
   Linear<Kernel> qkv;
-  std::vector<Packed<Kernel>> key_transposed;  // last layer only, one a head: [head_width][width]
+  std::vector<Packed<Kernel>> key_transposed;  // last layer only, one a head: [head][width]
+  std::vector<Linear<Kernel>> value;           // last layer only, one a head: [hidden][head]
   Linear<Kernel> output, up, down;
   LayerNorm attention_norm, output_norm;
 };
@@ -123,13 +138,13 @@ struct Layer {
 template <class Kernel>
 class Model {
  public:
-  Model(const crossrank_shape& given, const Weights& weights) : shape(given) {
+  Model(const crossrank_shape& given, const Weights& weights) : shape(given, Kernel::kDepth, Kernel::kCols) {
     const Shape& s = shape;
     read_embeddings(weights);
     layers.resize(s.layers - 1);
     for (int i = 0; i + 1 < s.layers; ++i) read_layer(weights, i, layers[i]);
     read_layer(weights, s.layers - 1, last);
-    pooler = linear<FmaKernel>(weights, "pooler.", s.hidden, s.width, s.hidden, s.width);
+    pooler = linear<FmaKernel>(weights, "pooler.", s.hidden, s.hidden, s.width);
     classifier = Buffer<float>(s.width);
     std::memcpy(classifier.get(), weights.find("classifier.weight", s.hidden), s.hidden * sizeof(float));
     classifier_bias = *weights.find("classifier.bias", 1);
@@ -169,33 +184,40 @@ class Model {
     const bool is_last = number + 1 == s.layers;
     // softmax(x) = 2^(x log2 e) / sum: the factor and 1 / sqrt(head) are folded into the queries.
     const float scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(s.head)));
-    layer.qkv.weight = Packed<K>(K::kParts * s.width, (is_last ? 2 : 3) * s.inner);
-    layer.qkv.bias = Buffer<float>((is_last ? 2 : 3) * s.inner);
-    read_heads(weights, at + "query.", 0, scale, layer.qkv);
-    read_heads(weights, at + "value.", (is_last ? 1 : 2) * s.inner, 1, layer.qkv);
-    if (is_last)
+    layer.qkv.weight = Packed<K>(K::kParts * round_up(s.hidden, K::kDepth), (is_last ? 1 : 3) * s.inner);
+    layer.qkv.bias = Buffer<float>((is_last ? 1 : 3) * s.inner);
+    read_columns(weights, at + "query.", 0, s.hidden, scale, 0, layer.qkv);
+    if (is_last) {
       read_transposed_keys(weights, at + "key.", layer);
-    else
-      read_heads(weights, at + "key.", s.inner, 1, layer.qkv);
+      const int64_t columns = round_up(s.head, K::kCols);
+      for (int64_t h = 0; h < s.heads; ++h) {
+        layer.value.push_back({Packed<K>(s.hidden, columns), Buffer<float>(columns)});
+        read_columns(weights, at + "value.", h * s.head, s.head, 1, 0, layer.value.back());
+      }
+    } else {
+      read_columns(weights, at + "key.", 0, s.hidden, 1, s.inner, layer.qkv);
+      read_columns(weights, at + "value.", 0, s.hidden, 1, 2 * s.inner, layer.qkv);
+    }
     layer.output = output<K>(weights, at + "output.");
     layer.attention_norm = norm(weights, at + "attention_norm.");
-    layer.up = linear<K>(weights, at + "up.", s.hidden, s.width, s.ffn, s.ffn_width);
-    layer.down = linear<K>(weights, at + "down.", s.ffn, s.ffn_width, s.hidden, s.width);
+    layer.up = linear<K>(weights, at + "up.", s.hidden, s.ffn, s.ffn_width);
+    layer.down = linear<K>(weights, at + "down.", s.ffn, s.hidden, s.width);
     layer.output_norm = norm(weights, at + "output_norm.");
   }
 
-  // Columns of one projection, each head padded, from column `first` on.
+  // Columns `first` to `first + count` of one projection, whole heads, to column `target` and on.
   template <class K>
-  void read_heads(const Weights& weights, const std::string& at, int64_t first, float scale, Linear<K>& to) {
+  void read_columns(const Weights& weights, const std::string& at, int64_t first, int64_t count, float scale,
+                    int64_t target, Linear<K>& to) {
     const Shape& s = shape;
     const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
     const float* bias = weights.find(at + "bias", s.hidden);
-    for (int64_t n = 0; n < s.hidden; ++n) {
-      const int64_t column = first + n / s.head * s.head_width + n % s.head;
-      to.bias[column] = bias[n] * scale;
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t column = target + n / s.head * s.head_width + n % s.head;
+      to.bias[column] = bias[first + n] * scale;
       for (int64_t part = 0; part < K::kParts; ++part)
         for (int64_t k = 0; k < s.hidden; ++k)
-          to.weight.set(part * s.width + k, column, weight[k * s.hidden + n] * scale);
+          to.weight.set(part * s.width + k, column, weight[k * s.hidden + first + n] * scale);
     }
   }
 
@@ -206,7 +228,7 @@ class Model {
     const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
     weights.find(at + "bias", s.hidden);
     for (int64_t h = 0; h < s.heads; ++h) {
-      Packed<K> keys(s.head_width, s.width);
+      Packed<K> keys(s.head, s.width);
       for (int64_t k = 0; k < s.head; ++k)
         for (int64_t n = 0; n < s.hidden; ++n) keys.set(k, n, weight[n * s.hidden + h * s.head + k]);
       layer.key_transposed.push_back(std::move(keys));
@@ -218,7 +240,7 @@ class Model {
   Linear<K> output(const Weights& weights, const std::string& at) const {
     const Shape& s = shape;
     const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
-    Linear<K> result{Packed<K>(s.inner, s.width), bias(weights, at, s.hidden, s.width)};
+    Linear<K> result{Packed<K>(s.heads * s.head_width, s.width), bias(weights, at, s.hidden, s.width)};
     for (int64_t k = 0; k < s.hidden; ++k)
       for (int64_t n = 0; n < s.hidden; ++n)
         result.weight.set(k / s.head * s.head_width + k % s.head, n, weight[k * s.hidden + n]);
@@ -226,10 +248,9 @@ class Model {
   }
 
   template <class K>
-  Linear<K> linear(const Weights& weights, const std::string& at, int64_t in, int64_t in_width, int64_t out,
-                   int64_t out_width) const {
+  Linear<K> linear(const Weights& weights, const std::string& at, int64_t in, int64_t out, int64_t out_width) const {
     const float* weight = weights.find(at + "weight", in * out);
-    Linear<K> result{Packed<K>(in_width, out_width), bias(weights, at, out, out_width)};
+    Linear<K> result{Packed<K>(round_up(in, K::kDepth), out_width), bias(weights, at, out, out_width)};
     for (int64_t k = 0; k < in; ++k)
       for (int64_t n = 0; n < out; ++n) result.weight.set(k, n, weight[k * out + n]);
     return result;

@@ -28,15 +28,15 @@ struct TileKernel {
     return (k / 32 * 2 + n / 16) * kTile + k % 32 / 2 * 32 + n % 16 * 2 + k % 2;
   }
 
-  // c[32][32] = a[32][depth] x panel + bias[32]; see FmaKernel::block.
-  static CROSSRANK_INLINE void block(const bf16* a, int64_t lda, const bf16* panel, int64_t depth, const float* bias,
-                                     float* c, int64_t ldc) {
-    const int64_t a_bytes = lda * 2, c_bytes = ldc * 4;
-    if (bias) {  // a stride of 0 gives every row the same
-      Tiles::template load<0>(bias, 0);
-      Tiles::template load<1>(bias + 16, 0);
-      Tiles::template load<2>(bias, 0);
-      Tiles::template load<3>(bias + 16, 0);
+  // c[32][32] = a[32][depth] x panel + start[32][32]; see FmaKernel::block.
+  static CROSSRANK_INLINE void block(const bf16* a, int64_t lda, const bf16* panel, int64_t depth, const float* start,
+                                     int64_t start_ld, float* c, int64_t ldc) {
+    const int64_t a_bytes = lda * 2, c_bytes = ldc * 4, start_bytes = start_ld * 4;
+    if (start) {
+      Tiles::template load<0>(start, start_bytes);
+      Tiles::template load<1>(start + 16, start_bytes);
+      Tiles::template load<2>(start + 16 * start_ld, start_bytes);
+      Tiles::template load<3>(start + 16 * start_ld + 16, start_bytes);
     } else {
       Tiles::template zero<0>();
       Tiles::template zero<1>();

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <new>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -25,6 +25,10 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
+
+// Widths are padded to it with zeros: every kernel's blocks and tiles come out even, and functions of rows can take
+// several vectors in lockstep.
+constexpr int kAlign = 32;
 
 typedef float Vector __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVector __attribute__((vector_size(kLanes * 4)));
@@ -54,8 +58,13 @@ CROSSRANK_INLINE V load_as(const T* from) {
 }
 
 CROSSRANK_INLINE Vector splat(float value) { return value - Vector{}; }  // not +: 0 + -0 is 0
+#if defined(__AVX2__) && !defined(__AVX512F__)  // GCC 12 makes two instructions of the other form
+CROSSRANK_INLINE Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+CROSSRANK_INLINE Vector minimum(Vector a, Vector b) { return _mm256_min_ps(a, b); }
+#else
 CROSSRANK_INLINE Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
 CROSSRANK_INLINE Vector minimum(Vector a, Vector b) { return a < b ? a : b; }
+#endif
 
 // Round to nearest, ties to even; the arguments are finite.
 CROSSRANK_INLINE UintVector bf16_bits(Vector v) {
@@ -101,6 +110,32 @@ CROSSRANK_INLINE float sum_of(Vector v) {
 }
 CROSSRANK_INLINE float maximum_of(Vector v) {
   return reduce(v, [](float a, float b) { return a > b ? a : b; });
+}
+
+// Several vectors side by side; reduced to one first.
+template <class T, int M>
+CROSSRANK_INLINE void load(const T* from, Vector (&v)[M]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) v[m] = load(from + m * kLanes);
+}
+template <class T, int M>
+CROSSRANK_INLINE void store(T* to, const Vector (&v)[M]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) store(to + m * kLanes, v[m]);
+}
+template <int M>
+CROSSRANK_INLINE float sum_of(const Vector (&v)[M]) {
+  Vector sum = v[0];
+#pragma GCC unroll 8
+  for (int m = 1; m < M; ++m) sum += v[m];
+  return sum_of(sum);
+}
+template <int M>
+CROSSRANK_INLINE float maximum_of(const Vector (&v)[M]) {
+  Vector most = v[0];
+#pragma GCC unroll 8
+  for (int m = 1; m < M; ++m) most = maximum(most, v[m]);
+  return maximum_of(most);
 }
 
 // Zeroed memory on cache-line boundaries: tiles and vectors that cross two lines load at half the speed.

@@ -24,8 +24,13 @@ from crossrank_server.bundle import Architecture, Bundle
 from crossrank_server.errors import BundleError
 
 WORD = "embeddings.word"
-# Hidden size and heads of the models that it serves: every TinyBERT-L2.
-OFFERED = frozenset({(128, 2)})
+# Hidden size and heads of the models that it serves - TinyBERT-L2, TinyBERT-L4, MiniLM - and in which precisions: those
+# in which it, or for bf16 its prototype, was measured at least 1.3 times as fast as OpenVINO (README.md).
+OFFERED: dict[tuple[int, int], tuple[str, ...]] = {
+    (128, 2): ("fp32", "bf16"),
+    (312, 12): ("fp32",),
+    (384, 12): ("fp32",),
+}
 
 
 @dataclass(frozen=True)
@@ -92,9 +97,9 @@ class Shape:
                 raise ValueError(f"{role} is {array.dtype} {list(array.shape)}, not float32 {list(dims)}")
 
 
-def is_offered(architecture: Architecture) -> bool:
-    """Tell whether the native engine serves models of this shape: those on which it was measured faster."""
-    return architecture.model_type == "bert" and (architecture.hidden, architecture.heads) in OFFERED
+def offered_precisions(architecture: Architecture) -> tuple[str, ...]:
+    """Return in which precisions the native engine serves models of this shape, none if it does not."""
+    return OFFERED.get((architecture.hidden, architecture.heads), ()) if architecture.model_type == "bert" else ()
 
 
 def read_weights(bundle: Bundle) -> tuple[Shape, dict[str, NDArray[np.float32]]]:
