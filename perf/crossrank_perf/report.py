@@ -191,6 +191,21 @@ def _print_bucket_rates(rates: Sequence[Mapping[str, Any]]) -> None:
     print_table(table)
 
 
+def print_tokenizer_report(report: Mapping[str, Any]) -> None:
+    """Print the result of `bench tokenizer`: passages a second of one core."""
+    from rich.table import Table
+
+    print_header(report)
+    table = Table()
+    for title in ("way", "passages/s", "passages a CPU second"):
+        table.add_column(title, justify="left" if title == "way" else "right")
+    for way in report["tokenizers"]:
+        table.add_row(way["name"], f"{way['passages_per_s']:,}", f"{way['passages_per_cpu_s']:,}")
+    print_table(table)
+    how = "" if report["native"] else "; the native tokenizer is not built here"
+    click.echo(f"{report['passages']:,} passages with equal ids, one core, {report['rounds']} rounds{how}")
+
+
 def print_header(report: Mapping[str, Any]) -> None:
     """Print the machine, the models, the text and the day of a measurement."""
     hardware = report["hardware"]

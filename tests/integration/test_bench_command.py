@@ -17,7 +17,12 @@ import psutil
 import pytest
 
 from crossrank_perf.serving import Usage, find_pid, free_ports, started_server
+from crossrank_perf.tokenizers import compare_tokenizers
+from crossrank_perf.workload import Request
+from crossrank_server.bundle import Bundle
 from crossrank_server.errors import SetupError
+from crossrank_server.tokenization import TextTokenizer
+from crossrank_server.tokens import Tokens
 from tests.conftest import ROOT
 from tests.scripted_server import Reply, ScriptedServer
 from tests.server_process import CROSSRANK, RunningServer, running_server
@@ -91,6 +96,32 @@ def test_engines_take_turns_on_the_same_pairs(tmp_path: Path) -> None:
     assert min(second["pairs_per_s"], second["cpu_us_per_pair"], second["wall_ratio"]) > 0
     assert 0 < second["max_delta_logit"] <= 1e-4  # another engine's rounding
     assert "onnxruntime fp32" in result.stdout
+
+
+def test_the_tokenizer_is_measured_beside_the_one_it_equals(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    result = bench("tokenizer", "--synthetic", "--documents", "20", "--rounds", "3", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    report = json.loads(path.read_text())
+    assert [way["name"].split(",")[0] for way in report["tokenizers"]] == [
+        "crossrank",
+        "crossrank",
+        "tokenizers (Rust)",
+    ]
+    assert all(way["passages_per_cpu_s"] > 0 for way in report["tokenizers"])
+    assert f"{report['passages']:,} passages with equal ids" in result.stdout
+
+
+def test_ids_that_differ_are_not_timed(builtin: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = TextTokenizer.tokenize
+
+    def wrong(self: TextTokenizer, texts: list[str], limit: int) -> Tokens:
+        ids, offsets = exact(self, texts, limit)
+        return Tokens(ids + 1, offsets)
+
+    monkeypatch.setattr(TextTokenizer, "tokenize", wrong)
+    with pytest.raises(SetupError, match="differ from those of the tokenizers library: 'a query'"):
+        compare_tokenizers(builtin, [Request("a query", ("a passage",))], 3, lambda text: None)
 
 
 def test_load_starts_measures_and_ends_a_server(tmp_path: Path) -> None:

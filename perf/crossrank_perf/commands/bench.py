@@ -16,6 +16,7 @@ from crossrank_perf.commands.bench_peers import peers
 from crossrank_perf.commands.bench_plan import plan
 from crossrank_perf.commands.bench_scaling import scaling
 from crossrank_perf.commands.bench_tiers import tiers
+from crossrank_perf.commands.bench_tokenizer import tokenizer
 
 
 @click.group()
@@ -31,6 +32,7 @@ def bench() -> None:
       crossrank bench graphs DIR                         what the graph passes bring in ONNX Runtime
       crossrank bench tiers                              realtime latency beside a flood of batch requests
       crossrank bench engines                            native, OpenVINO and ONNX Runtime in one process
+      crossrank bench tokenizer                          texts to token ids, beside the Rust tokenizer
       crossrank bench plan --measured FILE --qps 100     how many machines a load needs
       crossrank bench guard                              whether this tree became slower than its last commit
 
@@ -57,5 +59,6 @@ bench.add_command(scaling)
 bench.add_command(graphs)
 bench.add_command(tiers)
 bench.add_command(engines)
+bench.add_command(tokenizer)
 bench.add_command(plan)
 bench.add_command(guard)

@@ -1,0 +1,44 @@
+"""`crossrank bench tokenizer`: texts to token ids on one core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from crossrank_perf.commands.bench_options import check_installed, workload_facts, workload_options
+
+
+@click.command()
+@click.option("--model", "-m", default="builtin", show_default=True, help="As for crossrank serve.")
+@click.option("--rounds", type=click.IntRange(min=3), default=7, show_default=True, help="All ways run in each.")
+@workload_options
+def tokenizer(model: str, rounds: int, json_path: Path | None, **options: Any) -> None:
+    """Compare crossrank's tokenizer with the Rust one on one core, after checking that all their ids are equal.
+
+    \b
+    Examples:
+      crossrank bench tokenizer
+      crossrank bench tokenizer --documents 1 --synthetic
+    """  # noqa: D301 - click reads the backspace itself
+    from crossrank_perf.environment import describe_run
+    from crossrank_perf.report import Progress, check_writable, print_tokenizer_report, write_json
+    from crossrank_perf.tokenizers import compare_tokenizers
+    from crossrank_perf.workload import load_workload
+    from crossrank_server.bundle_cache import default_cache_dir
+    from crossrank_server.hub import resolve_model
+
+    check_installed()
+    if json_path:
+        check_writable(json_path)
+    workload = load_workload(
+        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
+    )
+    bundle = resolve_model(model, cache_dir=default_cache_dir(), offline=False)
+    report: dict[str, Any] = {"kind": "tokenizer", **describe_run(), "workload": workload_facts(workload)}
+    with Progress(f"tokenizing with {bundle.manifest.model_id}") as progress:
+        report |= compare_tokenizers(bundle, workload.requests, rounds, progress.say)
+    print_tokenizer_report(report)
+    if json_path:
+        write_json(json_path, report)
