@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -145,65 +145,6 @@ def print_tier_report(report: Mapping[str, Any]) -> None:
         speeds = [f"{figures['documents_per_s']:,.0f}" if figures else "-" for figures in (realtime, flood)]
         table.add_row(each["name"], *latency, *speeds)
     print_table(table)
-
-
-def print_engine_report(report: Mapping[str, Any]) -> None:
-    """Print the result of `bench engines`: speed and CPU time of each, and how many times as long as the first."""
-    from rich.table import Table
-
-    print_header(report)
-    table = Table()
-    titles = ("engine", "pairs/s", "CPU us a pair", "time, of the first's", "CPU, of the first's", "max |delta logit|")
-    for title in titles:
-        table.add_column(title, justify="left" if title == "engine" else "right")
-    for engine in report["engines"]:
-        table.add_row(
-            f"{engine['name']} {engine['precision']}",
-            f"{engine['pairs_per_s']:,.0f}",
-            f"{engine['cpu_us_per_pair']:,.0f}",
-            f"{engine['wall_ratio']:.2f} x",
-            f"{engine['cpu_ratio']:.2f} x",
-            f"{engine['max_delta_logit']:.1e}",
-        )
-    print_table(table)
-    click.echo(
-        f"{report['pairs']} pairs of {report['mean_tokens']} tokens on average, one request at a time, "
-        f"{report['threads']} threads, {report['rounds']} rounds"
-    )
-    if "buckets" in report:
-        _print_bucket_rates(report["buckets"])
-
-
-def _print_bucket_rates(rates: Sequence[Mapping[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(title="full batches, nothing else")
-    for title in ("engine", "tokens", "pairs a batch", "pairs/s", "CPU us a pair"):
-        table.add_column(title, justify="left" if title == "engine" else "right")
-    for rate in rates:
-        table.add_row(
-            f"{rate['engine']} {rate['precision']}",
-            f"{rate['bucket']}",
-            f"{rate['pairs_a_batch']:,}",
-            f"{rate['pairs_per_s']:,.0f}",
-            f"{rate['cpu_us_per_pair']:,.1f}",
-        )
-    print_table(table)
-
-
-def print_tokenizer_report(report: Mapping[str, Any]) -> None:
-    """Print the result of `bench tokenizer`: passages a second of one core."""
-    from rich.table import Table
-
-    print_header(report)
-    table = Table()
-    for title in ("way", "passages/s", "passages a CPU second"):
-        table.add_column(title, justify="left" if title == "way" else "right")
-    for way in report["tokenizers"]:
-        table.add_row(way["name"], f"{way['passages_per_s']:,}", f"{way['passages_per_cpu_s']:,}")
-    print_table(table)
-    how = "" if report["native"] else "; the native tokenizer is not built here"
-    click.echo(f"{report['passages']:,} passages with equal ids, one core, {report['rounds']} rounds{how}")
 
 
 def print_header(report: Mapping[str, Any]) -> None:

@@ -50,9 +50,10 @@ def engines(
       crossrank bench engines --model bundle --engine onnxruntime --engine cuda --precision auto --bucket-s 2
     """  # noqa: D301 - click reads the backspace itself
     from crossrank_perf.bucket_rates import rates_by_bucket
+    from crossrank_perf.engine_report import print_engine_report
     from crossrank_perf.engines import compare_engines
     from crossrank_perf.environment import describe_run
-    from crossrank_perf.report import Progress, check_writable, print_engine_report, write_json
+    from crossrank_perf.report import Progress, check_writable, write_json
     from crossrank_perf.workload import load_workload
     from crossrank_server.bundle_cache import default_cache_dir
     from crossrank_server.hub import resolve_model

@@ -22,8 +22,9 @@ def tokenizer(model: str, rounds: int, json_path: Path | None, **options: Any) -
       crossrank bench tokenizer
       crossrank bench tokenizer --documents 1 --synthetic
     """  # noqa: D301 - click reads the backspace itself
+    from crossrank_perf.engine_report import print_tokenizer_report
     from crossrank_perf.environment import describe_run
-    from crossrank_perf.report import Progress, check_writable, print_tokenizer_report, write_json
+    from crossrank_perf.report import Progress, check_writable, write_json
     from crossrank_perf.tokenizers import compare_tokenizers
     from crossrank_perf.workload import load_workload
     from crossrank_server.bundle_cache import default_cache_dir
