@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from crossrank_server.native.library import ERROR_BYTES, NativeError, library_path
+from crossrank_server.native.library import ERROR_BYTES, Functions, NativeError, declare, open_library
 from crossrank_server.tokens import Tokens, offsets_of
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class _Strings(ctypes.Structure):
 
 
 _STRINGS = ctypes.POINTER(_Strings)
-_FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
+_FUNCTIONS: Functions = {
     "create": ([_STRINGS, _POINTER, _BUFFER, _INT32, _INT64, _STRINGS, _BUFFER], _POINTER),
     "destroy": ([_POINTER], None),
     "teach": ([_POINTER, _INT32, _BUFFER, _INT64, _BUFFER], ctypes.c_bool),
@@ -43,17 +43,11 @@ _FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    path = library_path("wordpiece")
-    try:
-        library = ctypes.CDLL(str(path)) if path else None
-    except OSError:  # built for another C library than this machine's
-        library = None
+    library = open_library("wordpiece")
     if library is None:
         _log.warning("the native tokenizer is not built (no compiler at installation): texts are tokenized more slowly")
         return None
-    for name, (arguments, result) in _FUNCTIONS.items():
-        function = getattr(library, f"crossrank_wordpiece_{name}")
-        function.argtypes, function.restype = arguments, result
+    declare(library, "crossrank_wordpiece_", _FUNCTIONS)
     return library
 
 

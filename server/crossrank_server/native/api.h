@@ -1,4 +1,4 @@
-// What Python sees (engines/native_library.py): plain C, one library for each kernel with the same functions.
+// What Python sees (library.py): plain C, one library for each kernel with the same functions.
 //
 // Functions that can fail return null or false and write a message of at most kErrorBytes into `error`.
 // No function touches Python, so that callers hold no GIL.
@@ -15,7 +15,7 @@ struct crossrank_shape {
   float epsilon;  // of every LayerNorm
 };
 
-// fp32 numbers by role: layer.0.query.weight, ... (engines/native_weights.py lists them).
+// fp32 numbers by role: layer.0.query.weight, ... (weights.py lists them).
 struct crossrank_weight {
   const char* role;
   const float* data;

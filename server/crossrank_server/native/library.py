@@ -41,7 +41,9 @@ class _Weight(ctypes.Structure):
     _fields_ = [("role", _BUFFER), ("data", _POINTER), ("count", _INT64)]
 
 
-_FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
+# By name: the types of its arguments, and of its result.
+Functions = dict[str, tuple[list[Any], Any]]
+_FUNCTIONS: Functions = {
     "model_create": ([ctypes.POINTER(_Shape), ctypes.POINTER(_Weight), _INT64, _BUFFER], _POINTER),
     "model_destroy": ([_POINTER], None),
     "context_create": ([_POINTER, _BUFFER], _POINTER),
@@ -62,14 +64,26 @@ def library_path(name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def open_library(name: str) -> ctypes.CDLL | None:
+    """Return the library, None if it was not built, or was built for another C library than this machine's."""
+    path = library_path(name)
+    try:
+        return ctypes.CDLL(str(path)) if path else None
+    except OSError:
+        return None
+
+
+def declare(library: ctypes.CDLL, prefix: str, functions: Functions) -> None:
+    """Tell ctypes the arguments and results of a library's functions, named without their prefix."""
+    for name, (arguments, result) in functions.items():
+        function = getattr(library, f"{prefix}{name}")
+        function.argtypes, function.restype = arguments, result
+
+
 @cache
 def usable_kernels() -> tuple[Kernel, ...]:
     """Return the kernels that are built and that this CPU runs."""
-    portable = library_path("portable")
-    try:
-        library = ctypes.CDLL(str(portable)) if portable else None
-    except OSError:  # built for another C library than this machine's
-        library = None
+    library = open_library("portable")
     if library is None:
         return ()
     runs = library.crossrank_cpu_runs
@@ -91,9 +105,7 @@ def load_library(kernel: Kernel) -> ctypes.CDLL:
         library = ctypes.CDLL(str(library_path(kernel)))
     except OSError as error:
         raise NativeError(f"kernel {kernel} cannot be loaded: {error}") from error
-    for name, (arguments, result) in _FUNCTIONS.items():
-        function = getattr(library, f"crossrank_{name}")
-        function.argtypes, function.restype = arguments, result
+    declare(library, "crossrank_", _FUNCTIONS)
     return library
 
 
