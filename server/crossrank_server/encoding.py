@@ -222,11 +222,12 @@ class _Cut:
             query, document = int(self.queries.lengths[i]), int(self.documents.lengths[i])
             kept_queries[i], pieces[i] = kept_pieces(query, document, window, truncation)
             counts[i] = len(pieces[i])
-            if pieces[i][-1][1] - pieces[i][0][0] < document:
+            short = pieces[i][-1][1] - pieces[i][0][0] < document
+            query_cut = bool(kept_queries[i] < query)
+            self.query_truncated |= query_cut
+            if short:
                 self.short.append(i)
-            if kept_queries[i] < query:
-                self.query_truncated = True
-            if kept_queries[i] < query or i in self.short[-1:]:
+            if short or query_cut:
                 self.lost.append(i)
         document_of = np.repeat(np.arange(len(counts)), counts)
         first_pairs = np.cumsum(counts) - counts
