@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from crossrank_perf.commands.bench_options import check_installed, workload_facts, workload_options
+from crossrank_perf.commands.bench_options import check_installed, chosen_workload, workload_facts, workload_options
 from crossrank_server.engines.select import ENGINES, EngineName
 
 _NAMES = [name for name in get_args(EngineName) if name != "auto"]
@@ -54,16 +54,13 @@ def engines(
     from crossrank_perf.engines import compare_engines
     from crossrank_perf.environment import describe_run
     from crossrank_perf.report import Progress, check_writable, write_json
-    from crossrank_perf.workload import load_workload
     from crossrank_server.bundle_cache import default_cache_dir
     from crossrank_server.hub import resolve_model
 
     check_installed()
     if json_path:
         check_writable(json_path)
-    workload = load_workload(
-        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
-    )
+    workload = chosen_workload(options)
     bundle = resolve_model(model, cache_dir=default_cache_dir(), offline=False)
     report: dict[str, Any] = {"kind": "engines", **describe_run(), "workload": workload_facts(workload)}
     with Progress(f"comparing engines with {bundle.manifest.model_id}") as progress:

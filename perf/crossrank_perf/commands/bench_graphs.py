@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from crossrank_perf.commands.bench_options import check_installed, workload_facts, workload_options
+from crossrank_perf.commands.bench_options import check_installed, chosen_workload, workload_facts, workload_options
 
 
 @click.command()
@@ -32,14 +32,11 @@ def graphs(model: Path, rounds: int, requests: int, json_path: Path | None, **op
     from crossrank_perf.environment import describe_run
     from crossrank_perf.graphs import compare_graphs
     from crossrank_perf.report import Progress, check_writable, print_graph_report, write_json
-    from crossrank_perf.workload import load_workload
 
     check_installed()
     if json_path:
         check_writable(json_path)
-    workload = load_workload(
-        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
-    )
+    workload = chosen_workload(options)
     files = find_source(model)
     report: dict[str, Any] = {"kind": "graphs", **describe_run(), "workload": workload_facts(workload)}
     with Progress(f"comparing the graphs of {files.source.name}") as progress:

@@ -13,6 +13,7 @@ from crossrank_perf.commands.bench_options import (
     POSITIVE,
     SERVER_OPTIONS,
     check_installed,
+    chosen_workload,
     parse_numbers,
     plot_option,
     rate_option,
@@ -105,7 +106,6 @@ def load(
     from crossrank_perf.serving import find_pid, started_server
     from crossrank_perf.sweep import check_shares, sweep_rates
     from crossrank_perf.sweep_report import plot_sweep, print_sweep_report
-    from crossrank_perf.workload import load_workload
 
     check_installed()
     _refuse_contradictions(url, grpc, pid, model, options)
@@ -114,9 +114,7 @@ def load(
     for path in (json_path, plot):
         if path:
             check_writable(path)
-    workload = load_workload(
-        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
-    )
+    workload = chosen_workload(options)
     plan = LoadPlan(
         documents=options["documents"],
         concurrency=options["concurrency"],

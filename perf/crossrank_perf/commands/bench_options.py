@@ -83,6 +83,15 @@ def workload_options(function: Function) -> Function:
     return function
 
 
+def chosen_workload(options: dict[str, Any]) -> Workload:
+    """Return the requests that the options of `workload_options` ask for."""
+    from crossrank_perf.workload import load_workload
+
+    return load_workload(
+        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
+    )
+
+
 def server_arguments(model: str | None, options: dict[str, Any]) -> list[str]:
     """Return the arguments of `crossrank serve` that these options stand for."""
     arguments = ["--model", model or "builtin", "--log-level", "warning"]

@@ -11,6 +11,7 @@ import click
 from crossrank_perf.commands.bench_options import (
     SERVER_OPTIONS,
     check_installed,
+    chosen_workload,
     plot_option,
     server_arguments,
     workload_facts,
@@ -94,7 +95,6 @@ def peers(
     from crossrank_perf.peer_report import plot_peers, print_peer_report
     from crossrank_perf.peer_systems import check_environments, export_plain_onnx
     from crossrank_perf.report import check_writable, write_json
-    from crossrank_perf.workload import load_workload
 
     check_installed()
     chosen = [PEERS[name] for name in peers or PEERS]
@@ -102,9 +102,7 @@ def peers(
     for path in (json_path, plot):
         if path:
             check_writable(path)
-    workload = load_workload(
-        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
-    )
+    workload = chosen_workload(options)
     report: dict[str, Any] = {"kind": "peers", **describe_run(), "workload": workload_facts(workload)}
 
     def keep(figures: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import click
 from crossrank_perf.commands.bench_options import (
     SERVER_OPTIONS,
     check_installed,
+    chosen_workload,
     plot_option,
     server_arguments,
     workload_facts,
@@ -78,15 +79,12 @@ def scaling(model: str, resume: bool, json_path: Path | None, plot: Path | None,
     from crossrank_perf.report import check_writable, write_json
     from crossrank_perf.scaling import Point, make_points, summarize_points
     from crossrank_perf.scaling_report import plot_scaling, print_scaling_report
-    from crossrank_perf.workload import load_workload
 
     check_installed()
     for path in (json_path, plot):
         if path:
             check_writable(path)
-    workload = load_workload(
-        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
-    )
+    workload = chosen_workload(options)
     base = Point("", 0, model, available_cores(), options["documents"], None, options["concurrency"])
     report: dict[str, Any] = {
         "kind": "scaling",
@@ -179,12 +177,12 @@ def _measure(points: list[Point], known: dict[str, Any], options: dict[str, Any]
 
 def _workloads(options: dict[str, Any]) -> Any:
     """Return what gives the requests of a point; text is made once for each size."""
-    from crossrank_perf.workload import fixed_length_workload, load_workload
+    from crossrank_perf.workload import fixed_length_workload
 
     @lru_cache
     def made(documents: int, tokens: int | None) -> Workload:
         if tokens is not None:
             return fixed_length_workload(tokens, documents, options["seed"])
-        return load_workload(options["candidates"], documents, synthetic=options["synthetic"], seed=options["seed"])
+        return chosen_workload(options | {"documents": documents})
 
     return lambda point: made(point.documents, point.tokens)

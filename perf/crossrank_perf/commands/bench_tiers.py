@@ -11,6 +11,7 @@ from crossrank_perf.commands.bench_options import (
     POSITIVE,
     SERVER_OPTIONS,
     check_installed,
+    chosen_workload,
     rate_option,
     server_arguments,
     workload_facts,
@@ -54,14 +55,11 @@ def tiers(model: str | None, rate: float, flood: int, duration: float, json_path
     from crossrank_perf.report import Progress, check_writable, print_tier_report, write_json
     from crossrank_perf.serving import served_models, started_server
     from crossrank_perf.tiers import Rounds, compare_tiers
-    from crossrank_perf.workload import load_workload
 
     check_installed()
     if json_path:
         check_writable(json_path)
-    workload = load_workload(
-        options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
-    )
+    workload = chosen_workload(options)
     report: dict[str, Any] = {"kind": "tiers", **describe_run(), "workload": workload_facts(workload)}
     rounds = Rounds(workload.documents, rate, flood, duration, options["seed"])
     with (
