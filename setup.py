@@ -1,4 +1,4 @@
-"""Builds the native tokenizer, and the native encoder: one shared library for each kernel, from one source.
+"""Builds the native tokenizer and padding, and the native encoder: one shared library for each kernel, from one source.
 
 All else is in pyproject.toml. Without a compiler, or with one that does not know a kernel's instructions, that library
 is left out and the rest installs all the same. CROSSRANK_NATIVE_FLAGS adds compiler flags, for sanitizers and debuggers
@@ -51,6 +51,7 @@ def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
 setup(
     ext_modules=[
         extension("wordpiece", ["wordpiece.cpp"], []),
+        extension("padding", ["padding.cpp"], []),
         *(
             extension(kernel, ["api.cpp", *(["cpu.cpp"] if kernel == "portable" else [])], flags)
             for kernel, flags in kernels.items()

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from crossrank_server.cores import Cores
 from crossrank_server.engines.base import Engine, PairBatch
+from crossrank_server.engines.buckets import first_similar
 from crossrank_server.errors import EngineFailure, Overloaded
 from crossrank_server.tokens import Tokens, offsets_of
 
-# A batch is not made smaller than this to occupy an idle core: per-call overhead would eat the gain.
+# A batch is not made smaller than this to occupy an idle core, nor than two calls' own cost: that would eat the gain.
 _MIN_BATCH_TOKENS = 512
-# A pair shorter than this share of the batch's longest is left for another batch: padding costs more than a call.
+# A pair shorter than this share of the batch's longest is left for another batch, unless its padding costs less than a
+# call.
 _MIN_LENGTH_SHARE = 0.75
 # Batches have a multiple of this many pairs where they can: runtimes prepare and remember every shape they meet.
 _ROW_STEP = 4
@@ -163,7 +165,8 @@ class Batcher:
         # What waits is cut into equal batches, a multiple of the cores: none idles while another does two.
         waiting_tokens = sum(job.waiting_tokens for job in queue)
         rounds = -(-waiting_tokens // (self._engine.batch_tokens * self._engine.concurrency))
-        budget = max(-(-waiting_tokens // (max(rounds, 1) * self._engine.concurrency)), _MIN_BATCH_TOKENS)
+        least = max(_MIN_BATCH_TOKENS, 2 * self._engine.call_tokens)
+        budget = max(-(-waiting_tokens // (max(rounds, 1) * self._engine.concurrency)), least)
         return min(budget, self._engine.batch_tokens)
 
     def _start(self, queue: list[_Job], budget_tokens: int) -> None:
@@ -184,6 +187,7 @@ class Batcher:
         if not self._engine.pads:
             return self._fill(queue, jobs, budget_tokens)
         longest = jobs[0].lengths[-1]
+        spare_tokens = self._engine.call_tokens
         most = max(self._engine.batch_tokens // longest, 1)
         if most > _ROW_STEP:
             most -= most % _ROW_STEP
@@ -191,7 +195,8 @@ class Batcher:
         parts: list[tuple[_Job, list[int]]] = []
         for job in jobs:
             stop = bisect_left(job.lengths, longest + 1)
-            start = max(bisect_left(job.lengths, int(longest * _MIN_LENGTH_SHARE)), stop - room, 0)
+            start, spare_tokens = first_similar(job.lengths, stop, longest, _MIN_LENGTH_SHARE, spare_tokens)
+            start = max(start, stop - room)
             if start < stop:
                 parts.append((job, job.take(start, stop)))
                 room -= stop - start

@@ -21,9 +21,10 @@ class ArithmeticEngine:
     name = "arithmetic"
     precision = "fp32"
 
-    def __init__(self, concurrency: int = 2, batch_tokens: int = 256, pads: bool = True) -> None:
+    def __init__(self, concurrency: int = 2, batch_tokens: int = 256, pads: bool = True, call_tokens: int = 0) -> None:
         self.concurrency = concurrency
         self.batch_tokens = batch_tokens
+        self.call_tokens = call_tokens
         self.pads = pads
         self.batches: list[PairBatch] = []
         self.under_way = self.most_under_way = 0
@@ -127,6 +128,28 @@ async def test_one_request_alone_is_spread_over_all_cores(pads: bool) -> None:
     await Batcher(engine, 1000).score(pairs(*[100] * 100))
     assert engine.most_under_way == 2
     assert [len(batch) for batch in engine.batches] == ([52, 48] if pads else [50, 50])
+
+
+@pytest.mark.parametrize(
+    ("call_tokens", "sizes"),
+    [
+        (0, [12, 48, 40]),  # similar lengths only
+        (100, [13, 49, 38]),  # the padding of one pair by 60, or of two by 40, is worth less than a call
+        (7000, [100]),  # that of all of them
+    ],
+)
+async def test_padding_is_cheaper_than_a_call_where_the_engine_says_so(call_tokens: int, sizes: list[int]) -> None:
+    engine = ArithmeticEngine(concurrency=1, batch_tokens=100_000, call_tokens=call_tokens)
+    batch = pairs(*[20] * 40, *[60] * 48, *[120] * 12)
+    np.testing.assert_array_equal(await Batcher(engine, 1000).score(batch), expected(batch))
+    assert [len(batch) for batch in engine.batches] == sizes
+
+
+async def test_a_batch_is_not_halved_for_less_than_two_calls() -> None:
+    for call_tokens, sizes in ((0, [52, 48]), (3000, [60, 40]), (5000, [100])):
+        engine = ArithmeticEngine(concurrency=2, batch_tokens=100_000, call_tokens=call_tokens)
+        await Batcher(engine, 1000).score(pairs(*[100] * 100))
+        assert [len(batch) for batch in engine.batches] == sizes
 
 
 async def test_a_single_document_does_not_wait_for_a_thousand() -> None:

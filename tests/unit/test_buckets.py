@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import join_pairs, pairs_from_padded, split_by_bucket, split_by_rows, take_pairs
+from crossrank_server.engines.buckets import (
+    first_similar,
+    join_pairs,
+    pairs_from_padded,
+    split_by_bucket,
+    split_by_rows,
+    take_pairs,
+)
 
 BUCKETS = (4, 8, 16)
 VOCAB = 100
@@ -119,3 +126,17 @@ def test_tensors_of_different_shapes_are_refused():
     ids, types, mask = batch_of([3, 5]).padded(8, 0)
     with pytest.raises(ValueError, match=r"\[2, 8\], \[2, 8\], \[2, 7\]"):
         pairs_from_padded(ids, types, mask[:, :7], VOCAB)
+
+
+@given(
+    st.lists(st.integers(1, 512), min_size=1, max_size=60).map(sorted),
+    st.sampled_from([0.5, 0.75, 1.0]),
+    st.integers(0, 5000),
+)
+def test_similar_pairs_are_all_of_the_share_and_as_many_shorter_ones_as_their_padding_is_worth(lengths, share, spare):
+    longest = lengths[-1]
+    start, left = first_similar(lengths, len(lengths), longest, share, spare)
+    shorter = [longest - length for length in lengths[start:] if length < int(longest * share)]
+    assert left == spare - sum(shorter) >= 0
+    assert all(length < int(longest * share) for length in lengths[:start])
+    assert not start or longest - lengths[start - 1] > left

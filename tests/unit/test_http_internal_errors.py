@@ -26,6 +26,7 @@ class FailingEngine:
     precision = "fp32"
     concurrency = 1
     batch_tokens = 4096
+    call_tokens = 0
     pads = True
 
     def __init__(self, outcome: float | Exception) -> None:

@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank_server.padding import pad
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -45,17 +47,8 @@ class PairBatch:
             rows: Rows, at least `len(self)`; extra rows repeat nothing and attend to one padding token, so that
                 no softmax runs over an empty row.
         """
-        lengths = self.lengths
         rows = len(self) if rows is None else rows
-        mask = np.zeros((rows, length), np.int32)
-        real = np.arange(length) < lengths[:, None]
-        mask[: len(self)] = real
-        mask[len(self) :, 0] = 1
-        ids = np.full((rows, length), pad_token_id, np.int32)
-        types = np.zeros((rows, length), np.int32)
-        ids[: len(self)][real] = self.input_ids
-        types[: len(self)][real] = self.token_type_ids
-        return ids, types, mask
+        return pad(self.input_ids, self.token_type_ids, self.offsets, rows, length, pad_token_id)
 
 
 class Engine(Protocol):
@@ -66,6 +59,7 @@ class Engine(Protocol):
         precision: `fp32`, `bf16`, `fp16` ...: the arithmetic in use.
         concurrency: Batches it can work on at the same time.
         batch_tokens: Tokens of a batch (padded) at which it is most efficient.
+        call_tokens: Tokens (padded) that take as long as a call takes beside them; padding worth less than that saves.
         pads: Whether every pair of a batch costs what its longest does, so that only similar ones belong together.
     """
 
@@ -73,6 +67,7 @@ class Engine(Protocol):
     precision: str
     concurrency: int
     batch_tokens: int
+    call_tokens: int
     pads: bool
 
     async def score(self, batch: PairBatch) -> NDArray[np.float32]:

@@ -71,6 +71,25 @@ def split_by_rows(lengths: NDArray[np.int64], buckets: Sequence[int], max_rows: 
     return [BucketPart(rows, buckets[bisect_left(buckets, lengths[rows[-1]])]) for rows in parts]
 
 
+def first_similar(
+    ascending: Sequence[int], stop: int, longest: int, share: float, spare_tokens: int
+) -> tuple[int, int]:
+    """Return from where on, up to `stop`, pairs may be padded to `longest`, and how many spare tokens are left.
+
+    Args:
+        ascending: Tokens of each pair.
+        stop: None from here on is longer than `longest`.
+        longest: Tokens that the batch is padded to.
+        share: Pairs of this share of `longest` are always similar enough.
+        spare_tokens: Padding that shorter ones may need, all together: what costs no more than another call.
+    """
+    start = bisect_left(ascending, int(longest * share), 0, stop)
+    while start and longest - ascending[start - 1] <= spare_tokens:
+        start -= 1
+        spare_tokens -= longest - ascending[start]
+    return start, spare_tokens
+
+
 def _check_lengths(lengths: NDArray[np.int64], buckets: Sequence[int]) -> None:
     if len(lengths) and lengths.max() > buckets[-1]:
         raise ValueError(f"a pair has {lengths.max()} tokens, the longest bucket {buckets[-1]}")

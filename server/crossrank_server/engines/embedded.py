@@ -52,6 +52,8 @@ class EmbeddedEngine(ABC):
     name: str
     # Larger batches were no faster a pair (measured from 400 tokens on) and need more memory.
     batch_tokens = 2048
+    # A call of a CPU engine costs less than the padding of a few pairs.
+    call_tokens = 0
     pads: bool
     length_step = LENGTH_STEP
     row_step = ROW_STEP

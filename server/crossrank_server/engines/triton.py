@@ -42,6 +42,7 @@ class TritonEngine:
     # Not used: Triton merges and schedules, no Batcher stands in front.
     concurrency = 1
     batch_tokens = 1
+    call_tokens = 0
     pads = True
 
     def __init__(self, pool: Pool, contract: Contract, timeout_s: float) -> None:
