@@ -12,7 +12,10 @@
 #   DURATION=20      seconds of each load
 #   CONCURRENCY=64   requests under way, over all load generators
 #   LOADERS=4        load generators at once; one for each four cores by default
-#   INSTANCES=4      processes of Triton that compute
+#   WORKERS=4        processes that compute and serve HTTP, without Triton; one for every four cores by default
+#   INSTANCES=2      processes of Triton that compute
+#   GATEWAYS=8       processes that serve HTTP in front of Triton; one for every two cores by default
+#   SWEEP=...        options of crossrank perf-analyzer; --concurrency 1,4,16,64 by default
 #   TRITON=HOST:PORT gRPC of a Triton that runs already, such as NVIDIA's container with a repository of the model for
 #                    tensorrt or onnxruntime-gpu; otherwise one is started with the engine of this project
 # shellcheck disable=SC2329 # step calls functions by name
@@ -25,7 +28,9 @@ duration=${DURATION:-20}
 cores=$(nproc)
 loaders=${LOADERS:-$(((cores + 3) / 4))}
 concurrency=${CONCURRENCY:-64}
-instances=${INSTANCES:-4}
+workers=${WORKERS:-$(((cores + 3) / 4))}
+instances=${INSTANCES:-2}
+gateways=${GATEWAYS:-$(((cores + 1) / 2))}
 triton=${TRITON:-127.0.0.1:18001}
 
 case $device in
@@ -36,7 +41,7 @@ cuda)
         exit 1
     fi
     engines=(onnxruntime cuda)
-    sweep=(--concurrency "1,4,16,64")
+    read -ra sweep <<<"${SWEEP:---concurrency 1,4,16,64}"
     ;;
 cpu)
     gpu="rehearsal on CPU"
@@ -152,10 +157,20 @@ analyze() {
     crossrank perf-analyzer --url "$triton" --model "$work/bundle" "${sweep[@]}" --out "$out"
 }
 
+# Starts some processes: how many, then their options.
 start_gateway() {
-    "$python" -m crossrank_server serve --port 18000 --log-level warning "$@" >"$out/logs/gateway.log" 2>&1 &
+    local count=$1
+    shift
+    "$python" -m crossrank_server serve --port 18000 --workers "$count" --log-level warning "$@" >"$out/logs/gateway.log" 2>&1 &
     servers+=($!)
-    wait_ready "crossrank serve" http://127.0.0.1:18000/health/ready $!
+    wait_ready "crossrank serve" http://127.0.0.1:18000/health/ready $! || return
+    # Connections stay with those that listen when they are made.
+    for _ in $(seq 480); do
+        [ "$(curl -fs http://127.0.0.1:18000/metrics | grep -c '^process_cpu_seconds_total')" = "$count" ] && return
+        sleep 0.25
+    done
+    echo "crossrank serve has not all of its $count processes" >&2
+    return 1
 }
 
 # Load from several processes at once, which one alone could not make: the name of the result.
@@ -175,13 +190,14 @@ load() {
 measure() {
     step quality compare_quality
     step engines crossrank bench engines --model "$work/bundle" "${engines[@]/#/--engine=}" --precision auto \
-        --threads 2 --rounds 3 --bucket-s "$((duration > 4 ? duration / 4 : 1))" --json "$out/engines.json"
-    step in-process start_gateway --model "$work/bundle" --engine "$engine" && step load-in-process load in-process
+        --threads 4 --rounds 3 --bucket-s "$((duration > 4 ? duration / 4 : 1))" --json "$out/engines.json"
+    step in-process start_gateway "$workers" --model "$work/bundle" --engine "$engine" &&
+        step load-in-process load in-process
     stop_servers
     [ -n "${TRITON:-}" ] || step triton start_triton || return
     step perf-analyzer analyze
-    step gateways start_gateway --model "$work/bundle" --engine triton --triton-url "grpc://$triton" \
-        --workers auto && step load-triton load triton
+    step gateways start_gateway "$gateways" --model "$work/bundle" --engine triton --triton-url "grpc://$triton" &&
+        step load-triton load triton
 }
 
 if [ -n "${PYTHON:-}" ]; then

@@ -42,15 +42,20 @@ Work = Callable[[Callable[[], None]], None]
 
 
 def worker_count(settings: ServeSettings) -> int:
-    """Return how many processes serve: `--workers`, where `auto` is one a core in front of Triton, and else one."""
+    """Return how many processes serve: `--workers`, where `auto` depends on what computes.
+
+    In front of Triton it is one a core. Engine `cuda` computes more documents than one process hands over: one for
+    every four cores, as each holds memory of the GPU. On a CPU one process keeps all cores busy.
+    """
     if settings.workers != "auto":
         return int(settings.workers)
-    return available_cores() if settings.engine == "triton" else 1
+    shares = {"triton": 1, "cuda": 4}
+    return max(1, available_cores() // shares[settings.engine]) if settings.engine in shares else 1
 
 
 def worker_settings(settings: ServeSettings, workers: int) -> ServeSettings:
-    """Return the settings of one worker, which has its share of the cores for its engines."""
-    if workers == 1 or settings.threads:
+    """Return the settings of one worker, which has its share of the cores for its engines; `cuda` computes elsewhere."""
+    if workers == 1 or settings.threads or settings.engine == "cuda":
         return settings
     return settings.model_copy(update={"threads": max(1, available_cores() // workers)})
 
