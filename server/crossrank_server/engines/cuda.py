@@ -91,7 +91,7 @@ class CudaEngine(GraphEngine):
         lengths: tuple[int, ...] = LENGTHS,
         rows: tuple[int, ...] = ROWS,
     ) -> None:
-        super().__init__(bundle, bundle.manifest.graph(precision), precision, threads or _LANES)
+        super().__init__(bundle, bundle.manifest.graph(precision, "onnxruntime"), precision, threads or _LANES)
         self._device = device
         self._vocab_size = bundle.manifest.architecture.vocab_size
         self._lengths = (*(length for length in lengths if length < self._max_length), self._max_length)
