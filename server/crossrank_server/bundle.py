@@ -3,7 +3,8 @@
     BUNDLE/
         manifest.json   what the model is, and the sha256 of every other file
         tokenizer.json  a Hugging Face fast tokenizer
-        model.onnx      the fp32 graph; further variants (model.fp16.onnx, ...) beside it
+        model.onnx      the fp32 graph; further variants (model.fp16.onnx, ...) beside it, of standard operators or
+                        of ONNX Runtime's own (model.fp16.onnxruntime.onnx)
     weights.safetensors  the fp32 weights by role, for the native engine (of the shapes that it serves)
         README.md       the model card (optional)
 

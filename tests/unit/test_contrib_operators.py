@@ -128,6 +128,7 @@ def test_positions_and_segments_are_the_table_taken_apart(builtin_graph: ir.Mode
     np.testing.assert_allclose(sums, table, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # by transformers
 @pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
 def test_attention_with_positions_of_its_own_is_left_alone(family: str, tmp_path: Path):
     optimized, _ = optimize(export_named(family, LEGACY, tmp_path / "model.onnx"))

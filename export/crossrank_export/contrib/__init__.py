@@ -59,20 +59,16 @@ def fuse_for_onnxruntime(model: ir.Model) -> PassReport:
 
 @contextmanager
 def _fixed_shapes(model: ir.Model) -> Iterator[None]:
-    """Infer all shapes for one batch and sequence, and forget them afterwards."""
-    interface = [*model.graph.inputs, *model.graph.outputs]
-    before = [value.shape for value in interface]
+    """Infer all shapes for one batch and sequence; afterwards they are as before, and those of new values unknown."""
+    computed = [value for node in model.graph for value in node.outputs]
+    before = {value: value.shape for value in (*model.graph.inputs, *computed)}
+    for value in computed:
+        value.shape = None
     for value in model.graph.inputs:
         value.shape = ir.Shape([_BATCH, _SEQUENCE])
-    for node in model.graph:
-        for value in node.outputs:
-            value.shape = None
     infer_shapes(model)
     try:
         yield
     finally:
-        for node in model.graph:
-            for value in node.outputs:
-                value.shape = None
-        for value, shape in zip(interface, before, strict=True):
-            value.shape = shape
+        for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
+            value.shape = before.get(value)
