@@ -3,8 +3,9 @@
 fp16 means that the types are in the graph, as TensorRT 11 requires and 10.4 accepts: weights and products in FLOAT16,
 with explicit Casts around islands of FLOAT where 11 bits do not do (LayerNormalization, Softmax, the head).
 
-ONNX Runtime's graph needs no islands: its normalizations and softmax add up in float32 whatever they read, and each
-Cast would be a kernel.
+ONNX Runtime's graph has no islands: its kernels add up in float32 whatever they read, and each Cast would be a kernel.
+Those of its CUDA provider that normalize embeddings and residual sums do so since May 2026; 1.24 added up in float16.
+Source: https://github.com/microsoft/onnxruntime/pull/28682
 """
 
 from __future__ import annotations
