@@ -1,4 +1,4 @@
-"""The built-in model with an fp16 graph beside its fp32 one: what `crossrank engine` and engine cuda start from.
+"""The built-in model with both fp16 graphs beside its fp32 one: what `crossrank engine` and engine cuda start from.
 
 `python -m tests.engine_bundle DIRECTORY` writes it, for perf/gpu.sh.
 """
@@ -11,20 +11,26 @@ from pathlib import Path
 
 import onnx_ir
 
-from crossrank_export.precision import fp16_from_fp32
+from crossrank_export.pipeline import FILE_FOR_ONNXRUNTIME, FILES
+from crossrank_export.precision import fp16_for_onnxruntime, fp16_from_fp32
 from crossrank_server.bundle import Bundle, Graph, load_bundle, sha256_of, write_manifest
 
 
 def write_fp16_bundle(source: Bundle, path: Path, max_length: int = 512) -> Bundle:
     shutil.copytree(source.path, path)
-    target = path / "model.fp16.onnx"
     fp32 = source.manifest.graph("fp32")
-    onnx_ir.save(fp16_from_fp32(onnx_ir.load(source.file(fp32.file))), target)
-    fp16 = Graph(file=target.name, precision="fp16", inputs=fp32.inputs, output=fp32.output)
+    model = onnx_ir.load(source.file(fp32.file))
+    fused, _ = fp16_for_onnxruntime(model)
+    assert fused is not None
+    fp16 = Graph(file=FILES["fp16"], precision="fp16", inputs=fp32.inputs, output=fp32.output)
+    fp16_fused = fp16.model_copy(update={"file": FILE_FOR_ONNXRUNTIME, "operators": "onnxruntime"})
+    onnx_ir.save(fp16_from_fp32(model), path / fp16.file)
+    onnx_ir.save(fused, path / fp16_fused.file)
+    written = {graph.file: sha256_of(path / graph.file) for graph in (fp16, fp16_fused)}
     update = {
         "max_length": max_length,
-        "graphs": [fp32, fp16],
-        "files": {**source.manifest.files, target.name: sha256_of(target)},
+        "graphs": [fp32, fp16, fp16_fused],
+        "files": {**source.manifest.files, **written},
     }
     write_manifest(path, source.manifest.model_copy(update=update))
     return load_bundle(path)

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,14 +34,18 @@ from crossrank_server.bundle import (
     sha256_of,
     write_manifest,
 )
-from crossrank_server.errors import SetupError
+from crossrank_server.errors import CrossrankError, SetupError
 
 if TYPE_CHECKING:
     import onnx_ir
 
+    from crossrank_export.passes import PassReport
+
 logger = logging.getLogger(__name__)
 
 FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+# Beside the fp16 graph of standard operators: the one for ONNX Runtime's CUDA provider.
+FILE_FOR_ONNXRUNTIME = "model.fp16.onnxruntime.onnx"
 _TOOLS = ("crossrank", "onnx", "onnx-ir", "onnxruntime", "tokenizers")
 _TORCH_TOOLS = ("torch", "transformers", "optimum", "optimum-onnx")
 # What `crossrank engine` leaves in a bundle beside its files, and what an interrupted write does.
@@ -179,7 +183,7 @@ def _write_variants(
 
     on_step("optimizing the graph")
     optimized, reports = optimize(model.graph)
-    facts = {
+    facts: dict[str, Any] = {
         "passes": [report.as_dict() for report in reports],
         "cost": {"before": measure_cost(model.graph).as_dict(), "after": measure_cost(optimized).as_dict()},
     }
@@ -195,7 +199,37 @@ def _write_variants(
             write_int8(optimized, path)
         entry = describe_graph(optimized, path.name, precision, model.config.num_labels)
         entries.append(entry.model_copy(update={"parity": _parity(model, entry, path, samples)}))
+    if "fp16" in precisions:
+        on_step("writing and checking fp16 for ONNX Runtime on GPUs")
+        graph, report = _write_for_onnxruntime(model, optimized, samples, partial / FILE_FOR_ONNXRUNTIME)
+        entries += [graph] if graph is not None else []
+        facts["passes"].append(report.as_dict())
     return entries, facts
+
+
+def _write_for_onnxruntime(
+    model: _Model, optimized: onnx_ir.Model, samples: list[SampleSet], path: Path
+) -> tuple[Graph | None, PassReport]:
+    """Write and check the fp16 graph of ONNX Runtime's operators.
+
+    Unlike the variants asked for, it may be missing: every engine runs the standard one.
+    """
+    import onnx_ir
+
+    from crossrank_export.precision import fp16_for_onnxruntime
+
+    graph, report = fp16_for_onnxruntime(optimized)
+    if graph is None:
+        return None, report
+    onnx_ir.save(graph, path)
+    entry = describe_graph(optimized, path.name, "fp16", model.config.num_labels)
+    entry = entry.model_copy(update={"operators": "onnxruntime"})
+    try:
+        parity = _parity(model, entry, path, samples)
+    except CrossrankError as error:
+        path.unlink()
+        return None, replace(report, applied=False, detail=f"Left out: {error.message}")
+    return entry.model_copy(update={"parity": parity}), report
 
 
 def _samples(model: _Model, options: ExportOptions, on_step: OnStep) -> list[SampleSet]:

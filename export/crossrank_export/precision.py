@@ -1,13 +1,18 @@
-"""Precision variants of the optimized fp32 graph: strongly typed fp16, and dynamic int8.
+"""Precision variants of the optimized fp32 graph: strongly typed fp16, the same for ONNX Runtime, and dynamic int8.
 
 fp16 means that the types are in the graph, as TensorRT 11 requires and 10.4 accepts: weights and products in FLOAT16,
 with explicit Casts around islands of FLOAT where 11 bits do not do (LayerNormalization, Softmax, the head).
+
+ONNX Runtime's graph has no islands: its kernels add up in float32 whatever they read, and each Cast would be a kernel.
+Those of its CUDA provider that normalize embeddings and residual sums do so since May 2026; 1.24 added up in float16.
+Source: https://github.com/microsoft/onnxruntime/pull/28682
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +23,8 @@ from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     import onnx_ir
+
+    from crossrank_export.passes import PassReport
 
 _FP32_OPS = ("LayerNormalization", "Softmax")
 # Added to the score of a padded token. FLOAT's minimum is -inf in FLOAT16, and so is FLOAT16's own minimum once a
@@ -34,9 +41,35 @@ def fp16_from_fp32(model: onnx_ir.Model) -> onnx_ir.Model:
     Raises:
         SetupError: There is no such node, so the squares of a normalization in pieces would overflow at 256.
     """
-    import onnx_ir
-    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+    copy = _prepared(model)
+    return _converted(copy, _FP32_OPS, _head_nodes(copy) | _index_nodes(copy))
 
+
+def fp16_for_onnxruntime(model: onnx_ir.Model) -> tuple[onnx_ir.Model | None, PassReport]:
+    """Return an fp16 graph of ONNX Runtime's own operators, for its CUDA provider; integer inputs, FLOAT logits.
+
+    Attention masks must be ones followed by zeros.
+
+    Args:
+        model: As for fp16_from_fp32.
+
+    Returns:
+        The graph, None where no attention block fits the operator, and what was done.
+
+    Raises:
+        SetupError: As of fp16_from_fp32.
+    """
+    from crossrank_export.contrib import fuse_for_onnxruntime
+
+    copy = _prepared(model)
+    report = fuse_for_onnxruntime(copy)
+    if not report.applied:
+        return None, report
+    _name_nodes(copy)
+    return _converted(copy, (), _index_nodes(copy)), report
+
+
+def _prepared(model: onnx_ir.Model) -> onnx_ir.Model:
     copy = model.clone()
     _name_nodes(copy)
     _clamp_masks(copy)
@@ -45,15 +78,22 @@ def fp16_from_fp32(model: onnx_ir.Model) -> onnx_ir.Model:
             "this graph has no LayerNormalization that the passes recognise, so its fp16 variant could overflow: "
             "export without fp16"
         )
-    proto = onnx_ir.to_proto(copy)
+    return copy
+
+
+def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[str]) -> onnx_ir.Model:
+    import onnx_ir
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    proto = onnx_ir.to_proto(model)
     with warnings.catch_warnings():
         # Weights below fp16's smallest number become it: harmless, and parity is measured.
         warnings.simplefilter("ignore")
         converted = convert_float_to_float16(
             proto,
             keep_io_types=True,
-            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *_FP32_OPS],
-            node_block_list=sorted(_head_nodes(copy) | _index_nodes(copy)),
+            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *fp32_ops],
+            node_block_list=sorted(fp32_nodes),
         )
     del converted.graph.value_info[:]
     fp16 = cast("onnx_ir.Model", onnx_ir.from_proto(converted))

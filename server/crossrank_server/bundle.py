@@ -3,7 +3,8 @@
     BUNDLE/
         manifest.json   what the model is, and the sha256 of every other file
         tokenizer.json  a Hugging Face fast tokenizer
-        model.onnx      the fp32 graph; further variants (model.fp16.onnx, ...) beside it
+        model.onnx      the fp32 graph; further variants (model.fp16.onnx, ...) beside it, of standard operators or
+                        of ONNX Runtime's own (model.fp16.onnxruntime.onnx)
     weights.safetensors  the fp32 weights by role, for the native engine (of the shapes that it serves)
         README.md       the model card (optional)
 
@@ -26,6 +27,7 @@ TOKENIZER = "tokenizer.json"
 FORMAT = 1
 
 Precision = Literal["fp32", "fp16", "int8"]
+Operators = Literal["onnx", "onnxruntime"]
 
 
 class _Frozen(BaseModel):
@@ -82,6 +84,9 @@ class Graph(_Frozen):
 
     file: str
     precision: Precision
+    operators: Operators = Field(
+        default="onnx", description="standard ones, or also ONNX Runtime's own: for masks of ones before zeros only"
+    )
     inputs: list[Tensor]
     output: Tensor
     parity: dict[str, Any] = Field(default_factory=dict, description="agreement with the source, as measured at export")
@@ -144,12 +149,17 @@ class Manifest(_Frozen):
             raise ValueError(f"label {self.label} is none of the {self.num_labels} labels, counted from 0")
         return self
 
-    def graph(self, precision: Precision) -> Graph:
-        """Return the variant of that precision, or raise BundleError naming those there are."""
-        for graph in self.graphs:
-            if graph.precision == precision:
-                return graph
-        present = ", ".join(graph.precision for graph in self.graphs)
+    def graph(self, precision: Precision, operators: Operators = "onnx") -> Graph:
+        """Return the variant of that precision, of standard operators where there is none of the others asked for.
+
+        Raises:
+            BundleError: There is none; names those there are.
+        """
+        for wanted in (operators, "onnx"):
+            for graph in self.graphs:
+                if (graph.precision, graph.operators) == (precision, wanted):
+                    return graph
+        present = ", ".join(graph.precision for graph in self.graphs if graph.operators == "onnx")
         raise BundleError(
             f"{self.model_id} has no {precision} graph, only {present}: export it with --precision {precision}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ import onnx_ir
 import pytest
 from click.testing import CliRunner
 
-from crossrank_export import parity
-from crossrank_export.pipeline import ExportOptions, bundle_from_onnx, export_model
+from crossrank_export import parity, precision
+from crossrank_export.pipeline import FILE_FOR_ONNXRUNTIME, ExportOptions, bundle_from_onnx, export_model
+from crossrank_export.precision import fp16_for_onnxruntime
 from crossrank_export.samples import SampleGroup
 from crossrank_export.sources import find_source
 from crossrank_server.bundle import Bundle, load_bundle, sha256_of
@@ -124,17 +126,46 @@ finally:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     manifest = load_bundle(tmp_path / "bundle").manifest
-    assert [graph.precision for graph in manifest.graphs] == ["fp32", "fp16", "int8"]
+    assert [(graph.precision, graph.operators) for graph in manifest.graphs] == [
+        ("fp32", "onnx"),
+        ("fp16", "onnx"),
+        ("int8", "onnx"),
+        ("fp16", "onnxruntime"),
+    ]
     assert "torch" not in manifest.tool_versions
 
 
 def test_every_variant_of_the_builtin_model_is_within_its_threshold(onnx_dir: Path, tmp_path: Path):
     out = tmp_path / "bundle"
     bundle = export_model(find_source(onnx_dir, kind="onnx"), out, ExportOptions(["fp32", "fp16", "int8"]))
-    deltas = {graph.precision: graph.parity["builtin"]["max_abs_delta"] for graph in bundle.manifest.graphs}
-    assert deltas["fp32"] <= 1e-4
-    assert 0 < deltas["fp16"] <= 0.01
-    assert deltas["fp16"] < deltas["int8"] <= 0.2
+    graphs = bundle.manifest.graphs
+    deltas = {(graph.precision, graph.operators): graph.parity["builtin"]["max_abs_delta"] for graph in graphs}
+    assert deltas["fp32", "onnx"] <= 1e-4
+    assert 0 < deltas["fp16", "onnx"] <= 0.01
+    assert 0 < deltas["fp16", "onnxruntime"] <= 0.01
+    assert deltas["fp16", "onnx"] < deltas["int8", "onnx"] <= 0.2
+    assert bundle.manifest.passes[-1]["name"] == "onnxruntime"
+
+
+def test_a_graph_for_onnx_runtime_beyond_its_threshold_is_left_out_and_the_bundle_says_so(
+    onnx_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def wrong(model: onnx_ir.Model) -> Any:
+        graph, report = fp16_for_onnxruntime(model)
+        assert graph is not None
+        weight = graph.graph.initializers["classifier.weight"]
+        weight.const_value = onnx_ir.tensor(2 * weight.const_value.numpy(), name=weight.name)
+        return graph, report
+
+    monkeypatch.setattr(precision, "fp16_for_onnxruntime", wrong)
+    bundle = export_model(find_source(onnx_dir, kind="onnx"), tmp_path / "bundle", ExportOptions(["fp16"], documents=2))
+    assert [graph.file for graph in bundle.manifest.graphs] == ["model.onnx", "model.fp16.onnx"]
+    assert FILE_FOR_ONNXRUNTIME not in bundle.manifest.files
+    report = bundle.manifest.passes[-1]
+    assert (report["name"], report["applied"]) == ("onnxruntime", False)
+    assert re.match(
+        r"Left out: the fp16 graph is not the source model: .* its logits differ by up to", report["detail"]
+    )
 
 
 def test_the_server_resolves_a_directory_through_the_same_path(onnx_dir: Path, tmp_path: Path):

@@ -151,6 +151,42 @@ def test_a_precision_that_the_bundle_lacks_is_refused_naming_those_it_has(builti
         make_engine(builtin, "onnxruntime", "int8")
 
 
+def with_graph_for_onnxruntime(manifest: dict[str, Any]) -> None:
+    """Two fp16 graphs, the one of ONNX Runtime's operators first; their content is not looked at."""
+    fp32 = manifest["graphs"][0]
+    manifest["graphs"] += [
+        fp32 | {"precision": "fp16", "operators": "onnxruntime"},
+        fp32 | {"precision": "fp16", "operators": "onnx"},
+    ]
+
+
+def test_a_manifest_that_does_not_say_which_operators_has_standard_ones(edit: Edit) -> None:
+    def forget(manifest: dict[str, Any]) -> None:
+        for graph in manifest["graphs"]:
+            graph.pop("operators", None)
+
+    bundle = load_bundle(edit(forget))
+    assert [graph.operators for graph in bundle.manifest.graphs] == ["onnx"]
+    assert bundle.manifest.graph("fp32", "onnxruntime") == bundle.manifest.graph("fp32")
+
+
+def test_graphs_of_onnx_runtimes_operators_are_given_to_those_who_ask_for_them(edit: Edit) -> None:
+    manifest = load_bundle(edit(with_graph_for_onnxruntime)).manifest
+    assert manifest.graph("fp16").operators == "onnx"
+    assert manifest.graph("fp16", "onnxruntime").operators == "onnxruntime"
+    assert manifest.graph("fp32", "onnxruntime").operators == "onnx"
+
+
+def test_a_graph_of_onnx_runtimes_operators_alone_is_no_fp16_for_others(edit: Edit) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        with_graph_for_onnxruntime(manifest)
+        manifest["graphs"].pop()
+
+    manifest = load_bundle(edit(change)).manifest
+    with pytest.raises(BundleError, match="has no fp16 graph, only fp32: export it"):
+        manifest.graph("fp16")
+
+
 def test_onnxruntime_has_no_bf16_and_says_what_has(builtin: Bundle) -> None:
     with pytest.raises(SetupError, match="use --engine openvino, or --precision fp32"):
         make_engine(builtin, "onnxruntime", "bf16")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crossrank_server.bundle import Bundle
 from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines import cuda, select
 from crossrank_server.engines.base import PairBatch
@@ -53,10 +54,27 @@ def pairs(bundle, documents: int, seed: int = 3) -> PairBatch:
 def test_logits_are_those_of_the_plain_engine(engine, bundle):
     batch = pairs(bundle, 30)
     plain = OnnxRuntimeEngine(bundle, engine.precision, threads=1)
-    # The optimizers differ by one: see OnnxRuntimeEngine.
+    # The optimizers differ by one: see OnnxRuntimeEngine. In fp16 so do the graphs.
     np.testing.assert_allclose(
-        engine.infer(batch), plain.infer(batch), atol=1e-5 if engine.precision == "fp32" else 2e-3
+        engine.infer(batch), plain.infer(batch), atol=1e-5 if engine.precision == "fp32" else 5e-3
     )
+
+
+def test_fp16_is_the_graph_of_onnx_runtimes_operators_where_the_bundle_has_it(engine, bundle):
+    fp16 = engine.precision == "fp16"
+    assert engine._path.name == ("model.fp16.onnxruntime.onnx" if fp16 else "model.onnx")
+    assert OnnxRuntimeEngine(bundle, engine.precision, threads=1)._path.name == (
+        "model.fp16.onnx" if fp16 else "model.onnx"
+    )
+
+
+def test_fp16_is_the_standard_graph_where_the_bundle_has_no_other(bundle):
+    graphs = [graph for graph in bundle.manifest.graphs if graph.operators == "onnx"]
+    older = Bundle(bundle.path, bundle.manifest.model_copy(update={"graphs": graphs}))
+    engine = CudaEngine(older, "fp16", threads=1, device="cpu", lengths=(16,), rows=(1, 2))
+    assert engine._path.name == "model.fp16.onnx"
+    assert np.isfinite(engine.infer(pairs(older, 3))).all()
+    asyncio.run(engine.close())
 
 
 def test_bound_buffers_give_bitwise_what_a_plain_run_of_the_session_gives(engine, bundle):

@@ -82,6 +82,15 @@ def test_a_bundle_without_fp16_names_the_export_that_makes_it(builtin, tmp_path)
         spec_of(builtin.manifest, tmp_path)
 
 
+def test_a_graph_of_onnx_runtimes_operators_is_never_taken(manifest, tmp_path):
+    standard = manifest.graph("fp16")
+    other = standard.model_copy(update={"file": "other.onnx", "operators": "onnxruntime"})
+    both = manifest.model_copy(update={"graphs": [manifest.graph("fp32"), other, standard]})
+    assert spec_of(both, tmp_path).graph == standard
+    with pytest.raises(SetupError, match="has no fp16 graph, only fp32: TensorRT"):
+        spec_of(both.model_copy(update={"graphs": both.graphs[:2]}), tmp_path)
+
+
 def test_trtexec_command_has_every_profile_in_order(manifest, tmp_path):
     command = trtexec_command(spec_of(manifest, tmp_path, buckets=[64, 512], max_batch=32), tmp_path)
     assert "--stronglyTyped" in command

@@ -276,6 +276,15 @@ def test_a_plan_with_int64_inputs_is_refused(gpu_bundle):
         make_spec(manifest, "tensorrt")
 
 
+def test_a_graph_of_onnx_runtimes_operators_is_left_to_the_engine_of_this_project(gpu_bundle):
+    standard = gpu_bundle.manifest.graph("fp16")
+    other = standard.model_copy(update={"file": "other.onnx", "operators": "onnxruntime"})
+    graphs = [other, *gpu_bundle.manifest.graphs]
+    manifest = gpu_bundle.manifest.model_copy(update={"graphs": graphs})
+    assert make_spec(manifest, "onnxruntime-gpu").graph == standard
+    assert make_spec(manifest, "cpu").graph == manifest.graph("fp32")
+
+
 def test_a_model_with_several_logits_is_refused_on_gpus_and_served_on_cpus(gpu_bundle):
     manifest = gpu_bundle.manifest.model_copy(update={"num_labels": 3, "label": 2})
     with pytest.raises(SetupError, match="has 3 logits a pair"):

@@ -126,7 +126,7 @@ def _assemble(
     context: ir.Node,
 ) -> Attention | None:
     q, k, v = _trace_projection(query), _trace_projection(key), _trace_projection(value)
-    output = _merged_heads(context.outputs[0])
+    output = merged_heads(context.outputs[0])
     if q is None or k is None or v is None or output is None:
         return None
     key_is_transposed = context.op_type == "MatMul"
@@ -190,7 +190,7 @@ def _trace_projection(heads_value: ir.Value | None) -> Projection | None:
         else:
             break
     shape = _head_shape(views)
-    linear = _linear_of(value)
+    linear = linear_of(value)
     if heads_value is None or shape is None or linear is None:
         return None
     source, weight, bias = linear
@@ -245,7 +245,7 @@ def _composed_order(views: list[ir.Node]) -> tuple[int, ...] | None:
     return order
 
 
-def _linear_of(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], NDArray[np.float32]] | None:
+def linear_of(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], NDArray[np.float32]] | None:
     """Read `x @ W + b` with constant W and b: (x, W, b)."""
     node = value.producer() if value is not None else None
     bias: NDArray[Any] | None = None
@@ -266,7 +266,7 @@ def _linear_of(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], N
     return (node.inputs[0], weight, bias) if bias.shape == weight.shape[1:] else None
 
 
-def _merged_heads(context: ir.Value) -> ir.Value | None:
+def merged_heads(context: ir.Value) -> ir.Value | None:
     """Follow [B, h, S, d] -> Transpose -> Reshape [B, S, h*d]."""
     transpose = only_consumer(context)
     if transpose is None or transpose.op_type != "Transpose" or "perm" not in transpose.attributes:

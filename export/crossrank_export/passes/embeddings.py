@@ -22,7 +22,7 @@ _MAX_SEGMENTS = 4
 
 
 @dataclass(frozen=True)
-class _Lookup:
+class Lookup:
     """A term of the sum: rows of a constant table at computed places.
 
     Attributes:
@@ -44,7 +44,7 @@ class _Lookup:
 def fold_embeddings(model: ir.Model) -> PassReport:
     """Merge the tables of the sum of embeddings, in place."""
     for node in model.graph:
-        terms = _sum_of_lookups(node)
+        terms = sum_of_lookups(node)
         if len(terms) >= 2:
             break
     else:
@@ -67,12 +67,12 @@ def fold_embeddings(model: ir.Model) -> PassReport:
     return PassReport(NAME, True, f"{before} embedding tables became {len(terms)}.")
 
 
-def _sum_of_lookups(root: ir.Node) -> list[_Lookup]:
+def sum_of_lookups(root: ir.Node) -> list[Lookup]:
     """Return the terms of a whole tree of Adds whose leaves are all lookups; [] for anything else."""
     reader = only_consumer(root.outputs[0]) if root.op_type == "Add" else root
     if root.op_type != "Add" or (reader is not None and reader.op_type == "Add"):
         return []
-    terms: list[_Lookup] = []
+    terms: list[Lookup] = []
     queue: list[ir.Value | None] = list(root.inputs)
     while queue:
         value = queue.pop()
@@ -86,11 +86,11 @@ def _sum_of_lookups(root: ir.Node) -> list[_Lookup]:
         index = node.inputs[1] if table is not None else None
         if table is None or table.ndim != 2 or index is None or node.attributes.get_int("axis", 0) != 0:
             return []
-        terms.append(_Lookup(table, index, value))
+        terms.append(Lookup(table, index, value))
     return terms
 
 
-def _fold_constant_rows(terms: list[_Lookup]) -> list[_Lookup]:
+def _fold_constant_rows(terms: list[Lookup]) -> list[Lookup]:
     """Add tables that are read at one row only to the smallest of the others."""
     rows = [term for term in terms if term.constant_row is not None]
     others = [term for term in terms if term.constant_row is None]
@@ -99,13 +99,13 @@ def _fold_constant_rows(terms: list[_Lookup]) -> list[_Lookup]:
     smallest = min(others, key=lambda term: len(term.table))
     added = np.sum([row.table[row.constant_row or 0].astype(np.float64) for row in rows], axis=0)
     table = (smallest.table + added).astype(np.float32)
-    return [_Lookup(table, term.index, None) if term is smallest else term for term in others]
+    return [Lookup(table, term.index, None) if term is smallest else term for term in others]
 
 
-def _fold_segments(emit: Emitter, terms: list[_Lookup]) -> list[_Lookup]:
+def _fold_segments(emit: Emitter, terms: list[Lookup]) -> list[Lookup]:
     """Write one table of all sums of a segment and a position, read at segment * positions + position."""
     segments = next((term for term in terms if len(term.table) <= _MAX_SEGMENTS), None)
-    counted = next((term for term in terms if term is not segments and _counts_from_zero(term.index)), None)
+    counted = next((term for term in terms if term is not segments and counts_from_zero(term.index)), None)
     if segments is None or counted is None or segments.index.dtype is None:
         return terms
     dtype, positions = segments.index.dtype, len(counted.table)
@@ -117,11 +117,11 @@ def _fold_segments(emit: Emitter, terms: list[_Lookup]) -> list[_Lookup]:
     place = emit.op("Slice", count, emit.dims(0), ends.inputs[2], emit.dims(1), like=segments.index)
     stride = emit.constant(np.array(positions, dtype.numpy()), "stride")
     place = emit.op("Add", emit.op("Mul", segments.index, stride, like=place), place, like=place)
-    merged = _Lookup(table.reshape(-1, table.shape[-1]).astype(np.float32), place, None)
+    merged = Lookup(table.reshape(-1, table.shape[-1]).astype(np.float32), place, None)
     return [term for term in terms if term is not segments and term is not counted] + [merged]
 
 
-def _counts_from_zero(index: ir.Value) -> bool:
+def counts_from_zero(index: ir.Value) -> bool:
     """Tell whether an index is 0, 1, 2 ... up to the length of the sequence, for every pair: [1, sequence]."""
     node = index.producer()
     numbers: NDArray[Any] | None = constant_of(node.inputs[0]) if node is not None and node.inputs else None

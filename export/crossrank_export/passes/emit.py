@@ -18,6 +18,9 @@ ELEMENTWISE = frozenset({
 # fmt: on
 """Operators that compute each element from the elements at the same place, broadcasting aside."""
 
+CONTRIB = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+
 
 class Emitter:
     """Appends nodes and constants under names that are free; the caller sorts the graph once at the end."""
@@ -29,15 +32,21 @@ class Emitter:
         self._taken: set[str | None] = {value.name for node in graph for value in node.outputs}
         self._taken.update(graph.initializers)
 
-    def op(self, op_type: str, *inputs: ir.Value, like: ir.Value | None = None, **attributes: Any) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value | None, like: ir.Value | None = None, **attributes: Any) -> ir.Value:
         """Append a node with one output of float32, or of the dtype of `like`, and return that output."""
         return self.ops(op_type, *inputs, outputs=1, like=like, **attributes)[0]
 
     def ops(
-        self, op_type: str, *inputs: ir.Value, outputs: int, like: ir.Value | None = None, **attributes: Any
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        outputs: int,
+        like: ir.Value | None = None,
+        domain: str = "",
+        **attributes: Any,
     ) -> Sequence[ir.Value]:
         """Append a node with several outputs and return them."""
-        node = ir.node(op_type, inputs, attributes, num_outputs=outputs)
+        node = ir.node(op_type, inputs, attributes, domain=domain, num_outputs=outputs)
         return self._append(node, ir.DataType.FLOAT if like is None else like.dtype)
 
     def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Value:

@@ -229,9 +229,10 @@ def _planned_graph(manifest: Manifest, plan: dict[str, Any]) -> Graph:
 
 
 def _graph_for(manifest: Manifest, target: Target) -> Graph:
-    """Return fp16 for GPUs where the bundle has it, else fp32."""
+    """Return fp16 for GPUs where the bundle has it, else fp32; of standard operators, which any release runs."""
     wanted = ("fp16", "fp32") if target == "onnxruntime-gpu" else ("fp32",)
-    return next(graph for precision in wanted for graph in manifest.graphs if graph.precision == precision)
+    standard = {graph.precision: graph for graph in manifest.graphs if graph.operators == "onnx"}
+    return next(standard[precision] for precision in wanted if precision in standard)
 
 
 def _refuse_given(buckets: Sequence[int] | None, max_batch: int | None) -> None:

@@ -141,9 +141,10 @@ def make_spec(
     Raises:
         SetupError: The bundle has no fp16 graph, or an option does not fit it.
     """
-    graph = next((graph for graph in manifest.graphs if graph.precision == "fp16"), None)
+    standard = {graph.precision: graph for graph in manifest.graphs if graph.operators == "onnx"}
+    graph = standard.get("fp16")
     if graph is None:
-        present = ", ".join(graph.precision for graph in manifest.graphs)
+        present = ", ".join(standard)
         raise SetupError(
             f"{manifest.model_id} has no fp16 graph, only {present}: TensorRT plans are built from it, so run "
             f"crossrank export {manifest.source.name} --out {bundle_path} --precision fp32,fp16"

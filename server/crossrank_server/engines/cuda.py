@@ -93,7 +93,7 @@ class CudaEngine(GraphEngine):
         lengths: tuple[int, ...] = LENGTHS,
         rows: tuple[int, ...] = ROWS,
     ) -> None:
-        super().__init__(bundle, bundle.manifest.graph(precision), precision, threads or _LANES)
+        super().__init__(bundle, bundle.manifest.graph(precision, "onnxruntime"), precision, threads or _LANES)
         self._device = device
         hidden = bundle.manifest.architecture.hidden
         self.batch_tokens = max(_BATCH_TOKENS * _HIDDEN // hidden, 2 * self._max_length)
