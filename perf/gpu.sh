@@ -190,7 +190,7 @@ load() {
 measure() {
     step quality compare_quality
     step engines crossrank bench engines --model "$work/bundle" "${engines[@]/#/--engine=}" --precision auto \
-        --threads 4 --rounds 3 --bucket-s "$((duration > 4 ? duration / 4 : 1))" --json "$out/engines.json"
+        --threads 3 --rounds 3 --bucket-s "$((duration > 4 ? duration / 4 : 1))" --json "$out/engines.json"
     step in-process start_gateway "$workers" --model "$work/bundle" --engine "$engine" &&
         step load-in-process load in-process
     stop_servers

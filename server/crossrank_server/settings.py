@@ -67,8 +67,9 @@ class ServeSettings(BaseSettings):
     workers: Annotated[str, AfterValidator(_worker_number)] = Field(
         "1",
         description="Processes that share the ports, each with its share of the cores. auto is one a core with --engine"
-        " triton, as Python uses one core a process; else one, as engines in this process use all cores and fill"
-        " batches better together. Each takes about 130 MB; queue limits and --memory-budget-mb hold for each.",
+        " triton, as Python uses one core a process; one for every four cores with --engine cuda; else one, as engines"
+        " on CPUs use all cores and fill batches better together. Each takes about 130 MB; queue limits and"
+        " --memory-budget-mb hold for each.",
     )
     strict_model_names: bool = Field(
         True,

@@ -54,7 +54,7 @@ def worker_count(settings: ServeSettings) -> int:
 
 
 def worker_settings(settings: ServeSettings, workers: int) -> ServeSettings:
-    """Return the settings of one worker, which has its share of the cores for its engines; `cuda` computes elsewhere."""
+    """Return the settings of one worker, which has its share of the cores; engine `cuda` computes elsewhere."""
     if workers == 1 or settings.threads or settings.engine == "cuda":
         return settings
     return settings.model_copy(update={"threads": max(1, available_cores() // workers)})

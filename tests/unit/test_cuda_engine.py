@@ -77,6 +77,14 @@ def test_fp16_is_the_standard_graph_where_the_bundle_has_no_other(bundle):
     asyncio.run(engine.close())
 
 
+def test_releases_whose_own_operators_added_up_in_fp16_get_the_standard_graph(bundle, monkeypatch):
+    for version, name in (("1.24.4", "model.fp16.onnx"), ("1.31.0", "model.fp16.onnxruntime.onnx")):
+        monkeypatch.setattr("onnxruntime.__version__", version)
+        engine = CudaEngine(bundle, "fp16", threads=1, device="cpu", lengths=(16,), rows=(1, 2))
+        asyncio.run(engine.close())
+        assert engine._path.name == name
+
+
 def test_bound_buffers_give_bitwise_what_a_plain_run_of_the_session_gives(engine, bundle):
     def compare(shape: tuple[int, int], seed: int) -> None:
         lane = engine._local.lane
