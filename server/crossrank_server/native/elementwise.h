@@ -121,9 +121,9 @@ struct LayerNorm {
   int64_t hidden = 0, padded = 0;
   float epsilon = 0;
 
-  // Calls write(column, vector) for every vector of y.
+  // Calls write(column, vector) for every vector of y, and returns 1 / sqrt(variance + epsilon).
   template <class Write>
-  CROSSRANK_INLINE void row(const float* x, Write write) const {
+  CROSSRANK_INLINE float row(const float* x, Write write) const {
     const float share = 1.0f / static_cast<float>(hidden);
     Vector sum[kAlign / kLanes] = {}, squares[kAlign / kLanes] = {};
     for (int64_t i = 0; i < padded; i += kAlign)
@@ -141,6 +141,7 @@ struct LayerNorm {
     const float scale = 1.0f / std::sqrt(variance + epsilon);
     for (int64_t i = 0; i < padded; i += kLanes)
       write(i, (load(x + i) - mean) * scale * load(weight.get() + i) + load(bias.get() + i));
+    return scale;
   }
 };
 

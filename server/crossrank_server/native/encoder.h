@@ -58,8 +58,9 @@ class Encoder {
     for (int64_t d = 0; d < documents; ++d)
       embed(ids + offsets[d], types + offsets[d], offsets[d + 1] - offsets[d], offsets[d] - offsets[0]);
     for (const Layer<Kernel>& layer : model_.layers) {
-      multiply_into(qkv_.get(), ld, operand(), Kernel::kParts * shape_.width, rows, layer.qkv.weight.all(),
-                    layer.qkv.bias.get());
+      if (&layer != &model_.layers[0] || model_.table.empty())
+        multiply_into(qkv_.get(), ld, operand(), Kernel::kParts * shape_.width, rows, layer.qkv.weight.all(),
+                      layer.qkv.bias.get());
       for (int64_t d = 0; d < documents; ++d) {
         const int64_t row = offsets[d] - offsets[0];
         attention_.document(&qkv_[row * ld], offsets[d + 1] - offsets[d], &context_[row * shape_.inner]);
@@ -75,11 +76,14 @@ class Encoder {
       if (t + kAhead < length) {
         const float* next = &model_.words[ids[t + kAhead] * width];
         for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(next + i);
+        if (!model_.table.empty()) model_.table.prefetch(ids[t + kAhead]);
       }
       const float* word = &model_.words[ids[t] * width];
-      const float* position = &model_.positions[(int64_t{types[t]} * shape_.positions + t) * width];
+      const int64_t place = int64_t{types[t]} * shape_.positions + t;
+      const float* position = &model_.positions[place * width];
       for (int64_t i = 0; i < width; i += kLanes) store(&sum_[i], load(word + i) + load(position + i));
-      model_.embedding_norm.row(sum_.get(), [&](int64_t i, Vector v) { put(row + t, i, v); });
+      const float scale = model_.embedding_norm.row(sum_.get(), [&](int64_t i, Vector v) { put(row + t, i, v); });
+      if (!model_.table.empty()) model_.table.row(ids[t], place, scale, &qkv_[(row + t) * 3 * shape_.inner]);
     }
   }
 

@@ -1,7 +1,7 @@
 // What follows the attention in a layer.
 #pragma once
 
-#include "product.h"
+#include "model.h"
 
 namespace crossrank {
 
