@@ -51,9 +51,9 @@ struct DotKernel {
   static CROSSRANK_INLINE void pack_rows(const bf16* rows, int64_t ld, int64_t length, bf16* panel) {
     for (int64_t k = 0; k < length; k += 2)
       for (int64_t n = 0; n < kCols; n += kLanes) {
-        UintVector pairs = __builtin_convertvector(load_as<HalfVector>(rows + k * ld + n), UintVector);
+        UintVector pairs = widened(load_as<HalfVector>(rows + k * ld + n));
         if (k + 1 < length)
-          pairs |= __builtin_convertvector(load_as<HalfVector>(rows + (k + 1) * ld + n), UintVector) << 16;
+          pairs |= widened(load_as<HalfVector>(rows + (k + 1) * ld + n)) << 16;
         std::memcpy(panel + panel_offset(k, n), &pairs, sizeof pairs);
       }
   }

@@ -71,16 +71,6 @@ CROSSRANK_INLINE Vector exp2_of(Vector x) {
   return one[0];
 }
 
-// The GELU of `count` numbers, a multiple of four vectors.
-CROSSRANK_INLINE void gelu_in_place(float* x, int64_t count) {
-  for (int64_t i = 0; i < count; i += 4 * kLanes) {
-    Vector part[4];
-    load(x + i, part);
-    gelu_in_place(part);
-    store(x + i, part);
-  }
-}
-
 // tanh(x) = 1 - 2 / (1 + e^(2x)); beyond 10 it is 1 in fp32.
 CROSSRANK_INLINE Vector tanh_of(Vector x) {
   constexpr float kTwoLog2E = 2.88539008f;

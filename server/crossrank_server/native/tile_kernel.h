@@ -64,9 +64,9 @@ struct TileKernel {
     for (int64_t k = 0; k < round_up(length, 32); k += 2)
       for (int64_t n = 0; n < 32; n += kLanes) {
         UintVector pairs = {};
-        if (k < length) pairs = __builtin_convertvector(load_as<HalfVector>(rows + k * ld + n), UintVector);
+        if (k < length) pairs = widened(load_as<HalfVector>(rows + k * ld + n));
         if (k + 1 < length)
-          pairs |= __builtin_convertvector(load_as<HalfVector>(rows + (k + 1) * ld + n), UintVector) << 16;
+          pairs |= widened(load_as<HalfVector>(rows + (k + 1) * ld + n)) << 16;
         std::memcpy(panel + panel_offset(k, n), &pairs, sizeof pairs);
       }
   }

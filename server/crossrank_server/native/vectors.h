@@ -58,7 +58,10 @@ CROSSRANK_INLINE V load_as(const T* from) {
 }
 
 CROSSRANK_INLINE Vector splat(float value) { return value - Vector{}; }  // not +: 0 + -0 is 0
-#if defined(__AVX2__) && !defined(__AVX512F__)  // GCC 12 makes two instructions of the other form
+#if defined(__AVX512F__)  // GCC 12 makes two instructions of the other form
+CROSSRANK_INLINE Vector maximum(Vector a, Vector b) { return _mm512_mask_max_ps(a, 0xffff, a, b); }
+CROSSRANK_INLINE Vector minimum(Vector a, Vector b) { return _mm512_mask_min_ps(a, 0xffff, a, b); }
+#elif defined(__AVX2__)
 CROSSRANK_INLINE Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 CROSSRANK_INLINE Vector minimum(Vector a, Vector b) { return _mm256_min_ps(a, b); }
 #else
@@ -77,11 +80,17 @@ CROSSRANK_INLINE bf16 bf16_from(float value) {
   return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
 
+CROSSRANK_INLINE UintVector widened(HalfVector v) {
+#if defined(__AVX512F__)  // GCC 12 widens it half by half
+  return bits_as<UintVector>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(v)));
+#else
+  return __builtin_convertvector(v, UintVector);
+#endif
+}
+
 // Operands of a product are read and written as vectors of float, whatever they are stored as.
 CROSSRANK_INLINE Vector load(const float* from) { return load_as<Vector>(from); }
-CROSSRANK_INLINE Vector load(const bf16* from) {
-  return bits_as<Vector>(__builtin_convertvector(load_as<HalfVector>(from), UintVector) << 16);
-}
+CROSSRANK_INLINE Vector load(const bf16* from) { return bits_as<Vector>(widened(load_as<HalfVector>(from)) << 16); }
 CROSSRANK_INLINE void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
 CROSSRANK_INLINE void store(bf16* to, Vector v) {
 #if defined(__AVX512BF16__)
