@@ -78,14 +78,17 @@ CROSSRANK_INLINE Vector tanh_of(Vector x) {
   return 1.0f - 2.0f / (1.0f + exp2_of(x * kTwoLog2E));
 }
 
-// Turns scores[0 .. length) into p[i] = 2^(s[i] - max s), zeros up to a multiple of kAlign; returns 1 / sum p. Whoever
-// multiplies by p scales the result, which is shorter. The factor log2 e of softmax's e^x is in the queries already.
-// Scores are overwritten from `length` on, up to a multiple of kAlign.
+// Turns scores[0 .. length) into p[i] = 2^(s[i] - max s), next to nothing up to a multiple of kAlign; returns 1 / sum p.
+// Whoever multiplies by p scales the result, which is shorter. The factor log2 e of softmax's e^x is in the queries
+// already. Scores are overwritten from `length` on, up to a multiple of kAlign.
 template <class Operand>
 CROSSRANK_INLINE float softmax_row(float* scores, Operand* p, int64_t length) {
   const int64_t padded = round_up(length, kAlign);
-  for (int64_t i = length; i < padded; ++i) scores[i] = -1e30f;
   Vector part[kAlign / kLanes], most[kAlign / kLanes];
+  load(scores + padded - kAlign, part);
+  for (int m = 0; m < kAlign / kLanes; ++m)
+    part[m] = lane_numbers() < static_cast<int32_t>(length - padded + kAlign - m * kLanes) ? part[m] : splat(-1e30f);
+  store(scores + padded - kAlign, part);
   load(scores, most);
   for (int64_t i = kAlign; i < padded; i += kAlign) {
     load(scores + i, part);
@@ -100,7 +103,6 @@ CROSSRANK_INLINE float softmax_row(float* scores, Operand* p, int64_t length) {
     for (int m = 0; m < kAlign / kLanes; ++m) sum[m] += part[m];
     store(p + i, part);
   }
-  for (int64_t i = length; i < padded; ++i) store_one(p + i, 0.0f);
   return 1.0f / sum_of(sum);
 }
 

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -41,6 +42,12 @@ struct bf16 {
 };
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+template <size_t... lane>
+CROSSRANK_INLINE IntVector lane_numbers(std::index_sequence<lane...>) {
+  return IntVector{static_cast<int32_t>(lane)...};
+}
+CROSSRANK_INLINE IntVector lane_numbers() { return lane_numbers(std::make_index_sequence<kLanes>()); }
 
 template <class To, class From>
 CROSSRANK_INLINE To bits_as(From from) {
@@ -104,21 +111,22 @@ CROSSRANK_INLINE void store_one(float* to, float value) { *to = value; }
 CROSSRANK_INLINE void store_one(bf16* to, float value) { *to = bf16_from(value); }
 
 // Sums and maxima over a vector halve it until one lane is left: the order never changes.
-template <class Step>
+template <int half, size_t... lane>
+CROSSRANK_INLINE Vector halves_swapped(Vector v, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(v, v, (static_cast<int>(lane) ^ half)...);
+}
+template <int half = kLanes / 2, class Step>
 CROSSRANK_INLINE float reduce(Vector v, Step step) {
-  float lanes[kLanes];
-  store(lanes, v);
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) lanes[i] = step(lanes[i], lanes[i + half]);
-  return lanes[0];
+  if constexpr (half == 0)
+    return v[0];
+  else
+    return reduce<half / 2>(step(v, halves_swapped<half>(v, std::make_index_sequence<kLanes>())), step);
 }
 CROSSRANK_INLINE float sum_of(Vector v) {
-  return reduce(v, [](float a, float b) { return a + b; });
+  return reduce(v, [](Vector a, Vector b) { return a + b; });
 }
 CROSSRANK_INLINE float maximum_of(Vector v) {
-  return reduce(v, [](float a, float b) { return a > b ? a : b; });
+  return reduce(v, [](Vector a, Vector b) { return maximum(a, b); });
 }
 
 // Several vectors side by side; reduced to one first.
