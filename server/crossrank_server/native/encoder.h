@@ -57,15 +57,17 @@ class Encoder {
     const int64_t rows = offsets[documents] - offsets[0], ld = 3 * shape_.inner;
     for (int64_t d = 0; d < documents; ++d)
       embed(ids + offsets[d], types + offsets[d], offsets[d + 1] - offsets[d], offsets[d] - offsets[0]);
-    for (const Layer<Kernel>& layer : model_.layers) {
-      if (&layer != &model_.layers[0] || model_.table.empty())
+    for (size_t number = 0; number < model_.layers.size(); ++number) {
+      const Layer<Kernel>& layer = model_.layers[number];
+      if (multiplies(number))
         multiply_into(qkv_.get(), ld, operand(), Kernel::kParts * shape_.width, rows, layer.qkv.weight.all(),
                       layer.qkv.bias.get());
       for (int64_t d = 0; d < documents; ++d) {
         const int64_t row = offsets[d] - offsets[0];
         attention_.document(&qkv_[row * ld], offsets[d + 1] - offsets[d], &context_[row * shape_.inner]);
       }
-      end_.run(layer, context_.get(), exact_.get(), rows, [&](int64_t row, int64_t i, Vector v) { put(row, i, v); });
+      end_.run(layer, context_.get(), exact_.get(), rows,
+               [&](int64_t row, int64_t i, Vector v) { put(row, i, v, multiplies(number + 1)); });
     }
   }
 
@@ -82,15 +84,22 @@ class Encoder {
       const int64_t place = int64_t{types[t]} * shape_.positions + t;
       const float* position = &model_.positions[place * width];
       for (int64_t i = 0; i < width; i += kLanes) store(&sum_[i], load(word + i) + load(position + i));
-      const float scale = model_.embedding_norm.row(sum_.get(), [&](int64_t i, Vector v) { put(row + t, i, v); });
+      const float scale =
+          model_.embedding_norm.row(sum_.get(), [&](int64_t i, Vector v) { put(row + t, i, v, multiplies(0)); });
       if (!model_.table.empty()) model_.table.row(ids[t], place, scale, &qkv_[(row + t) * 3 * shape_.inner]);
     }
   }
 
-  // x is kept in fp32, for residuals and the last layer, and as an operand of products.
-  void put(int64_t row, int64_t column, Vector v) {
+  // Whether x enters a product of this layer: neither where a table holds the results nor in the last layer.
+  bool multiplies(size_t number) const {
+    return number < model_.layers.size() && (number > 0 || model_.table.empty());
+  }
+
+  // x is kept in fp32, for residuals and the last layer, and where it enters a product, as its operand.
+  CROSSRANK_INLINE void put(int64_t row, int64_t column, Vector v, bool enters) {
     store(&exact_[row * shape_.width + column], v);
     if constexpr (!kExactOperands) {
+      if (!enters) return;
       Operand* parts = &rounded_[row * Kernel::kParts * shape_.width + column];
       store(parts, v);
       store(parts + shape_.width, v - load(parts));
