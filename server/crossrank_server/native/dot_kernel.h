@@ -18,7 +18,6 @@ struct DotKernel {
   static constexpr int kRows = 12;
   static constexpr int kCols = 2 * kLanes;
   static constexpr int kDepth = 2;  // K is a multiple of it
-  static constexpr int kParts = 2;  // as TileKernel's
 
   static int64_t panel_offset(int64_t k, int64_t n) { return k / 2 * 2 * kCols + n * 2 + k % 2; }
 

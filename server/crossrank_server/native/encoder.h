@@ -31,7 +31,7 @@ class Encoder {
         end_(shape_, group_rows()),
         last_(model),
         exact_(group_rows() * shape_.width),
-        rounded_(kExactOperands ? 0 : group_rows() * Kernel::kParts * shape_.width),
+        rounded_(kExactOperands ? 0 : group_rows() * shape_.width),
         qkv_(group_rows() * 3 * shape_.inner),
         context_(group_rows() * shape_.inner),
         sum_(shape_.width) {}
@@ -60,7 +60,7 @@ class Encoder {
     for (size_t number = 0; number < model_.layers.size(); ++number) {
       const Layer<Kernel>& layer = model_.layers[number];
       if (multiplies(number))
-        multiply_into(qkv_.get(), ld, operand(), Kernel::kParts * shape_.width, rows, layer.qkv.weight.all(),
+        multiply_into(qkv_.get(), ld, operand(), shape_.width, rows, layer.qkv.weight.all(),
                       layer.qkv.bias.get());
       for (int64_t d = 0; d < documents; ++d) {
         const int64_t row = offsets[d] - offsets[0];
@@ -99,10 +99,7 @@ class Encoder {
   CROSSRANK_INLINE void put(int64_t row, int64_t column, Vector v, bool enters) {
     store(&exact_[row * shape_.width + column], v);
     if constexpr (!kExactOperands) {
-      if (!enters) return;
-      Operand* parts = &rounded_[row * Kernel::kParts * shape_.width + column];
-      store(parts, v);
-      store(parts + shape_.width, v - load(parts));
+      if (enters) store(&rounded_[row * shape_.width + column], v);
     }
   }
   const Operand* operand() const {
@@ -118,7 +115,7 @@ class Encoder {
   LayerEnd<Kernel> end_;
   LastLayer last_;
   Buffer<float> exact_;             // x: [group rows][width]
-  Buffer<Operand> rounded_;         // the same as operands, [group rows][kParts * width], unless they are fp32
+  Buffer<Operand> rounded_;         // the same as operands, [group rows][width], unless they are fp32
   Buffer<Operand> qkv_, context_;   // [group rows][3 * inner], [group rows][inner]
   Buffer<float> sum_;               // [width]
 };

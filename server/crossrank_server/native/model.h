@@ -79,8 +79,7 @@ class Weights {
 
 template <class Kernel>
 struct Layer {
-  // Columns: all queries, all keys, all values, head by head; the last layer has queries only. Rows: hidden,
-  // Kernel::kParts times over.
+  // Columns: all queries, all keys, all values, head by head; the last layer has queries only.
   Linear<Kernel> qkv;
   std::vector<Packed<Kernel>> key_transposed;  // last layer only, one a head: [head][width]
   std::vector<Linear<Kernel>> value;           // last layer only, one a head: [hidden][head]
@@ -166,7 +165,7 @@ class Model {
         read_columns(weights, at + "value.", h * s.head, s.head, 1, 0, setter(value.weight), value.bias);
       }
     } else if (!qkv_elsewhere) {
-      layer.qkv = {Packed<K>(K::kParts * round_up(s.hidden, K::kDepth), 3 * s.inner), Buffer<float>(3 * s.inner)};
+      layer.qkv = {Packed<K>(round_up(s.hidden, K::kDepth), 3 * s.inner), Buffer<float>(3 * s.inner)};
       read_qkv(weights, at, setter(layer.qkv.weight), layer.qkv.bias);
     }
     layer.output = output<K>(weights, at + "output.");
@@ -181,12 +180,9 @@ class Model {
     return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(shape.head)));
   }
 
-  // Writes a weight wherever the kernel has it.
   template <class K>
-  auto setter(Packed<K>& to) const {
-    return [&to, this](int64_t k, int64_t n, float value) {
-      for (int64_t part = 0; part < K::kParts; ++part) to.set(part * shape.width + k, n, value);
-    };
+  static auto setter(Packed<K>& to) {
+    return [&to](int64_t k, int64_t n, float value) { to.set(k, n, value); };
   }
 
   template <class Set>

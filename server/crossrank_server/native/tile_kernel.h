@@ -19,9 +19,6 @@ struct TileKernel {
   static constexpr int kRows = 32;
   static constexpr int kCols = 32;
   static constexpr int kDepth = 32;  // K is a multiple of it
-  // x enters queries, keys and values as a bf16 and the rest that it leaves, side by side, over weights that stand
-  // twice: most of the error came from x rounded once (model.h, encoder.h).
-  static constexpr int kParts = 2;
   static constexpr int kTile = 512;  // bf16 in a tile
 
   static int64_t panel_offset(int64_t k, int64_t n) {
