@@ -29,6 +29,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     kernels |= {
         "avx2": ["-mavx2", "-mfma"],
         "avx512": AVX512,
+        "avx512_bf16": ["-DCROSSRANK_DOT", *AVX512, "-mavx512bf16"],
         "amx": ["-DCROSSRANK_AMX", *AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     }
 

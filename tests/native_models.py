@@ -1,14 +1,33 @@
-"""Seeded random weights by role, for the native encoder without any framework."""
+"""For tests of the native encoder: its kernels, and seeded random weights by role, without any framework."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from crossrank_server.engines.base import PairBatch
+from crossrank_server.native.library import KERNELS, usable_kernels
 from crossrank_server.native.weights import Shape
 
 TINY = Shape(layers=2, hidden=128, heads=2, ffn=512, vocab_size=500, positions=512, segments=2, epsilon=1e-12)
+
+
+def each_kernel(**marks: pytest.MarkDecorator) -> list[Any]:
+    """Every kernel there is, as parameters of a test that is skipped with those that this CPU does not run.
+
+    Args:
+        **marks: For a kernel, by its name.
+    """
+    usable = usable_kernels()
+    absent = {
+        name: pytest.mark.skip(reason=f"kernel {name} is not built, or not for this CPU")
+        for name in KERNELS
+        if name not in usable
+    }
+    return [pytest.param(name, marks=[table[name] for table in (absent, marks) if name in table]) for name in KERNELS]
 
 
 def random_weights(shape: Shape, seed: int = 0) -> dict[str, NDArray[np.float32]]:

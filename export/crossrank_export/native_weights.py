@@ -18,7 +18,7 @@ from crossrank_export.bert import score_pairs
 from crossrank_export.parity import THRESHOLDS, SampleSet, compare
 from crossrank_export.roles import NoRolesError, find_roles
 from crossrank_server.bundle import Architecture, SharedTensor, Weights
-from crossrank_server.native.weights import WORD, offered_precisions
+from crossrank_server.native.weights import WORD, offered_kernels
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -47,7 +47,7 @@ def write_weights(
         samples: Pairs with the source's logits.
         fp32: The bundle's fp32 graph file.
     """
-    if not offered_precisions(architecture):
+    if not offered_kernels(architecture):
         return None
     try:
         shape, arrays = find_roles(graph, architecture, label)

@@ -34,7 +34,7 @@ class ServeSettings(BaseSettings):
     engine: Literal["auto", "native", "openvino", "onnxruntime", "cuda", "triton"] = Field(
         "auto",
         description="What computes the scores. auto takes the GPU (cuda) where onnxruntime-gpu is installed and finds"
-        " one, else the native encoder for TinyBERT-L2, TinyBERT-L4 and MiniLM models on CPUs with AVX2 (in bf16, on"
+        " one, else the native encoder for TinyBERT-L2, TinyBERT-L4 and MiniLM models on CPUs with AVX2 (in bf16 on"
         " AMX, for TinyBERT-L2 only), else OpenVINO where it is installed, else ONNX Runtime; triton sends token ids to"
         " the Triton servers of --triton-url.",
     )

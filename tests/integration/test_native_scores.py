@@ -17,13 +17,9 @@ from crossrank_server.engines.buckets import join_pairs
 from crossrank_server.engines.native import NativeEngine
 from crossrank_server.native.library import usable_kernels
 from tests.conftest import Topic
+from tests.native_models import each_kernel
 
 Qrels = dict[str, dict[str, int]]
-
-# Tiles in C++ take a minute for all pairs.
-KERNELS = [
-    pytest.param(kernel, marks=[pytest.mark.slow] if kernel == "amx_emulated" else []) for kernel in usable_kernels()
-]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def mean_ndcg(logits: NDArray[np.float32], topics: list[Topic], qrels: Qrels) ->
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", each_kernel(amx_emulated=pytest.mark.slow))  # tiles in C++ take a minute
 def test_all_pairs_score_and_rank_as_in_pytorch(
     kernel: str,
     batches: list[PairBatch],

@@ -13,13 +13,14 @@ import pytest
 
 from crossrank_server.bundle import Bundle, SharedTensor
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.native import NativeEngine, native_kernel
+from crossrank_server.engines.native import NativeEngine, native_kernel, precision_of
 from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import BundleError, EngineFailure, SetupError
 from crossrank_server.native.library import library_path, usable_kernels
-from crossrank_server.native.weights import WORD, read_weights
+from crossrank_server.native.weights import WORD, offered_kernels, read_weights
 from tests.conftest import ROOT
+from tests.native_models import each_kernel
 
 NATIVE = ROOT / "server" / "crossrank_server" / "native"
 built = pytest.mark.skipif(not usable_kernels(), reason="the native encoder was not built: no C++ compiler")
@@ -67,10 +68,10 @@ def report(native_dir: Path) -> list[str]:
 
 
 @built
-@pytest.mark.parametrize("kernel", usable_kernels())
+@pytest.mark.parametrize("kernel", each_kernel())
 async def test_every_kernel_serves_the_built_in_model_as_onnx_runtime_does(builtin: Bundle, kernel: str) -> None:
     engine = NativeEngine(builtin, kernel, threads=2)
-    assert engine.precision == ("bf16" if kernel.startswith("amx") else "fp32")
+    assert engine.precision == precision_of(kernel) == ("bf16" if kernel.startswith(("amx", "avx512_bf16")) else "fp32")
     batch = pairs(builtin, 3, 64, 100, 7)
     expected = OnnxRuntimeEngine(builtin, threads=1).infer(batch)
     limit = 0.05 if engine.precision == "bf16" else 1e-4
@@ -91,7 +92,7 @@ def test_a_batch_that_the_encoder_refuses_is_an_engine_failure(builtin: Bundle) 
 @built
 def test_the_kernel_fits_the_precision() -> None:
     usable = usable_kernels()
-    assert native_kernel("bf16") == ("amx" if "amx" in usable else None)
+    assert native_kernel("bf16") == next((name for name in ("amx", "avx512_bf16") if name in usable), None)
     assert native_kernel("fp32") == next(name for name in ("avx512", "avx2", "portable") if name in usable)
 
 
@@ -107,11 +108,32 @@ def test_what_the_native_engine_cannot_do_is_said(builtin: Bundle) -> None:
         make_engine(builtin, "native", "int8")
     with pytest.raises(SetupError, match=r"\(384, 12\)\], not bert of \(768, 12\): use --engine openvino"):
         make_engine(shaped(builtin, 768), "native")
-    with pytest.raises(SetupError, match="of hidden size 384 in fp32 only: it was not measured faster in bf16"):
-        make_engine(shaped(builtin, 384), "native", "bf16")
-    if "amx" not in usable_kernels():
-        with pytest.raises(SetupError, match="this CPU has no AMX for its bf16"):
+    if native_kernel("bf16") is None:
+        with pytest.raises(SetupError, match="this CPU has neither AMX nor AVX-512 BF16"):
             make_engine(builtin, "native", "bf16")
+
+
+def test_a_shape_is_offered_with_the_kernels_that_were_measured(builtin: Bundle) -> None:
+    assert {"avx512", "avx2", "avx512_bf16", "amx"} <= set(offered_kernels(builtin.manifest.architecture))
+    for hidden in (312, 384):
+        offered = offered_kernels(shaped(builtin, hidden).manifest.architecture)
+        assert "avx512_bf16" in offered
+        assert "amx" not in offered
+    assert offered_kernels(shaped(builtin, 768).manifest.architecture) == ()
+
+
+@pytest.mark.skipif(native_kernel("bf16") != "amx", reason="no AMX")
+def test_a_shape_that_was_not_measured_with_this_cpus_kernel_is_refused(builtin: Bundle) -> None:
+    with pytest.raises(
+        SetupError, match="size 384 in bf16 on this CPU: it was not measured faster with its kernel amx"
+    ):
+        make_engine(shaped(builtin, 384), "native", "bf16")
+
+
+@pytest.mark.skipif(native_kernel("bf16") is None, reason="no AMX, no AVX-512 BF16")
+def test_auto_takes_the_native_engine_in_bf16_where_it_has_a_kernel(builtin: Bundle) -> None:
+    for engine in (make_engine(builtin, threads=1), make_engine(builtin, "native", threads=1)):
+        assert (engine.name, engine.precision) == ("native", "bf16")
 
 
 @with_avx2

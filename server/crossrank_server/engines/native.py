@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,9 +20,14 @@ _TEST_LENGTHS = (1, 3, 17, 33, 64, 97)
 _TEST_SEED = 0
 
 
+def precision_of(kernel: Kernel) -> Literal["fp32", "bf16"]:
+    """Return what a kernel multiplies in."""
+    return "bf16" if kernel in ("avx512_bf16", "amx", "amx_emulated") else "fp32"
+
+
 def native_kernel(precision: str) -> Kernel | None:
     """Return the fastest kernel of this CPU that computes in `fp32` or `bf16`, None if there is none."""
-    order: tuple[Kernel, ...] = ("amx",) if precision == "bf16" else ("avx512", "avx2", "portable")
+    order: tuple[Kernel, ...] = ("amx", "avx512_bf16") if precision == "bf16" else ("avx512", "avx2", "portable")
     return next((kernel for kernel in order if kernel in usable_kernels()), None)
 
 
@@ -44,7 +51,7 @@ class NativeEngine(EmbeddedEngine):
     pads = False
 
     def __init__(self, bundle: Bundle, kernel: Kernel, threads: int | None = None) -> None:
-        super().__init__(bundle, "bf16" if kernel in ("amx", "amx_emulated") else "fp32", threads)
+        super().__init__(bundle, precision_of(kernel), threads)
         # About ten milliseconds of work of a TinyBERT-L2: a smaller batch costs more calls, a larger one makes urgent
         # requests wait.
         self.batch_tokens = 8192 if self.precision == "bf16" else 2048

@@ -13,7 +13,7 @@ from crossrank_server.engines.embedded import EmbeddedEngine, has_bf16
 from crossrank_server.engines.native import NativeEngine, native_kernel
 from crossrank_server.errors import CrossrankError, SetupError
 from crossrank_server.native.library import usable_kernels
-from crossrank_server.native.weights import OFFERED, offered_precisions
+from crossrank_server.native.weights import OFFERED, offered_kernels
 
 EngineName = Literal["auto", "native", "openvino", "onnxruntime", "cuda"]
 # Those of CPUs, which `crossrank tune` measures.
@@ -29,8 +29,8 @@ def make_engine(
     """Load a bundle into the engine asked for, or into the fastest one that this machine has.
 
     `auto` takes the GPU where the installed ONNX Runtime can use one, else the native encoder where it was measured
-    faster than any other (its own model shapes, AMX or AVX2), else OpenVINO where that is installed, and bf16 where the
-    CPU multiplies bf16 natively. `fp16` and `int8` are graphs of the bundle, which ONNX Runtime runs.
+    faster than any other (its own model shapes, from AVX2 on), else OpenVINO where that is installed, and bf16 where
+    the CPU multiplies bf16 natively. `fp16` and `int8` are graphs of the bundle, which ONNX Runtime runs.
 
     Raises:
         SetupError: The engine is not installed, or it cannot compute in that precision on this CPU.
@@ -96,7 +96,7 @@ def _native_if_fastest(bundle: Bundle, precision: PrecisionName, threads: int | 
         precision = "bf16" if has_bf16() else "fp32"
     kernel = native_kernel(precision)
     if kernel is None or kernel == "portable":
-        # Not measured faster: without AMX, OpenVINO's bf16; without AVX2, anything.
+        # Not measured faster than OpenVINO.
         _say_once(f"engine native is not used: {_why_no_kernel(precision)}")
         return None
     try:
@@ -108,9 +108,9 @@ def _native_if_fastest(bundle: Bundle, precision: PrecisionName, threads: int | 
 
 def _native_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
     sizes = bundle.manifest.architecture
-    offered = offered_precisions(sizes)
+    offered = offered_kernels(sizes)
     if precision == "auto":
-        precision = "bf16" if "bf16" in offered and native_kernel("bf16") else "fp32"
+        precision = "bf16" if native_kernel("bf16") in offered else "fp32"
     if precision not in ("fp32", "bf16"):
         raise SetupError(f"engine native serves fp32 and bf16, not {precision}: use --engine onnxruntime")
     if not offered:
@@ -118,14 +118,14 @@ def _native_engine(bundle: Bundle, precision: PrecisionName, threads: int | None
             f"engine native serves BERT models of hidden size and heads {sorted(OFFERED)}, not {sizes.model_type} of "
             f"({sizes.hidden}, {sizes.heads}): use --engine openvino"
         )
-    if precision not in offered:
-        raise SetupError(
-            f"engine native serves models of hidden size {sizes.hidden} in {' and '.join(offered)} only: it was not "
-            f"measured faster in {precision}; use --engine openvino"
-        )
     kernel = native_kernel(precision)
     if kernel is None:
         raise SetupError(f"engine native cannot be used: {_why_no_kernel(precision)}")
+    if kernel not in offered:
+        raise SetupError(
+            f"engine native does not serve models of hidden size {sizes.hidden} in {precision} on this CPU: it was not "
+            f"measured faster with its kernel {kernel}; use --engine openvino"
+        )
     return NativeEngine(bundle, kernel, threads)
 
 
@@ -133,7 +133,7 @@ def _why_no_kernel(precision: str) -> str:
     if not usable_kernels():
         return "it was not built, as there was no C++ compiler (GCC 12 or Clang) when crossrank was installed"
     if precision == "bf16":
-        return "this CPU has no AMX for its bf16, or the build lacks it; --precision fp32 goes without"
+        return "this CPU has neither AMX nor AVX-512 BF16, or the build lacks it; --precision fp32 goes without"
     return "this CPU has no AVX2, or the build lacks it"
 
 

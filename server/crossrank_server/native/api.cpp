@@ -1,6 +1,7 @@
 // The C interface: checks what comes from outside, and turns exceptions into messages.
 #include "api.h"
 
+#include "dot_kernel.h"
 #include "encoder.h"
 #include "fma_kernel.h"
 #include "guard.h"
@@ -20,7 +21,11 @@ struct Tiles {
   static void begin() {}
   static void end() {}
 };
+#if defined(CROSSRANK_DOT)
+using Kernel = DotKernel;
+#else
 using Kernel = FmaKernel;
+#endif
 #endif
 
 namespace {

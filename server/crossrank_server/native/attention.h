@@ -1,7 +1,7 @@
 // Attention of every token of a document to every other, in all layers but the last.
 #pragma once
 
-#include "product.h"
+#include "model.h"
 
 namespace crossrank {
 

@@ -44,9 +44,11 @@ bool crossrank_cpu_runs(const char* kernel) {
   const bool avx512 = avx2 && (ebx & kAvx512) == kAvx512 && saves(kAvx512State);
   if (std::strcmp(kernel, "avx2") == 0) return avx2;
   if (std::strcmp(kernel, "avx512") == 0) return avx512;
+  const bool avx512_bf16 = avx512 && (bf16_eax >> 5 & 1);
+  if (std::strcmp(kernel, "avx512_bf16") == 0) return avx512_bf16;
   if (std::strcmp(kernel, "amx") != 0) return false;
   const bool tiles = (edx >> 24 & 1) && (edx >> 22 & 1) && saves(kTileState);  // AMX-TILE, AMX-BF16
-  return avx512 && tiles && (bf16_eax >> 5 & 1) && may_use_tiles();
+  return avx512_bf16 && tiles && may_use_tiles();
 }
 #else
 bool crossrank_cpu_runs(const char*) { return false; }

@@ -71,16 +71,6 @@ CROSSRANK_INLINE Vector exp2_of(Vector x) {
   return one[0];
 }
 
-// The GELU of `count` numbers, a multiple of four vectors.
-CROSSRANK_INLINE void gelu_in_place(float* x, int64_t count) {
-  for (int64_t i = 0; i < count; i += 4 * kLanes) {
-    Vector part[4];
-    load(x + i, part);
-    gelu_in_place(part);
-    store(x + i, part);
-  }
-}
-
 // tanh(x) = 1 - 2 / (1 + e^(2x)); beyond 10 it is 1 in fp32.
 CROSSRANK_INLINE Vector tanh_of(Vector x) {
   constexpr float kTwoLog2E = 2.88539008f;
@@ -88,14 +78,17 @@ CROSSRANK_INLINE Vector tanh_of(Vector x) {
   return 1.0f - 2.0f / (1.0f + exp2_of(x * kTwoLog2E));
 }
 
-// Turns scores[0 .. length) into p[i] = 2^(s[i] - max s), zeros up to a multiple of kAlign; returns 1 / sum p. Whoever
-// multiplies by p scales the result, which is shorter. The factor log2 e of softmax's e^x is in the queries already.
-// Scores are overwritten from `length` on, up to a multiple of kAlign.
+// Turns scores[0 .. length) into p[i] = 2^(s[i] - max s), next to nothing up to a multiple of kAlign; returns 1 / sum p.
+// Whoever multiplies by p scales the result, which is shorter. The factor log2 e of softmax's e^x is in the queries
+// already. Scores are overwritten from `length` on, up to a multiple of kAlign.
 template <class Operand>
 CROSSRANK_INLINE float softmax_row(float* scores, Operand* p, int64_t length) {
   const int64_t padded = round_up(length, kAlign);
-  for (int64_t i = length; i < padded; ++i) scores[i] = -1e30f;
   Vector part[kAlign / kLanes], most[kAlign / kLanes];
+  load(scores + padded - kAlign, part);
+  for (int m = 0; m < kAlign / kLanes; ++m)
+    part[m] = lane_numbers() < static_cast<int32_t>(length - padded + kAlign - m * kLanes) ? part[m] : splat(-1e30f);
+  store(scores + padded - kAlign, part);
   load(scores, most);
   for (int64_t i = kAlign; i < padded; i += kAlign) {
     load(scores + i, part);
@@ -110,7 +103,6 @@ CROSSRANK_INLINE float softmax_row(float* scores, Operand* p, int64_t length) {
     for (int m = 0; m < kAlign / kLanes; ++m) sum[m] += part[m];
     store(p + i, part);
   }
-  for (int64_t i = length; i < padded; ++i) store_one(p + i, 0.0f);
   return 1.0f / sum_of(sum);
 }
 
@@ -121,9 +113,9 @@ struct LayerNorm {
   int64_t hidden = 0, padded = 0;
   float epsilon = 0;
 
-  // Calls write(column, vector) for every vector of y.
+  // Calls write(column, vector) for every vector of y, and returns 1 / sqrt(variance + epsilon).
   template <class Write>
-  CROSSRANK_INLINE void row(const float* x, Write write) const {
+  CROSSRANK_INLINE float row(const float* x, Write write) const {
     const float share = 1.0f / static_cast<float>(hidden);
     Vector sum[kAlign / kLanes] = {}, squares[kAlign / kLanes] = {};
     for (int64_t i = 0; i < padded; i += kAlign)
@@ -141,6 +133,7 @@ struct LayerNorm {
     const float scale = 1.0f / std::sqrt(variance + epsilon);
     for (int64_t i = 0; i < padded; i += kLanes)
       write(i, (load(x + i) - mean) * scale * load(weight.get() + i) + load(bias.get() + i));
+    return scale;
   }
 };
 

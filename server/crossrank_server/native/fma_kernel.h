@@ -18,7 +18,6 @@ struct FmaKernel {
   static constexpr int kRows = kLanes == 16 ? 12 : 6;
   static constexpr int kCols = 2 * kLanes;
   static constexpr int kDepth = 1;  // K is a multiple of it
-  static constexpr int kParts = 1;  // operands that add up to one row of x
 
   // Where B[k][n] lies within its panel, n < kCols.
   static int64_t panel_offset(int64_t k, int64_t n) { return k * kCols + n; }

@@ -1,7 +1,7 @@
 // What follows the attention in a layer.
 #pragma once
 
-#include "product.h"
+#include "model.h"
 
 namespace crossrank {
 
@@ -51,11 +51,18 @@ class LayerEnd {
   void up(const Linear<Kernel>& linear, int64_t first, int64_t columns, int64_t rows) {
     const int64_t width = shape_.width;
     multiply(middle_.get(), width, rows, linear.weight.columns(first, columns), linear.bias.get() + first,
-             [&](int64_t row, int64_t column, int64_t wanted, float* c) {
-               gelu_in_place(c, Kernel::kRows * Kernel::kCols);
-               for_each_vector<Kernel>(row, column, wanted, c, [&](Vector v, int64_t i, int64_t j) {
-                 store(&ffn_[i * width + j], v);
-               });
+             [&](int64_t row, int64_t column, int64_t wanted, const float* c) {
+               constexpr int kVectors = Kernel::kCols / kLanes, kLockstep = kVectors < 4 ? 4 / kVectors : 1;
+               for (int64_t i = 0; i < wanted; i += kLockstep) {
+                 Vector part[kLockstep * kVectors];
+                 load(c + i * Kernel::kCols, part);
+                 gelu_in_place(part);
+#pragma GCC unroll 4
+                 for (int r = 0; r < kLockstep; ++r)
+#pragma GCC unroll 8
+                   for (int m = 0; m < kVectors; ++m)
+                     store(&ffn_[(row + i + r) * width + column + m * kLanes], part[r * kVectors + m]);
+               }
              });
   }
 

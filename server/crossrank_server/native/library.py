@@ -5,8 +5,9 @@ One shared library for each kernel lies in this directory where a compiler was t
     portable      fp32, any CPU; tells what else this CPU runs
     avx2          fp32
     avx512        fp32
-    amx           bf16 products, fp32 sums, by AMX tiles
-    amx_emulated  the same with tile instructions in C++: slow, for tests on any CPU
+    avx512_bf16   bf16 products, fp32 sums, by dot products of pairs
+    amx           the same, by AMX tiles
+    amx_emulated  as amx, with tile instructions in C++: slow, for tests on any CPU
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from crossrank_server.native.weights import Shape
 
-Kernel = Literal["portable", "avx2", "avx512", "amx", "amx_emulated"]
+Kernel = Literal["portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 # Set by developers who test a build that lies elsewhere (README.md in this directory).
 _DIRECTORY = "CROSSRANK_NATIVE_DIR"

@@ -9,7 +9,7 @@
 
 #include "api.h"
 #include "elementwise.h"
-#include "fma_kernel.h"
+#include "token_table.h"
 
 namespace crossrank {
 
@@ -77,55 +77,9 @@ class Weights {
   int64_t count_;
 };
 
-// A view of a matrix B[depth][columns] that lies in the kernel's panels.
-template <class Kernel>
-struct Panels {
-  const typename Kernel::Operand* first;
-  int64_t stride;  // numbers from a column's panel to the next column's; at least depth
-  int64_t depth, columns;
-
-  // The panel that begins with column n, a multiple of kCols.
-  const typename Kernel::Operand* panel(int64_t n) const { return first + n * stride; }
-};
-
-// A matrix B[depth][columns] in the kernel's panels; both are padded already.
-template <class Kernel>
-class Packed {
- public:
-  using Operand = typename Kernel::Operand;
-
-  Packed() = default;
-  Packed(int64_t depth, int64_t columns) : depth_(depth), columns_(columns), panels_(depth * columns) {}
-
-  void set(int64_t k, int64_t n, float value) {
-    const int64_t panel = n / Kernel::kCols;
-    store_one(&panels_[panel * depth_ * Kernel::kCols + Kernel::panel_offset(k, n % Kernel::kCols)], value);
-  }
-
-  // Everything, some columns, or some rows of it.
-  Panels<Kernel> all() const { return {panels_.get(), depth_, depth_, columns_}; }
-  Panels<Kernel> columns(int64_t first, int64_t count) const {
-    return {panels_.get() + first * depth_, depth_, depth_, count};
-  }
-  Panels<Kernel> rows(int64_t first, int64_t count) const {
-    return {panels_.get() + first * Kernel::kCols, depth_, std::min(count, depth_ - first), columns_};
-  }
-
- private:
-  int64_t depth_ = 0, columns_ = 0;
-  Buffer<Operand> panels_;
-};
-
-template <class Kernel>
-struct Linear {
-  Packed<Kernel> weight;
-  Buffer<float> bias;  // [columns]
-};
-
 template <class Kernel>
 struct Layer {
-  // Columns: all queries, all keys, all values, head by head; the last layer has queries only. Rows: hidden,
-  // Kernel::kParts times over.
+  // Columns: all queries, all keys, all values, head by head; the last layer has queries only.
   Linear<Kernel> qkv;
   std::vector<Packed<Kernel>> key_transposed;  // last layer only, one a head: [head][width]
   std::vector<Linear<Kernel>> value;           // last layer only, one a head: [hidden][head]
@@ -137,13 +91,17 @@ struct Layer {
 // straight into the logit, and so they are computed in fp32 whatever the kernel.
 template <class Kernel>
 class Model {
+  using Operand = typename Kernel::Operand;
+
  public:
   Model(const crossrank_shape& given, const Weights& weights) : shape(given, Kernel::kDepth, Kernel::kCols) {
     const Shape& s = shape;
     read_embeddings(weights);
     layers.resize(s.layers - 1);
-    for (int i = 0; i + 1 < s.layers; ++i) read_layer(weights, i, layers[i]);
-    read_layer(weights, s.layers - 1, last);
+    const bool with_table = s.layers > 1 && TokenTable<Operand>::pays(s.vocab_size, 3 * s.inner);
+    if (with_table) read_table(weights);
+    for (int i = 0; i + 1 < s.layers; ++i) read_layer(weights, i, i == 0 && with_table, layers[i]);
+    read_layer(weights, s.layers - 1, false, last);
     pooler = linear<FmaKernel>(weights, "pooler.", s.hidden, s.hidden, s.width);
     classifier = Buffer<float>(s.width);
     std::memcpy(classifier.get(), weights.find("classifier.weight", s.hidden), s.hidden * sizeof(float));
@@ -154,6 +112,7 @@ class Model {
   Buffer<float> words;      // [vocab_size][width]
   Buffer<float> positions;  // [segments][positions][width]: both embeddings added up
   LayerNorm embedding_norm;
+  TokenTable<Operand> table;  // empty if it would be too large; else the first layer has no qkv
   std::vector<Layer<Kernel>> layers;  // all but the last
   Layer<FmaKernel> last;
   Linear<FmaKernel> pooler;
@@ -164,12 +123,12 @@ class Model {
   void read_embeddings(const Weights& weights) {
     const Shape& s = shape;
     const float* word = weights.find("embeddings.word", int64_t{s.vocab_size} * s.hidden);
-    words = Buffer<float>(s.vocab_size * s.width);
+    words = Buffer<float>(round_up(s.vocab_size, FmaKernel::kRows) * s.width);
     for (int64_t id = 0; id < s.vocab_size; ++id)
       std::memcpy(&words[id * s.width], word + id * s.hidden, s.hidden * sizeof(float));
     const float* position = weights.find("embeddings.position", int64_t{s.positions} * s.hidden);
     const float* segment = weights.find("embeddings.segment", int64_t{s.segments} * s.hidden);
-    positions = Buffer<float>(int64_t{s.segments} * s.positions * s.width);
+    positions = Buffer<float>(round_up(int64_t{s.segments} * s.positions, FmaKernel::kRows) * s.width);
     for (int64_t t = 0; t < s.segments; ++t)
       for (int64_t p = 0; p < s.positions; ++p)
         for (int64_t i = 0; i < s.hidden; ++i)
@@ -177,26 +136,37 @@ class Model {
     embedding_norm = norm(weights, "embeddings.norm.");
   }
 
+  void read_table(const Weights& weights) {
+    const Shape& s = shape;
+    const int64_t columns = 3 * s.inner;
+    std::vector<float> weight(s.hidden * columns);
+    Buffer<float> bias(columns);
+    const auto set = [&](int64_t k, int64_t n, float value) { weight[k * columns + n] = value; };
+    read_qkv(weights, "layer.0.", set, bias);
+    table = TokenTable<Operand>(
+        {words.get(), s.vocab_size, positions.get(), int64_t{s.segments} * s.positions}, embedding_norm,
+        std::move(weight), std::move(bias), columns);
+  }
+
+  // qkv_elsewhere: without queries, keys and values.
   template <class K>
-  void read_layer(const Weights& weights, int number, Layer<K>& layer) {
+  void read_layer(const Weights& weights, int number, bool qkv_elsewhere, Layer<K>& layer) {
     const Shape& s = shape;
     const std::string at = "layer." + std::to_string(number) + ".";
     const bool is_last = number + 1 == s.layers;
-    // softmax(x) = 2^(x log2 e) / sum: the factor and 1 / sqrt(head) are folded into the queries.
-    const float scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(s.head)));
-    layer.qkv.weight = Packed<K>(K::kParts * round_up(s.hidden, K::kDepth), (is_last ? 1 : 3) * s.inner);
-    layer.qkv.bias = Buffer<float>((is_last ? 1 : 3) * s.inner);
-    read_columns(weights, at + "query.", 0, s.hidden, scale, 0, layer.qkv);
     if (is_last) {
+      layer.qkv = {Packed<K>(s.hidden, s.inner), Buffer<float>(s.inner)};
+      read_columns(weights, at + "query.", 0, s.hidden, query_scale(), 0, setter(layer.qkv.weight), layer.qkv.bias);
       read_transposed_keys(weights, at + "key.", layer);
       const int64_t columns = round_up(s.head, K::kCols);
       for (int64_t h = 0; h < s.heads; ++h) {
         layer.value.push_back({Packed<K>(s.hidden, columns), Buffer<float>(columns)});
-        read_columns(weights, at + "value.", h * s.head, s.head, 1, 0, layer.value.back());
+        Linear<K>& value = layer.value.back();
+        read_columns(weights, at + "value.", h * s.head, s.head, 1, 0, setter(value.weight), value.bias);
       }
-    } else {
-      read_columns(weights, at + "key.", 0, s.hidden, 1, s.inner, layer.qkv);
-      read_columns(weights, at + "value.", 0, s.hidden, 1, 2 * s.inner, layer.qkv);
+    } else if (!qkv_elsewhere) {
+      layer.qkv = {Packed<K>(round_up(s.hidden, K::kDepth), 3 * s.inner), Buffer<float>(3 * s.inner)};
+      read_qkv(weights, at, setter(layer.qkv.weight), layer.qkv.bias);
     }
     layer.output = output<K>(weights, at + "output.");
     layer.attention_norm = norm(weights, at + "attention_norm.");
@@ -205,19 +175,34 @@ class Model {
     layer.output_norm = norm(weights, at + "output_norm.");
   }
 
-  // Columns `first` to `first + count` of one projection, whole heads, to column `target` and on.
+  // softmax(x) = 2^(x log2 e) / sum: the factor and 1 / sqrt(head) are folded into the queries.
+  float query_scale() const {
+    return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(shape.head)));
+  }
+
   template <class K>
+  static auto setter(Packed<K>& to) {
+    return [&to](int64_t k, int64_t n, float value) { to.set(k, n, value); };
+  }
+
+  template <class Set>
+  void read_qkv(const Weights& weights, const std::string& at, Set set, Buffer<float>& bias) const {
+    read_columns(weights, at + "query.", 0, shape.hidden, query_scale(), 0, set, bias);
+    read_columns(weights, at + "key.", 0, shape.hidden, 1, shape.inner, set, bias);
+    read_columns(weights, at + "value.", 0, shape.hidden, 1, 2 * shape.inner, set, bias);
+  }
+
+  // Columns `first` to `first + count` of one projection, whole heads, to column `target` and on.
+  template <class Set>
   void read_columns(const Weights& weights, const std::string& at, int64_t first, int64_t count, float scale,
-                    int64_t target, Linear<K>& to) {
+                    int64_t target, Set set, Buffer<float>& to_bias) const {
     const Shape& s = shape;
     const float* weight = weights.find(at + "weight", int64_t{s.hidden} * s.hidden);
     const float* bias = weights.find(at + "bias", s.hidden);
     for (int64_t n = 0; n < count; ++n) {
       const int64_t column = target + n / s.head * s.head_width + n % s.head;
-      to.bias[column] = bias[first + n] * scale;
-      for (int64_t part = 0; part < K::kParts; ++part)
-        for (int64_t k = 0; k < s.hidden; ++k)
-          to.weight.set(part * s.width + k, column, weight[k * s.hidden + first + n] * scale);
+      to_bias[column] = bias[first + n] * scale;
+      for (int64_t k = 0; k < s.hidden; ++k) set(k, column, weight[k * s.hidden + first + n] * scale);
     }
   }
 

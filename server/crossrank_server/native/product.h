@@ -1,9 +1,10 @@
 // A x B, block by block.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
-#include "model.h"
+#include "panels.h"
 
 namespace crossrank {
 

@@ -19,9 +19,6 @@ struct TileKernel {
   static constexpr int kRows = 32;
   static constexpr int kCols = 32;
   static constexpr int kDepth = 32;  // K is a multiple of it
-  // x enters queries, keys and values as a bf16 and the rest that it leaves, side by side, over weights that stand
-  // twice: most of the error came from x rounded once (model.h, encoder.h).
-  static constexpr int kParts = 2;
   static constexpr int kTile = 512;  // bf16 in a tile
 
   static int64_t panel_offset(int64_t k, int64_t n) {
@@ -64,9 +61,9 @@ struct TileKernel {
     for (int64_t k = 0; k < round_up(length, 32); k += 2)
       for (int64_t n = 0; n < 32; n += kLanes) {
         UintVector pairs = {};
-        if (k < length) pairs = __builtin_convertvector(load_as<HalfVector>(rows + k * ld + n), UintVector);
+        if (k < length) pairs = widened(load_as<HalfVector>(rows + k * ld + n));
         if (k + 1 < length)
-          pairs |= __builtin_convertvector(load_as<HalfVector>(rows + (k + 1) * ld + n), UintVector) << 16;
+          pairs |= widened(load_as<HalfVector>(rows + (k + 1) * ld + n)) << 16;
         std::memcpy(panel + panel_offset(k, n), &pairs, sizeof pairs);
       }
   }

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -42,6 +43,12 @@ struct bf16 {
 
 constexpr int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
+template <size_t... lane>
+CROSSRANK_INLINE IntVector lane_numbers(std::index_sequence<lane...>) {
+  return IntVector{static_cast<int32_t>(lane)...};
+}
+CROSSRANK_INLINE IntVector lane_numbers() { return lane_numbers(std::make_index_sequence<kLanes>()); }
+
 template <class To, class From>
 CROSSRANK_INLINE To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From), "a reinterpretation keeps the size");
@@ -58,7 +65,10 @@ CROSSRANK_INLINE V load_as(const T* from) {
 }
 
 CROSSRANK_INLINE Vector splat(float value) { return value - Vector{}; }  // not +: 0 + -0 is 0
-#if defined(__AVX2__) && !defined(__AVX512F__)  // GCC 12 makes two instructions of the other form
+#if defined(__AVX512F__)  // GCC 12 makes two instructions of the other form
+CROSSRANK_INLINE Vector maximum(Vector a, Vector b) { return _mm512_mask_max_ps(a, 0xffff, a, b); }
+CROSSRANK_INLINE Vector minimum(Vector a, Vector b) { return _mm512_mask_min_ps(a, 0xffff, a, b); }
+#elif defined(__AVX2__)
 CROSSRANK_INLINE Vector maximum(Vector a, Vector b) { return _mm256_max_ps(a, b); }
 CROSSRANK_INLINE Vector minimum(Vector a, Vector b) { return _mm256_min_ps(a, b); }
 #else
@@ -77,11 +87,17 @@ CROSSRANK_INLINE bf16 bf16_from(float value) {
   return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
 
+CROSSRANK_INLINE UintVector widened(HalfVector v) {
+#if defined(__AVX512F__)  // GCC 12 widens it half by half
+  return bits_as<UintVector>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(v)));
+#else
+  return __builtin_convertvector(v, UintVector);
+#endif
+}
+
 // Operands of a product are read and written as vectors of float, whatever they are stored as.
 CROSSRANK_INLINE Vector load(const float* from) { return load_as<Vector>(from); }
-CROSSRANK_INLINE Vector load(const bf16* from) {
-  return bits_as<Vector>(__builtin_convertvector(load_as<HalfVector>(from), UintVector) << 16);
-}
+CROSSRANK_INLINE Vector load(const bf16* from) { return bits_as<Vector>(widened(load_as<HalfVector>(from)) << 16); }
 CROSSRANK_INLINE void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
 CROSSRANK_INLINE void store(bf16* to, Vector v) {
 #if defined(__AVX512BF16__)
@@ -95,21 +111,22 @@ CROSSRANK_INLINE void store_one(float* to, float value) { *to = value; }
 CROSSRANK_INLINE void store_one(bf16* to, float value) { *to = bf16_from(value); }
 
 // Sums and maxima over a vector halve it until one lane is left: the order never changes.
-template <class Step>
+template <int half, size_t... lane>
+CROSSRANK_INLINE Vector halves_swapped(Vector v, std::index_sequence<lane...>) {
+  return __builtin_shufflevector(v, v, (static_cast<int>(lane) ^ half)...);
+}
+template <int half = kLanes / 2, class Step>
 CROSSRANK_INLINE float reduce(Vector v, Step step) {
-  float lanes[kLanes];
-  store(lanes, v);
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) lanes[i] = step(lanes[i], lanes[i + half]);
-  return lanes[0];
+  if constexpr (half == 0)
+    return v[0];
+  else
+    return reduce<half / 2>(step(v, halves_swapped<half>(v, std::make_index_sequence<kLanes>())), step);
 }
 CROSSRANK_INLINE float sum_of(Vector v) {
-  return reduce(v, [](float a, float b) { return a + b; });
+  return reduce(v, [](Vector a, Vector b) { return a + b; });
 }
 CROSSRANK_INLINE float maximum_of(Vector v) {
-  return reduce(v, [](float a, float b) { return a > b ? a : b; });
+  return reduce(v, [](Vector a, Vector b) { return maximum(a, b); });
 }
 
 // Several vectors side by side; reduced to one first.

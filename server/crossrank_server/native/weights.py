@@ -24,12 +24,14 @@ from crossrank_server.bundle import Architecture, Bundle
 from crossrank_server.errors import BundleError
 
 WORD = "embeddings.word"
-# Hidden size and heads of the models that it serves - TinyBERT-L2, TinyBERT-L4, MiniLM - and in which precisions: those
-# in which it, or for bf16 its prototype, was measured at least 1.3 times as fast as OpenVINO (README.md).
+_FP32 = ("avx512", "avx2", "portable")
+# Hidden size and heads of the models that it serves - TinyBERT-L2, TinyBERT-L4, MiniLM - and with which kernels: those
+# with which it, or for AMX its prototype, was measured at least 1.3 times as fast as OpenVINO in the same precision
+# (README.md). The portable one serves where it is asked for.
 OFFERED: dict[tuple[int, int], tuple[str, ...]] = {
-    (128, 2): ("fp32", "bf16"),
-    (312, 12): ("fp32",),
-    (384, 12): ("fp32",),
+    (128, 2): (*_FP32, "avx512_bf16", "amx"),
+    (312, 12): (*_FP32, "avx512_bf16"),
+    (384, 12): (*_FP32, "avx512_bf16"),
 }
 
 
@@ -97,8 +99,8 @@ class Shape:
                 raise ValueError(f"{role} is {array.dtype} {list(array.shape)}, not float32 {list(dims)}")
 
 
-def offered_precisions(architecture: Architecture) -> tuple[str, ...]:
-    """Return in which precisions the native engine serves models of this shape, none if it does not."""
+def offered_kernels(architecture: Architecture) -> tuple[str, ...]:
+    """Return with which kernels the native engine serves models of this shape, none if it does not."""
     return OFFERED.get((architecture.hidden, architecture.heads), ()) if architecture.model_type == "bert" else ()
 
 
