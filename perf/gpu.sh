@@ -167,6 +167,7 @@ start_gateway() {
     # Connections stay with those that listen when they are made.
     for _ in $(seq 480); do
         [ "$(curl -fs http://127.0.0.1:18000/metrics | grep -c '^process_cpu_seconds_total')" = "$count" ] && return
+        kill -0 $! 2>/dev/null || break
         sleep 0.25
     done
     echo "crossrank serve has not all of its $count processes" >&2

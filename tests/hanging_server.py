@@ -33,6 +33,7 @@ class HangingEngine:
     precision = "fp32"
     concurrency = 1
     batch_tokens = 64
+    call_tokens = 0
     pads = True
 
     def __init__(self) -> None:

@@ -27,6 +27,7 @@ class GatedEngine:
     precision = "fp32"
     concurrency = 1
     batch_tokens = 4096
+    call_tokens = 0
     pads = True
 
     def __init__(self, *, is_open: bool = True) -> None:

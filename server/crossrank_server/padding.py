@@ -43,17 +43,16 @@ def pad(
         token_type_ids: int32 [tokens].
         offsets: int64 [pairs + 1]; pair i is `input_ids[offsets[i]:offsets[i + 1]]`.
         rows: At least the pairs; further rows attend to one padding token.
-        length: Columns.
+        length: Columns, at least one.
         pad_token_id: Fills input_ids behind each pair.
 
     Raises:
         ValueError: A pair is longer than `length`, there are fewer rows than pairs, or offsets and ids do not fit.
     """
     pairs, lengths = len(offsets) - 1, np.diff(offsets)
-    if lengths.min(initial=0) < 0 or lengths.max(initial=0) > length or pairs > rows:
-        raise ValueError(
-            f"{pairs} pairs of {lengths.min()} to {lengths.max()} tokens do not fit into [{rows}, {length}]"
-        )
+    shortest, longest = (int(lengths.min()), int(lengths.max())) if pairs else (0, 0)
+    if shortest < 0 or longest > length or pairs > rows or length < 1:
+        raise ValueError(f"{pairs} pairs of {shortest} to {longest} tokens do not fit into [{rows}, {length}]")
     if offsets[0] or not offsets[-1] == len(input_ids) == len(token_type_ids):
         raise ValueError(f"offsets {offsets[0]} to {offsets[-1]} do not fit {len(input_ids)} ids")
     library = _library()

@@ -67,9 +67,9 @@ class ServeSettings(BaseSettings):
     workers: Annotated[str, AfterValidator(_worker_number)] = Field(
         "1",
         description="Processes that share the ports, each with its share of the cores. auto is one a core with --engine"
-        " triton, as Python uses one core a process; one for every four cores with --engine cuda; else one, as engines"
-        " on CPUs use all cores and fill batches better together. Each takes about 130 MB; queue limits and"
-        " --memory-budget-mb hold for each.",
+        " triton, as Python uses one core a process; one for every four cores with a GPU; else one, as engines on CPUs"
+        " use all cores and fill batches better together. Each takes about 170 MB, or 1.3 GB and memory of the GPU;"
+        " queue limits and --memory-budget-mb hold for each.",
     )
     strict_model_names: bool = Field(
         True,

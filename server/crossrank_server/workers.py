@@ -25,6 +25,7 @@ from types import FrameType
 import click
 
 from crossrank_server.cores import available_cores
+from crossrank_server.engines.cuda_session import cuda_installed
 from crossrank_server.errors import CrossrankError
 from crossrank_server.settings import ServeSettings
 
@@ -44,20 +45,25 @@ Work = Callable[[Callable[[], None]], None]
 def worker_count(settings: ServeSettings) -> int:
     """Return how many processes serve: `--workers`, where `auto` depends on what computes.
 
-    In front of Triton it is one a core. Engine `cuda` computes more documents than one process hands over: one for
-    every four cores, as each holds memory of the GPU. On a CPU one process keeps all cores busy.
+    In front of Triton it is one a core. A GPU computes more documents than one process hands over: one for every four
+    cores, as each holds a copy of the model there and a gigabyte here. On a CPU one process keeps all cores busy.
     """
     if settings.workers != "auto":
         return int(settings.workers)
-    shares = {"triton": 1, "cuda": 4}
-    return max(1, available_cores() // shares[settings.engine]) if settings.engine in shares else 1
+    if settings.engine == "triton":
+        return available_cores()
+    return max(1, available_cores() // 4) if _takes_gpu(settings) else 1
 
 
 def worker_settings(settings: ServeSettings, workers: int) -> ServeSettings:
-    """Return the settings of one worker, which has its share of the cores; engine `cuda` computes elsewhere."""
-    if workers == 1 or settings.threads or settings.engine == "cuda":
+    """Return the settings of one worker, which has its share of the cores, unless a GPU computes."""
+    if workers == 1 or settings.threads or _takes_gpu(settings):
         return settings
     return settings.model_copy(update={"threads": max(1, available_cores() // workers)})
+
+
+def _takes_gpu(settings: ServeSettings) -> bool:
+    return settings.engine == "cuda" or (settings.engine == "auto" and cuda_installed())
 
 
 @dataclass

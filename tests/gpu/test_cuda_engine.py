@@ -12,7 +12,8 @@ from crossrank_export.trt.device import find_device
 from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines import select
 from crossrank_server.engines.buckets import take_pairs
-from crossrank_server.engines.cuda import CudaEngine, cuda_installed
+from crossrank_server.engines.cuda import CudaEngine
+from crossrank_server.engines.cuda_session import cuda_installed
 from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 from tests.engine_bundle import write_fp16_bundle
 

@@ -134,7 +134,7 @@ async def test_one_request_alone_is_spread_over_all_cores(pads: bool) -> None:
     ("call_tokens", "sizes"),
     [
         (0, [12, 48, 40]),  # similar lengths only
-        (100, [13, 49, 38]),  # the padding of one pair by 60, or of two by 40, is worth less than a call
+        (2000, [12, 88]),  # the padding of the shortest is worth less than a call, that of all but the longest is not
         (7000, [100]),  # that of all of them
     ],
 )

@@ -133,10 +133,11 @@ def test_tensors_of_different_shapes_are_refused():
     st.sampled_from([0.5, 0.75, 1.0]),
     st.integers(0, 5000),
 )
-def test_similar_pairs_are_all_of_the_share_and_as_many_shorter_ones_as_their_padding_is_worth(lengths, share, spare):
+def test_similar_pairs_are_those_of_the_share_or_all_if_their_padding_is_worth_less_than_a_call(lengths, share, spare):
     longest = lengths[-1]
     start, left = first_similar(lengths, len(lengths), longest, share, spare)
-    shorter = [longest - length for length in lengths[start:] if length < int(longest * share)]
-    assert left == spare - sum(shorter) >= 0
-    assert all(length < int(longest * share) for length in lengths[:start])
-    assert not start or longest - lengths[start - 1] > left
+    shorter = [longest - length for length in lengths if length < int(longest * share)]
+    if sum(shorter) <= spare:
+        assert (start, left) == (0, spare - sum(shorter))
+    else:
+        assert (start, left) == (len(shorter), spare)

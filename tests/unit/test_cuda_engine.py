@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines import cuda, select
+from crossrank_server.engines import cuda, cuda_session, select
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.buckets import take_pairs
 from crossrank_server.engines.cuda import CudaEngine
@@ -77,12 +78,44 @@ def test_fp16_is_the_standard_graph_where_the_bundle_has_no_other(bundle):
     asyncio.run(engine.close())
 
 
-def test_releases_whose_own_operators_added_up_in_fp16_get_the_standard_graph(bundle, monkeypatch):
-    for version, name in (("1.24.4", "model.fp16.onnx"), ("1.31.0", "model.fp16.onnxruntime.onnx")):
+def test_releases_whose_own_operators_added_up_in_fp16_get_the_standard_graph(monkeypatch):
+    for version, operators in (("1.24.4", "onnx"), ("1.31.0", "onnxruntime"), ("2.0.0", "onnxruntime")):
         monkeypatch.setattr("onnxruntime.__version__", version)
-        engine = CudaEngine(bundle, "fp16", threads=1, device="cpu", lengths=(16,), rows=(1, 2))
-        asyncio.run(engine.close())
-        assert engine._path.name == name
+        assert cuda.best_operators() == operators
+
+
+class Wrong(CudaEngine):
+    """As on a GPU whose kernels compute something else for the fused operators."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options, device="cpu", lengths=(16, 128), rows=(1, 8))
+
+    def infer(self, batch):
+        return super().infer(batch) + (0.1 if self._graph.operators == "onnxruntime" else 0.0)
+
+
+def test_a_graph_that_the_gpu_computes_wrongly_is_replaced_by_the_standard_one_and_named(bundle, monkeypatch, caplog):
+    with pytest.raises(EngineFailure, match=r"model.fp16.onnxruntime.onnx on engine cuda gives logits 0\.\d+ off"):
+        Wrong(bundle, "fp16")
+    select._say_once.cache_clear()
+    monkeypatch.setattr(select, "CudaEngine", Wrong)
+    with caplog.at_level(logging.INFO, "crossrank"):
+        engine = select.make_engine(bundle, "cuda")
+    asyncio.run(engine.close())
+    assert engine._path.name == "model.fp16.onnx"
+    assert "the graph of standard operators is taken" in caplog.text
+
+
+@pytest.mark.parametrize("hidden", [128, 384, 1024])
+def test_rows_of_a_length_grow_by_a_part_of_a_call_or_of_the_batch_up_to_a_full_one(hidden):
+    batch_tokens, call_tokens = 98_304 * 128 // hidden, 16_384 * 128 // hidden
+    for length in cuda.LENGTHS:
+        counts = cuda.row_counts(length, batch_tokens, call_tokens)
+        assert counts[0] == 1
+        assert batch_tokens - 8 * length < counts[-1] * length <= batch_tokens
+        assert len(counts) <= 12
+        for fewer, more in pairwise(counts):
+            assert fewer < more <= max(fewer + call_tokens / (4 * length), fewer * 4 / 3) + 8
 
 
 def test_bound_buffers_give_bitwise_what_a_plain_run_of_the_session_gives(engine, bundle):
@@ -182,14 +215,14 @@ def test_a_graph_that_bakes_an_input_in_is_found_before_the_first_request(bundle
 
 
 def test_without_the_provider_it_is_refused_with_the_remedy(bundle):
-    if cuda.cuda_installed():
+    if cuda_session.cuda_installed():
         pytest.skip("onnxruntime-gpu is installed here")
     with pytest.raises(SetupError, match=r"needs ONNX Runtime's CUDA provider.*make cuda"):
         select.make_engine(bundle, "cuda")
 
 
 def test_auto_says_nothing_of_gpus_without_the_provider(bundle, caplog):
-    if cuda.cuda_installed():
+    if cuda_session.cuda_installed():
         pytest.skip("onnxruntime-gpu is installed here")
     select._say_once.cache_clear()
     with caplog.at_level(logging.INFO, "crossrank"):
@@ -211,7 +244,7 @@ def test_a_provider_that_cannot_be_used_leaves_auto_on_the_cpu_and_is_named_once
     """The real ONNX Runtime, beside whose libraries lies a file by the name of the CUDA provider's."""
     import onnxruntime
 
-    if cuda.cuda_installed():
+    if cuda_session.cuda_installed():
         pytest.skip("onnxruntime-gpu is installed here")
     real, copy = Path(onnxruntime.__file__).parent, tmp_path / "onnxruntime"
     (copy / "capi").mkdir(parents=True)
@@ -219,7 +252,7 @@ def test_a_provider_that_cannot_be_used_leaves_auto_on_the_cpu_and_is_named_once
         for file in (real / folder).iterdir():
             if file.name != "capi":
                 (copy / folder / file.name).symlink_to(file)
-    (copy / cuda._LIBRARY).touch()
+    (copy / cuda_session.LIBRARY).touch()
     code = (
         "import logging; from crossrank_server.bundle import load_bundle; from pathlib import Path; "
         "from crossrank_server.engines.select import make_engine; logging.basicConfig(level='INFO'); "

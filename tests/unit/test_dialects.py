@@ -407,6 +407,7 @@ class FixedEngine:
     precision = "fp32"
     concurrency = 1
     batch_tokens = 4096
+    call_tokens = 0
     pads = True
 
     def __init__(self, logits: list[float]) -> None:

@@ -23,11 +23,13 @@ def test_in_front_of_triton_every_core_has_a_process():
 
 
 def test_a_gpu_is_fed_by_one_process_for_every_four_cores(monkeypatch):
+    monkeypatch.setattr("crossrank_server.workers.cuda_installed", lambda: True)
     for cores, workers in ((2, 1), (4, 1), (16, 4)):
         monkeypatch.setattr("crossrank_server.workers.available_cores", lambda cores=cores: cores)
-        settings = ServeSettings(workers="auto", engine="cuda")
-        assert worker_count(settings) == workers
-        assert worker_settings(settings, workers).threads == 0, "its lanes are not the cores'"
+        for engine in ("cuda", "auto"):
+            settings = ServeSettings(workers="auto", engine=engine)
+            assert worker_count(settings) == workers
+            assert worker_settings(settings, workers).threads == 0, "its lanes are not the cores'"
 
 
 def test_cores_that_are_not_ours_do_not_count():

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from crossrank_perf.capacity import CapacityModel, MachinePlan
     from crossrank_perf.capacity_fit import Check
 
-# Measured on a host with an H200 (perf/results/gpu-nvidia-h200): 174,569 documents/s over HTTP with 4.85 cores of the
-# server's busy, and what engine cuda does alone with full batches of up to 96 tokens.
+# Measured on a host with an H200 (perf/results/gpu-nvidia-h200): 174,569 documents/s over HTTP with 4.83 cores of the
+# server's busy (server_cpu_s), and what engine cuda does alone in three lanes, full batches of up to 96 tokens.
 _GATEWAY_DOCUMENTS_PER_S = 36_000.0
 _GPU_DOCUMENTS_PER_S = 1_294_000.0
 _PUBLISHED_USD = 0.008

@@ -1,4 +1,4 @@
-"""Padded tensors for Triton: pairs split by sequence length into few shapes, and read back from them.
+"""Pairs of similar length together, and padded tensors for Triton, split into few shapes and read back from them.
 
 Triton's dynamic batcher merges only requests of equal shape, so that sequence lengths are padded to a short list of
 buckets. Where the engine model takes ragged batches (our Python model on CPUs), it merges requests of all lengths and
@@ -74,7 +74,9 @@ def split_by_rows(lengths: NDArray[np.int64], buckets: Sequence[int], max_rows: 
 def first_similar(
     ascending: Sequence[int], stop: int, longest: int, share: float, spare_tokens: int
 ) -> tuple[int, int]:
-    """Return from where on, up to `stop`, pairs may be padded to `longest`, and how many spare tokens are left.
+    """Return from where on, up to `stop`, pairs should be padded to `longest`, and how many spare tokens are left.
+
+    Shorter ones than the share join if all of them can, which saves the call that they would take.
 
     Args:
         ascending: Tokens of each pair.
@@ -84,10 +86,8 @@ def first_similar(
         spare_tokens: Padding that shorter ones may need, all together: what costs no more than another call.
     """
     start = bisect_left(ascending, int(longest * share), 0, stop)
-    while start and longest - ascending[start - 1] <= spare_tokens:
-        start -= 1
-        spare_tokens -= longest - ascending[start]
-    return start, spare_tokens
+    padding = start * longest - sum(ascending[:start])
+    return (0, spare_tokens - padding) if padding <= spare_tokens else (start, spare_tokens)
 
 
 def _check_lengths(lengths: NDArray[np.int64], buckets: Sequence[int]) -> None:

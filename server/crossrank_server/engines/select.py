@@ -8,10 +8,11 @@ from functools import cache
 from typing import Literal, get_args
 
 from crossrank_server.bundle import Bundle
-from crossrank_server.engines.cuda import CudaEngine, cuda_installed
+from crossrank_server.engines.cuda import CudaEngine, best_operators
+from crossrank_server.engines.cuda_session import cuda_installed
 from crossrank_server.engines.embedded import EmbeddedEngine, has_bf16
 from crossrank_server.engines.native import NativeEngine, native_kernel
-from crossrank_server.errors import CrossrankError, SetupError
+from crossrank_server.errors import CrossrankError, EngineFailure, SetupError
 from crossrank_server.native.library import usable_kernels
 from crossrank_server.native.weights import OFFERED, offered_kernels
 
@@ -79,7 +80,14 @@ def _cuda_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) 
         raise SetupError(f"engine cuda serves fp16 and fp32, not {precision}: use --precision auto")
     has_fp16 = any(graph.precision == "fp16" for graph in bundle.manifest.graphs)
     fp16 = precision == "fp16" or (precision == "auto" and has_fp16)
-    engine = CudaEngine(bundle, "fp16" if fp16 else "fp32", threads)
+    operators = best_operators()
+    try:
+        engine = CudaEngine(bundle, "fp16" if fp16 else "fp32", threads, operators=operators)
+    except EngineFailure as error:
+        if operators == "onnx" or not any(graph.operators == operators for graph in bundle.manifest.graphs):
+            raise
+        _say_once(f"{error.message}: the graph of standard operators is taken")
+        engine = CudaEngine(bundle, "fp16" if fp16 else "fp32", threads, operators="onnx")
     if precision == "auto" and not fp16:
         _say_once(
             f"{bundle.manifest.model_id} has no fp16 graph, which GPUs compute faster: crossrank export --precision "
