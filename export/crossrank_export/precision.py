@@ -5,6 +5,7 @@ with explicit Casts around islands of FLOAT where 11 bits do not do (LayerNormal
 
 ONNX Runtime's graph has no islands: its kernels add up in float32 whatever they read, and each Cast would be a kernel.
 Those of its CUDA provider that normalize embeddings and residual sums do so since May 2026; 1.24 added up in float16.
+1.31.1 was measured, on an H200: no logit of TREC DL 2019 is more than 0.0047 off fp32's (perf/results/gpu-nvidia-h200).
 Source: https://github.com/microsoft/onnxruntime/pull/28682
 """
 

@@ -42,6 +42,6 @@ CROSSRANK_API bool crossrank_score(crossrank_context* context, const int32_t* id
 // y[i] = function(x[i]) as the encoder computes it, for tests: "gelu", "exp2" or "tanh".
 CROSSRANK_API bool crossrank_elementwise(const char* function, const float* x, int64_t count, float* y, char* error);
 
-// Whether this CPU and its kernel run "avx2", "avx512", "avx512_bf16" or "amx". For AMX that asks Linux for permission to use tiles.
-// In the portable library, which runs everywhere.
+// Whether this CPU and its kernel run "avx2", "avx512", "avx512_bf16" or "amx". For AMX that asks Linux for permission
+// to use tiles. In the portable library, which runs everywhere.
 CROSSRANK_API bool crossrank_cpu_runs(const char* kernel);

@@ -6,8 +6,8 @@
 namespace crossrank {
 
 #if defined(__AVX512BF16__)
-// As FmaKernel, but a lane adds two products at a time: a row of a panel holds a pair of k for each of its columns, and a
-// row of A is read pair by pair, as it lies.
+// As FmaKernel, but a lane adds two products at a time: a row of a panel holds a pair of k for each of its columns, and
+// a row of A is read pair by pair, as it lies.
 //
 //     panel:   B[0][0] B[1][0]  B[0][1] B[1][1]  ...  B[0][31] B[1][31]
 //              B[2][0] B[3][0]  ...

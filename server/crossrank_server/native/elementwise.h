@@ -78,9 +78,9 @@ CROSSRANK_INLINE Vector tanh_of(Vector x) {
   return 1.0f - 2.0f / (1.0f + exp2_of(x * kTwoLog2E));
 }
 
-// Turns scores[0 .. length) into p[i] = 2^(s[i] - max s), next to nothing up to a multiple of kAlign; returns 1 / sum p.
-// Whoever multiplies by p scales the result, which is shorter. The factor log2 e of softmax's e^x is in the queries
-// already. Scores are overwritten from `length` on, up to a multiple of kAlign.
+// Turns scores[0 .. length) into p[i] = 2^(s[i] - max s), next to nothing up to a multiple of kAlign; returns
+// 1 / sum p. Whoever multiplies by p scales the result, which is shorter. The factor log2 e of softmax's e^x is in the
+// queries already. Scores are overwritten from `length` on, up to a multiple of kAlign.
 template <class Operand>
 CROSSRANK_INLINE float softmax_row(float* scores, Operand* p, int64_t length) {
   const int64_t padded = round_up(length, kAlign);

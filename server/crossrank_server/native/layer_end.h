@@ -7,8 +7,8 @@ namespace crossrank {
 
 // norm(h + FFN(h)) with h = norm(residual + context Wo).
 //
-// The feed-forward is four times as wide as the rest. It is computed `width` columns at a time, which are multiplied with
-// their rows of W2 at once: so the activations of many rows stay in the caches, and all of them pass each weight.
+// The feed-forward is four times as wide as the rest. It is computed `width` columns at a time, which are multiplied
+// with their rows of W2 at once: so the activations of many rows stay in the caches, and all of them pass each weight.
 template <class Kernel>
 class LayerEnd {
   using Operand = typename Kernel::Operand;

@@ -26,10 +26,11 @@ CROSSRANK_INLINE void for_each_block(int64_t rows, const Panels<Kernel>& b, Bloc
 }
 
 // Multiplies rows of A with B, and calls finish(row, column, rows, c) for each block of the result: c is fp32
-// [kRows][kCols], of which the first `rows` rows are wanted, and may be changed. A must be readable up to a whole number
-// of blocks.
+// [kRows][kCols], of which the first `rows` rows are wanted, and may be changed. A must be readable up to a whole
+// number of blocks.
 //
-// A block is finished after the next one has begun: tiles multiply while vectors finish (2 to 4% of a TinyBERT-L2 with AMX).
+// A block is finished after the next one has begun: tiles multiply while vectors finish (2 to 4% of a TinyBERT-L2 with
+// AMX).
 template <class Kernel, class Finish>
 CROSSRANK_INLINE void multiply(const typename Kernel::Operand* a, int64_t lda, int64_t rows, const Panels<Kernel>& b,
                                const float* bias, Finish finish) {

@@ -9,14 +9,14 @@
 
 namespace crossrank {
 
-// What enters the first layer is x = (e C / s) g + b, where e is the sum of a token's embeddings, C subtracts the mean, s
-// is the deviation that LayerNorm divides by, and g and b are its weight and bias. So
+// What enters the first layer is x = (e C / s) g + b, where e is the sum of a token's embeddings, C subtracts the mean,
+// s is the deviation that LayerNorm divides by, and g and b are its weight and bias. So
 //
 //     x W + bias = (word (C g W) + position (C g W)) / s + (b W + bias)
 //
-// and all but s is known for every word of the vocabulary and for every position: two rows to add in place of a product,
-// rounded less than it would be. The table is `columns` / `width` times as large as that of the words; models whose
-// table would be over kMostBytes go without.
+// and all but s is known for every word of the vocabulary and for every position: two rows to add in place of a
+// product, rounded less than it would be. The table is `columns` / `width` times as large as that of the words; models
+// whose table would be over kMostBytes go without.
 template <class Operand>
 class TokenTable {
  public:
