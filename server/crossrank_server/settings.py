@@ -35,8 +35,8 @@ class ServeSettings(BaseSettings):
         "auto",
         description="What computes the scores. auto takes the GPU (cuda) where onnxruntime-gpu is installed and finds"
         " one, else the native encoder for TinyBERT-L2, TinyBERT-L4 and MiniLM models on CPUs with AVX2 (in bf16 on"
-        " AMX, for TinyBERT-L2 only), else OpenVINO where it is installed, else ONNX Runtime; triton sends token ids to"
-        " the Triton servers of --triton-url.",
+        " AMX where OpenVINO is installed, for TinyBERT-L2 only), else OpenVINO where it is installed, else ONNX"
+        " Runtime; triton sends token ids to the Triton servers of --triton-url.",
     )
     triton_url: str = Field(
         "grpc://127.0.0.1:8001",

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from crossrank_server.bundle import Bundle, SharedTensor
+from crossrank_server.engines import native, select
 from crossrank_server.engines.base import PairBatch
+from crossrank_server.engines.embedded import has_bf16
 from crossrank_server.engines.native import NativeEngine, native_kernel, precision_of
 from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import BundleError, EngineFailure, SetupError
 from crossrank_server.native.library import library_path, usable_kernels
-from crossrank_server.native.weights import WORD, offered_kernels, read_weights
+from crossrank_server.native.weights import OFFERED, WORD, offered_kernels, read_weights
 from tests.conftest import ROOT
 from tests.native_models import each_kernel
 
@@ -128,6 +130,59 @@ def test_a_shape_that_was_not_measured_with_this_cpus_kernel_is_refused(builtin:
         SetupError, match="size 384 in bf16 on this CPU: it was not measured faster with its kernel amx"
     ):
         make_engine(shaped(builtin, 384), "native", "bf16")
+
+
+@pytest.fixture
+def no_amx_for_it(builtin: Bundle, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A model that is not offered with AMX, on this CPU as if it had AMX."""
+    offered = {key: tuple(name for name in names if name != "amx") for key, names in OFFERED.items()}
+    for key, names in offered.items():
+        monkeypatch.setitem(OFFERED, key, names)
+    pretend_kernels(monkeypatch, *usable_kernels(), "amx")
+    monkeypatch.setattr(select, "has_bf16", lambda: True)
+    return builtin
+
+
+def pretend_kernels(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for module in (native, select):
+        monkeypatch.setattr(module, "usable_kernels", lambda: names)
+
+
+@with_avx2
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_without_openvino_another_kernel_serves_a_model_that_amx_is_not_offered_for(
+    precision: str, no_amx_for_it: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if "avx512_bf16" not in usable_kernels():
+        pytest.skip("no AVX-512 BF16")
+    monkeypatch.setattr(select, "_openvino_installed", lambda: False)
+    select._say_once.cache_clear()
+    with caplog.at_level("INFO", "crossrank"):
+        for _ in range(2):
+            engine = make_engine(no_amx_for_it, "auto", precision, threads=1)
+            assert (engine.name, engine.precision) == ("native", "bf16")
+    (message,) = [message for message in caplog.messages if message.startswith("engine native")]
+    assert "in bf16 with its kernel avx512_bf16: it was not measured with kernel amx" in message
+
+
+@with_avx2
+def test_without_openvino_and_without_another_bf16_kernel_fp32_serves(
+    no_amx_for_it: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "_openvino_installed", lambda: False)
+    for bf16 in (["amx"], []):  # of another model's, and none that is built
+        pretend_kernels(monkeypatch, *(name for name in usable_kernels() if precision_of(name) == "fp32"), *bf16)
+        engine = make_engine(no_amx_for_it, threads=1)
+        assert (engine.name, engine.precision) == ("native", "fp32")
+    # Asked for, bf16 is not replaced by fp32.
+    with pytest.raises(SetupError, match="engine onnxruntime has no bf16 on CPUs"):
+        make_engine(no_amx_for_it, "auto", "bf16", threads=1)
+
+
+@pytest.mark.skipif(not has_bf16(), reason="no AMX, no AVX-512 BF16")
+def test_with_openvino_it_serves_a_model_that_amx_is_not_offered_for(no_amx_for_it: Bundle) -> None:
+    engine = make_engine(no_amx_for_it, threads=1)
+    assert (engine.name, engine.precision) == ("openvino", "bf16")
 
 
 @pytest.mark.skipif(native_kernel("bf16") is None, reason="no AMX, no AVX-512 BF16")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from crossrank_server.bundle import Bundle
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.errors import BundleError, EngineFailure, SetupError
-from crossrank_server.native.library import Kernel, NativeContext, NativeError, NativeModel, usable_kernels
+from crossrank_server.native.library import KERNELS, Kernel, NativeContext, NativeError, NativeModel, usable_kernels
 from crossrank_server.native.weights import Shape, read_weights
 
 # How far a kernel may be from the portable one on the pairs of the self-test, relative to the largest logit.
@@ -25,10 +26,11 @@ def precision_of(kernel: Kernel) -> Literal["fp32", "bf16"]:
     return "bf16" if kernel in ("avx512_bf16", "amx", "amx_emulated") else "fp32"
 
 
-def native_kernel(precision: str) -> Kernel | None:
-    """Return the fastest kernel of this CPU that computes in `fp32` or `bf16`, None if there is none."""
+def native_kernel(precision: str, among: Collection[str] = KERNELS) -> Kernel | None:
+    """Return the fastest kernel of this CPU that computes in `fp32` or `bf16`, None if there is none among those."""
     order: tuple[Kernel, ...] = ("amx", "avx512_bf16") if precision == "bf16" else ("avx512", "avx2", "portable")
-    return next((kernel for kernel in order if kernel in usable_kernels()), None)
+    usable = usable_kernels()
+    return next((kernel for kernel in order if kernel in usable and kernel in among), None)
 
 
 class NativeEngine(EmbeddedEngine):

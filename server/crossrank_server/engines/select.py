@@ -30,8 +30,9 @@ def make_engine(
     """Load a bundle into the engine asked for, or into the fastest one that this machine has.
 
     `auto` takes the GPU where the installed ONNX Runtime can use one, else the native encoder where it was measured
-    faster than any other (its own model shapes, from AVX2 on), else OpenVINO where that is installed, and bf16 where
-    the CPU multiplies bf16 natively. `fp16` and `int8` are graphs of the bundle, which ONNX Runtime runs.
+    faster than any other that is installed (its own model shapes, from AVX2 on), else OpenVINO where that is installed,
+    and bf16 where the CPU multiplies bf16 natively. `fp16` and `int8` are graphs of the bundle, which ONNX Runtime
+    runs.
 
     Raises:
         SetupError: The engine is not installed, or it cannot compute in that precision on this CPU.
@@ -100,18 +101,54 @@ def _native_if_fastest(bundle: Bundle, precision: PrecisionName, threads: int | 
     """Return the native engine, or None after saying why another serves."""
     if precision in ("fp16", "int8"):
         return None
+    precisions: tuple[PrecisionName, ...] = (precision,)
     if precision == "auto":
-        precision = "bf16" if has_bf16() else "fp32"
-    kernel = native_kernel(precision)
-    if kernel is None or kernel == "portable":
-        # Not measured faster than OpenVINO.
-        _say_once(f"engine native is not used: {_why_no_kernel(precision)}")
-        return None
+        precisions = ("bf16", "fp32") if has_bf16() else ("fp32",)
+    fastest = precisions[0]
     try:
-        return _native_engine(bundle, precision, threads)
+        if not _openvino_installed():
+            engine = _native_in_place_of_openvino(bundle, precisions, threads)
+            if engine is not None:
+                return engine
+        if native_kernel(fastest) in (None, "portable"):
+            # Not measured faster than OpenVINO.
+            _say_once(f"engine native is not used: {_why_no_kernel(fastest)}")
+            return None
+        return _native_engine(bundle, fastest, threads)
     except CrossrankError as error:
         _say_once(f"engine native is not used: {error.message}")
         return None
+
+
+def _native_in_place_of_openvino(
+    bundle: Bundle, precisions: tuple[PrecisionName, ...], threads: int | None
+) -> EmbeddedEngine | None:
+    """Return the native engine with another kernel than the CPU's fastest, where that one is not offered.
+
+    ONNX Runtime, which would serve instead, has no bf16, and took at least 1.4 times as long in fp32 with every model
+    that is offered (native/README.md).
+
+    Args:
+        bundle: The model.
+        precisions: Those that may serve, the fastest first.
+        threads: See `make_engine`.
+
+    Returns:
+        None where the fastest kernel is offered, and where no other is.
+    """
+    offered = offered_kernels(bundle.manifest.architecture)
+    fastest = native_kernel(precisions[0])
+    kernels = (native_kernel(precision, offered) for precision in precisions)
+    kernel = next((kernel for kernel in kernels if kernel not in (None, "portable")), None)
+    if kernel is None or fastest in offered:
+        return None
+    engine = NativeEngine(bundle, kernel, threads)
+    why = f"it was not measured with kernel {fastest}" if fastest else "the build has none for this CPU's bf16"
+    _say_once(
+        f"engine native serves {bundle.manifest.model_id} in {engine.precision} with its kernel {kernel}: {why}; "
+        "OpenVINO may be faster here: pip install 'crossrank[openvino]'"
+    )
+    return engine
 
 
 def _native_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
