@@ -11,8 +11,8 @@ from pathlib import Path
 
 import onnx_ir
 
-from crossrank_export.pipeline import FILE_FOR_ONNXRUNTIME, FILES
 from crossrank_export.precision import fp16_for_onnxruntime, fp16_from_fp32
+from crossrank_export.variants import FILE_FOR_ONNXRUNTIME, FILES
 from crossrank_server.bundle import Bundle, Graph, load_bundle, sha256_of, write_manifest
 
 

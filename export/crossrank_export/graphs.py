@@ -39,14 +39,14 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
             return model
         proto = onnx_ir.to_proto(model)
     except Exception as error:  # protobuf and onnx_ir raise trees of their own
-        raise ModelSourceError(f"{path} is not a readable ONNX graph ({_first_line(error)})") from error
+        raise ModelSourceError(f"{path} is not a readable ONNX graph ({first_line(error)})") from error
     try:
         from onnx import version_converter
 
         return onnx_ir.from_proto(version_converter.convert_version(proto, opset))
     except Exception as error:
         raise ModelSourceError(
-            f"{path} has opset {present} and cannot be converted to {opset} ({_first_line(error)}): omit --opset"
+            f"{path} has opset {present} and cannot be converted to {opset} ({first_line(error)}): omit --opset"
         ) from error
 
 
@@ -109,7 +109,7 @@ def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise ModelSourceError(f"ONNX Runtime does not accept {path.name} ({_first_line(error)})") from error
+        raise ModelSourceError(f"ONNX Runtime does not accept {path.name} ({first_line(error)})") from error
 
     def run(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
@@ -161,6 +161,7 @@ def _take(batch: PairBatch, indices: NDArray[np.int64]) -> PairBatch:
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return an error's type and the first line of what it says, which may be long."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

@@ -7,6 +7,7 @@ and they are not written a second time.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def write_weights(
     graph: onnx_ir.Model,
     architecture: Architecture,
     label: int,
-    samples: list[SampleSet],
+    samples: Sequence[SampleSet],
     fp32: Path,
 ) -> Weights | None:
     """Write `weights.safetensors` beside the fp32 graph, or return None for a model it cannot serve.

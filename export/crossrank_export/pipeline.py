@@ -7,22 +7,20 @@ bundle_from_onnx  an ONNX source, without torch or transformers: what `crossrank
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossrank_export.graphs import Scorer, check_graph, describe_graph, load_graph, session_scorer
 from crossrank_export.native_weights import write_weights
-from crossrank_export.parity import SampleSet, check, compare, prepare
+from crossrank_export.parity import prepare
+from crossrank_export.replacing import refuse_occupied, replacing
 from crossrank_export.samples import SampleGroup, builtin_groups
 from crossrank_export.sources import CARD, ModelConfig, SourceFiles, choose_label, find_source, read_config
 from crossrank_export.tokens import PairTokens, read_tokens
+from crossrank_export.variants import FILES, Reference, write_variants
 from crossrank_server.bundle import (
     MANIFEST,
     Bundle,
@@ -34,23 +32,15 @@ from crossrank_server.bundle import (
     sha256_of,
     write_manifest,
 )
-from crossrank_server.errors import CrossrankError, SetupError
+from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     import onnx_ir
 
-    from crossrank_export.passes import PassReport
-
 logger = logging.getLogger(__name__)
 
-FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
-# Beside the fp16 graph of standard operators: the one for ONNX Runtime's CUDA provider.
-FILE_FOR_ONNXRUNTIME = "model.fp16.onnxruntime.onnx"
 _TOOLS = ("crossrank", "onnx", "onnx-ir", "onnxruntime", "tokenizers")
 _TORCH_TOOLS = ("torch", "transformers", "optimum", "optimum-onnx")
-# What `crossrank engine` leaves in a bundle beside its files, and what an interrupted write does.
-_TIMINGS = ".cache"
-_PARTIAL = ".partial"
 # For a server that starts: a quarter of the pairs that an export compares on.
 _QUICK_DOCUMENTS = 4
 
@@ -90,8 +80,8 @@ class _Model:
     tokens: PairTokens
     label: int
     graph: onnx_ir.Model
-    reference: Scorer
-    reference_name: str
+    scorer: Scorer
+    scorer_name: str
 
 
 def bundle_from_onnx(source_dir: Path, out: Path, *, source: Source | None = None) -> None:
@@ -124,21 +114,22 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
         SetupError: `out` is something else than a bundle, or a variant is beyond its parity threshold.
     """
     out = out.resolve()  # `.` has no name, and what a link leads to is replaced, not the link
-    _refuse_occupied(out)
+    refuse_occupied(out)
     precisions = [name for name in FILES if name == "fp32" or name in options.precisions]
     model = _read(files, options, on_step)
     card = _read_card(files, options)
-    with _replacing(out) as partial:
-        samples = _samples(model, options, on_step)
-        entries, facts = _write_variants(model, precisions, samples, partial, on_step)
+    with replacing(out) as partial:
+        reference = _reference(model, options, on_step)
+        graphs, facts = write_variants(model.graph, precisions, reference, partial, on_step)
         on_step("writing and checking the weights by role")
-        architecture = model.config.architecture
-        facts["weights"] = write_weights(model.graph, architecture, model.label, samples, partial / FILES["fp32"])
+        facts["weights"] = write_weights(
+            model.graph, model.config.architecture, model.label, reference.samples, partial / FILES["fp32"]
+        )
         on_step("writing the manifest")
         model.tokens.write(partial)
         if card is not None:
             (partial / CARD).write_bytes(card)
-        write_manifest(partial, _manifest(model, entries, facts, partial))
+        write_manifest(partial, _manifest(model, graphs, facts, partial))
         load_bundle(partial)
     return load_bundle(out)
 
@@ -155,7 +146,7 @@ def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> _Model
         checkpoint = convert.load_checkpoint(files.directory)
         on_step("exporting to ONNX")
         graph = convert.graph_from_checkpoint(checkpoint, options.opset)
-        reference, name = convert.checkpoint_scorer(checkpoint), f"pytorch {version('torch')} fp32"
+        scorer, name = convert.checkpoint_scorer(checkpoint), f"pytorch {version('torch')} fp32"
         where = f"the graph exported from {files.source.name}"
     else:
         assert files.graph is not None
@@ -166,93 +157,17 @@ def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> _Model
     if files.kind == "onnx":
         assert files.graph is not None
         entry = describe_graph(graph, files.graph.name, "fp32", config.num_labels)
-        reference = session_scorer(files.graph, entry, config.pad_token_id)
+        scorer = session_scorer(files.graph, entry, config.pad_token_id)
         name = f"source ONNX in onnxruntime {version('onnxruntime')}"
-    return _Model(files, config, tokens, label, graph, reference, name)
+    return _Model(files, config, tokens, label, graph, scorer, name)
 
 
-def _write_variants(
-    model: _Model, precisions: Sequence[Precision], samples: list[SampleSet], partial: Path, on_step: OnStep
-) -> tuple[list[Graph], dict[str, Any]]:
-    """Write and check each variant; returns the manifest's graphs and its facts of passes and cost."""
-    import onnx_ir
-
-    from crossrank_export.cost import measure_cost
-    from crossrank_export.passes import optimize
-    from crossrank_export.precision import fp16_from_fp32, write_int8
-
-    on_step("optimizing the graph")
-    optimized, reports = optimize(model.graph)
-    facts: dict[str, Any] = {
-        "passes": [report.as_dict() for report in reports],
-        "cost": {"before": measure_cost(model.graph).as_dict(), "after": measure_cost(optimized).as_dict()},
-    }
-    entries = []
-    for precision in precisions:
-        on_step(f"writing and checking {precision}")
-        path = partial / FILES[precision]
-        if precision == "fp32":
-            onnx_ir.save(optimized, path)
-        elif precision == "fp16":
-            onnx_ir.save(fp16_from_fp32(optimized), path)
-        else:
-            write_int8(optimized, path)
-        entry = describe_graph(optimized, path.name, precision, model.config.num_labels)
-        entries.append(entry.model_copy(update={"parity": _parity(model, entry, path, samples)}))
-    if "fp16" in precisions:
-        on_step("writing and checking fp16 for ONNX Runtime on GPUs")
-        graph, report = _write_for_onnxruntime(model, optimized, samples, partial / FILE_FOR_ONNXRUNTIME)
-        entries += [graph] if graph is not None else []
-        facts["passes"].append(report.as_dict())
-    return entries, facts
-
-
-def _write_for_onnxruntime(
-    model: _Model, optimized: onnx_ir.Model, samples: list[SampleSet], path: Path
-) -> tuple[Graph | None, PassReport]:
-    """Write and check the fp16 graph of ONNX Runtime's operators.
-
-    Unlike the variants asked for, it may be missing: every engine runs the standard one.
-    """
-    import onnx_ir
-
-    from crossrank_export.precision import fp16_for_onnxruntime
-
-    graph, report = fp16_for_onnxruntime(optimized)
-    if graph is None:
-        return None, report
-    onnx_ir.save(graph, path)
-    entry = describe_graph(optimized, path.name, "fp16", model.config.num_labels)
-    entry = entry.model_copy(update={"operators": "onnxruntime"})
-    try:
-        parity = _parity(model, entry, path, samples)
-    except CrossrankError as error:
-        path.unlink()
-        return None, replace(report, applied=False, detail=f"Left out: {error.message}")
-    return entry.model_copy(update={"parity": parity}), report
-
-
-def _samples(model: _Model, options: ExportOptions, on_step: OnStep) -> list[SampleSet]:
+def _reference(model: _Model, options: ExportOptions, on_step: OnStep) -> Reference:
     on_step("scoring the pairs with the source")
     named = {"builtin": builtin_groups(model.tokens.max_length, options.documents), **options.groups}
-    return [
-        prepare(name, groups, model.tokens, model.reference, model.config.num_labels, model.label)
-        for name, groups in named.items()
-    ]
-
-
-def _parity(model: _Model, entry: Graph, path: Path, samples: list[SampleSet]) -> dict[str, Any]:
-    """Compare a written variant with the source on every sample; returns the manifest's record."""
-    scorer = session_scorer(path, entry, model.config.pad_token_id)
-    record: dict[str, Any] = {
-        "reference": model.reference_name,
-        "runtime": f"onnxruntime {version('onnxruntime')} CPU",
-    }
-    for sample in samples:
-        agreement = compare(sample, scorer(sample.batch)[:, model.label])
-        check(agreement, entry.precision, f"the {sample.name} pairs")
-        record[sample.name] = agreement.as_dict()
-    return record
+    labels, label = model.config.num_labels, model.label
+    samples = [prepare(name, groups, model.tokens, model.scorer, labels, label) for name, groups in named.items()]
+    return Reference(model.scorer_name, samples, labels, label, model.config.pad_token_id)
 
 
 def _manifest(model: _Model, graphs: list[Graph], facts: dict[str, Any], partial: Path) -> Manifest:
@@ -295,59 +210,3 @@ def _read_card(files: SourceFiles, options: ExportOptions) -> bytes | None:
         return path.read_bytes()
     except OSError as error:
         raise SetupError(f"model card {path} cannot be read ({error.strerror}): give a Markdown file") from error
-
-
-def _refuse_occupied(out: Path) -> None:
-    """Refuse to replace what is not a bundle, and a bundle that something else was put into."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    try:
-        own = {MANIFEST, *Manifest.model_validate_json((out / MANIFEST).read_bytes()).files}
-    except (OSError, ValueError):
-        raise SetupError(f"{out} exists and is not a bundle: it would be overwritten, so give another --out") from None
-    strange = sorted(
-        path.name
-        for path in out.iterdir()
-        if (path.name not in own and not path.name.endswith((_TIMINGS, _PARTIAL))) or not path.is_file()
-    )
-    if strange:
-        raise SetupError(
-            f"{out} holds {strange[0]}, which is no part of the bundle there and would be lost: move it, or give "
-            "another --out"
-        )
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Give a directory beside `out` that takes its place when the block succeeds, and is removed when it does not."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_PARTIAL, dir=out.parent))
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    try:
-        partial, old = scratch / "new", scratch / "old"
-        partial.mkdir()
-        yield partial
-        _swap(partial, out, old)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _swap(partial: Path, out: Path, old: Path) -> None:
-    """Move `out` aside and `partial` to its place, or leave `out` as it was."""
-    try:
-        if out.exists():
-            out.rename(old)  # fails where `out` is a mount point, before anything is lost
-        try:
-            partial.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
-    except OSError as error:
-        raise _unwritable(out, error) from error
-
-
-def _unwritable(out: Path, error: OSError) -> SetupError:
-    return SetupError(f"{out} cannot be written ({os.strerror(error.errno or 0)}): give another --out")

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 from click.testing import CliRunner
 
 from crossrank_export import parity, precision
-from crossrank_export.pipeline import FILE_FOR_ONNXRUNTIME, ExportOptions, bundle_from_onnx, export_model
+from crossrank_export.pipeline import ExportOptions, bundle_from_onnx, export_model
 from crossrank_export.precision import fp16_for_onnxruntime
 from crossrank_export.samples import SampleGroup
 from crossrank_export.sources import find_source
+from crossrank_export.variants import FILE_FOR_ONNXRUNTIME
 from crossrank_server.bundle import Bundle, load_bundle, sha256_of
 from crossrank_server.cli import cli
 from crossrank_server.encoding import PairEncoder
@@ -166,6 +168,55 @@ def test_a_graph_for_onnx_runtime_beyond_its_threshold_is_left_out_and_the_bundl
     assert re.match(
         r"Left out: the fp16 graph is not the source model: .* its logits differ by up to", report["detail"]
     )
+
+
+def fail_to_make(graph: onnx_ir.Model) -> None:
+    raise ZeroDivisionError("surprise\nat length")
+
+
+def fail_to_save(graph: onnx_ir.Model) -> None:
+    graph.graph.initializers["classifier.weight"].const_value = "no tensor"
+
+
+def fail_to_load(graph: onnx_ir.Model) -> None:
+    next(node for node in graph.graph if node.op_type == "MultiHeadAttention").op_type = "NoAttention"
+
+
+def fail_to_run(graph: onnx_ir.Model) -> None:
+    embeddings = next(node for node in graph.graph if node.op_type == "EmbedLayerNormalization")
+    words = embeddings.inputs[2]
+    words.const_value = onnx_ir.tensor(words.const_value.numpy()[:3], name=words.name)
+    words.shape = words.const_value.shape
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        (fail_to_make, "ZeroDivisionError: surprise$"),
+        (fail_to_save, "SerdeError: "),
+        (fail_to_load, "ONNX Runtime does not accept model.fp16.onnxruntime.onnx"),
+        (fail_to_run, r"\w+: \[ONNXRuntimeError\]"),
+    ],
+)
+def test_a_graph_for_onnx_runtime_that_cannot_be_had_never_ends_the_export(
+    fail: Callable[[onnx_ir.Model], None],
+    reason: str,
+    onnx_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def failing(model: onnx_ir.Model) -> Any:
+        graph, report = fp16_for_onnxruntime(model)
+        fail(graph)
+        return graph, report
+
+    monkeypatch.setattr(precision, "fp16_for_onnxruntime", failing)
+    bundle = export_model(find_source(onnx_dir, kind="onnx"), tmp_path / "bundle", ExportOptions(["fp16"], documents=2))
+    assert [graph.file for graph in bundle.manifest.graphs] == ["model.onnx", "model.fp16.onnx"]
+    assert not (bundle.path / FILE_FOR_ONNXRUNTIME).exists()
+    report = bundle.manifest.passes[-1]
+    assert (report["name"], report["applied"]) == ("onnxruntime", False)
+    assert re.match(f"Left out: {reason}", report["detail"])
 
 
 def test_the_server_resolves_a_directory_through_the_same_path(onnx_dir: Path, tmp_path: Path):

@@ -196,6 +196,20 @@ def test_a_table_that_is_no_sum_of_positions_and_segments_leaves_the_embeddings(
     assert np.abs(logits_of(graph) - logits_of(bert)).max() <= 5e-3
 
 
+@pytest.mark.parametrize("positions", [0, -16])
+def test_segments_that_no_number_of_positions_apart_leave_the_embeddings(bert: ir.Model, positions: int):
+    """With 0, the same positions for every segment; of what -16 computes there is no table."""
+    stride = next(
+        value
+        for node in bert.graph
+        if node.op_type == "Mul" and any(operand.name == "token_type_ids" for operand in node.inputs)
+        for value in node.inputs
+        if value.const_value is not None
+    )
+    stride.const_value = ir.tensor(np.full(stride.shape.numpy(), positions, np.int32), name=stride.name)
+    assert operators(fused(bert))["EmbedLayerNormalization"] == 0
+
+
 def test_a_context_that_two_nodes_read_keeps_the_values_bias(bert: ir.Model):
     attention = next(node for node in bert.graph if node.op_type == "Softmax")
     context = attention.outputs[0].uses()[0].node.outputs[0].uses()[0].node.outputs[0].uses()[0].node.outputs[0]

@@ -79,7 +79,7 @@ def _split_index(index: ir.Value) -> tuple[ir.Value, int] | None:
 
 def _split_table(table: NDArray[np.float32], positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Return float32 [positions, hidden] and [segments, hidden] whose sums are the table; None where there are none."""
-    if len(table) % positions:
+    if positions < 1 or len(table) % positions:
         return None
     sums = table.astype(np.float64).reshape(-1, positions, table.shape[1])
     segments = (sums - sums[:1]).mean(axis=1)

@@ -1,0 +1,132 @@
+"""The graphs of a bundle, each of them compared with the source once it is written.
+
+fp32, fp16, int8          those asked for: one that does not agree ends the export
+fp16 for ONNX Runtime     beside fp16 where it can be had: every engine runs the standard one
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossrank_export.graphs import describe_graph, first_line, session_scorer
+from crossrank_export.parity import SampleSet, check, compare
+from crossrank_export.passes.report import PassReport
+from crossrank_server.bundle import Graph, Precision
+from crossrank_server.errors import CrossrankError
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+logger = logging.getLogger(__name__)
+
+FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+# Beside the fp16 graph of standard operators: the one for ONNX Runtime's CUDA provider.
+FILE_FOR_ONNXRUNTIME = "model.fp16.onnxruntime.onnx"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a graph has to agree with.
+
+    Attributes:
+        name: Whose logits they are, for the manifest.
+        samples: Pairs with the source's logits.
+        num_labels: Logits a pair.
+        label: Which of them is the score.
+        pad_token_id: Fills shorter pairs.
+    """
+
+    name: str
+    samples: Sequence[SampleSet]
+    num_labels: int
+    label: int
+    pad_token_id: int
+
+    def prove(self, entry: Graph, directory: Path) -> Graph:
+        """Return a written graph's entry with the manifest's record of how well it agrees.
+
+        Raises:
+            SetupError: It is beyond its threshold.
+            ModelSourceError: ONNX Runtime does not accept it.
+        """
+        scorer = session_scorer(directory / entry.file, entry, self.pad_token_id)
+        record: dict[str, Any] = {
+            "reference": self.name,
+            "runtime": f"onnxruntime {version('onnxruntime')} CPU",
+        }
+        for sample in self.samples:
+            agreement = compare(sample, scorer(sample.batch)[:, self.label])
+            check(agreement, entry.precision, f"the {sample.name} pairs")
+            record[sample.name] = agreement.as_dict()
+        return entry.model_copy(update={"parity": record})
+
+
+def write_variants(
+    source: onnx_ir.Model,
+    precisions: Sequence[Precision],
+    reference: Reference,
+    directory: Path,
+    on_step: Callable[[str], None],
+) -> tuple[list[Graph], dict[str, Any]]:
+    """Optimize a graph, write and check each variant; return the manifest's graphs and its facts of passes and cost.
+
+    Raises:
+        SetupError: A variant cannot be made, or it is beyond its threshold.
+    """
+    import onnx_ir
+
+    from crossrank_export.cost import measure_cost
+    from crossrank_export.passes import optimize
+    from crossrank_export.precision import fp16_from_fp32, write_int8
+
+    on_step("optimizing the graph")
+    optimized, reports = optimize(source)
+    cost = {"before": measure_cost(source).as_dict(), "after": measure_cost(optimized).as_dict()}
+    graphs = []
+    for precision in precisions:
+        on_step(f"writing and checking {precision}")
+        path = directory / FILES[precision]
+        if precision == "fp32":
+            onnx_ir.save(optimized, path)
+        elif precision == "fp16":
+            onnx_ir.save(fp16_from_fp32(optimized), path)
+        else:
+            write_int8(optimized, path)
+        entry = describe_graph(optimized, path.name, precision, reference.num_labels)
+        graphs.append(reference.prove(entry, directory))
+    if "fp16" in precisions:
+        on_step("writing and checking fp16 for ONNX Runtime on GPUs")
+        graph, report = _write_for_onnxruntime(optimized, reference, directory)
+        graphs += [graph] if graph is not None else []
+        reports = [*reports, report]
+    return graphs, {"passes": [report.as_dict() for report in reports], "cost": cost}
+
+
+def _write_for_onnxruntime(
+    optimized: onnx_ir.Model, reference: Reference, directory: Path
+) -> tuple[Graph | None, PassReport]:
+    """Write and check the fp16 graph of ONNX Runtime's operators; whatever goes wrong, it is missing and no more."""
+    import onnx_ir
+
+    from crossrank_export.contrib import NAME
+    from crossrank_export.precision import fp16_for_onnxruntime
+
+    path = directory / FILE_FOR_ONNXRUNTIME
+    try:
+        graph, report = fp16_for_onnxruntime(optimized)
+        if graph is None:
+            return None, report
+        onnx_ir.save(graph, path)
+        entry = describe_graph(optimized, path.name, "fp16", reference.num_labels)
+        return reference.prove(entry.model_copy(update={"operators": "onnxruntime"}), directory), report
+    except Exception as error:
+        # Of any type: the rewriting meets graphs that nobody has seen, and ONNX Runtime raises types of its own.
+        logger.debug("the fp16 graph for ONNX Runtime is left out", exc_info=True)
+        path.unlink(missing_ok=True)
+        reason = error.message if isinstance(error, CrossrankError) else first_line(error)
+        return None, PassReport(NAME, False, f"Left out: {reason}")
