@@ -35,6 +35,9 @@ SHAPES = {
     "too many words for a table": replace(TINY, hidden=320, heads=10, vocab_size=17_500),
 }
 
+# Two layers, as the last one keeps one row a document.
+LONG = replace(TINY, hidden=32, ffn=64, positions=700)
+
 
 def context(kernel: str, shape: Shape = TINY) -> NativeContext:
     return NativeContext(NativeModel(kernel, shape, random_weights(shape)))
@@ -85,6 +88,23 @@ def test_a_logit_does_not_depend_on_the_rest_of_the_batch(kernel: str) -> None:
     for size in sizes:
         rows = rng.permutation(65)[:size]
         np.testing.assert_array_equal(score(scorer, take_pairs(whole, rows)), alone[rows], err_msg=f"{size} pairs")
+
+
+@pytest.mark.parametrize("kernel", each_kernel())
+def test_documents_longer_than_a_group_are_scored_like_all_others(kernel: str) -> None:
+    """A group has up to 576 rows (kGroupRows), or one longer document, for which the buffers have room."""
+    lengths = [3, 576, 2, 577, 33, 1, 699, 700, 5]
+    batch = random_pairs(LONG, lengths)
+    scorer = context(kernel, LONG)
+    logits = score(scorer, batch)
+    expected = score_pairs(LONG, random_weights(LONG), batch)
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(logits, expected, atol=LIMIT[kernel], rtol=0)
+    alone = [score(scorer, take_pairs(batch, np.array([i]))) for i in range(len(lengths))]
+    np.testing.assert_array_equal(logits, np.concatenate(alone))
+    # Longest first: the others find the buffers as it left them.
+    order = np.argsort(lengths)[::-1]
+    np.testing.assert_array_equal(score(scorer, take_pairs(batch, order)), logits[order])
 
 
 @pytest.mark.parametrize("kernel", each_kernel())
