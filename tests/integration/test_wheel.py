@@ -66,11 +66,11 @@ def is_native_source(file: Path) -> bool:
 
 
 @pytest.mark.skipif(not usable_kernels(), reason="no C++ compiler")
-def test_a_wheel_holds_the_tokenizer_and_every_kernel_and_fits_every_python(wheel: zipfile.ZipFile) -> None:
+def test_a_wheel_holds_every_native_library_and_fits_every_python(wheel: zipfile.ZipFile) -> None:
     libraries = {name for name in wheel.namelist() if name.endswith(".so")}
     x86 = platform.machine() == "x86_64"
     kernels = KERNELS if x86 else [name for name in KERNELS if name in ("portable", "amx_emulated")]
-    assert libraries == {f"crossrank_server/native/_{name}.abi3.so" for name in ("wordpiece", *kernels)}
+    assert libraries == {f"crossrank_server/native/_{name}.abi3.so" for name in ("wordpiece", "padding", *kernels)}
     assert "-cp310-abi3-linux_" in str(wheel.filename)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 
@@ -23,7 +24,6 @@ from tests.conftest import ROOT
 from tests.server_process import CROSSRANK, RunningServer, running_server
 
 SMALL = {"query": "q", "documents": ["a", "b"]}
-SLOW = {"query": "what " * 20, "documents": [f"document {i} " * 60 for i in range(1000)]}
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -94,23 +94,24 @@ def test_every_process_serves_both_protocols_and_any_of_them_counts_for_all():
 
 
 def test_requests_under_way_finish_in_every_process():
-    answers: list[int] = []
-
-    def ask() -> None:
-        answers.append(httpx.post(f"{server.base_url}/v1/rerank", json=SLOW, timeout=100).status_code)
-
-    with running_server("--workers", "2", "--shutdown-grace-s", "120") as server:
+    body = json.dumps(SMALL).encode()
+    head = (
+        f"POST /v1/rerank HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    held = ("crossrank_request_bodies_held_bytes", "")
+    with running_server("--workers", "2", "--shutdown-grace-s", "120") as server, contextlib.ExitStack() as stack:
         wait_for_workers(server, 2)
-        askers = [threading.Thread(target=ask) for _ in range(6)]
-        for asker in askers:
-            asker.start()
-        held = ("crossrank_request_bodies_held_bytes", "")
-        size = len(httpx.Request("POST", server.base_url, json=SLOW).content)
-        until(lambda: metrics(server)[held] == 6 * size, "the requests of both workers are under way")
+        clients = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60)) for _ in range(16)
+        ]
+        for client in clients:
+            client.sendall(head.encode() + body[:-1])
+        until(lambda: metrics(server)[held] == 16 * (len(body) - 1), "the requests are under way")
         server.process.send_signal(signal.SIGTERM)
-        for asker in askers:
-            asker.join()
-        assert answers == [200] * 6
+        until(lambda: server.log.read_text().count("Shutting down") == 2, "both workers drain")
+        for client in clients:
+            client.sendall(body[-1:])
+            assert client.makefile("rb").readline().startswith(b"HTTP/1.1 200 ")
         assert server.process.wait(30) == 0
 
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from crossrank_server.bundle import load_bundle
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import join_pairs, pairs_from_padded, take_pairs
+from crossrank_server.engines.buckets import first_similar, join_pairs, pairs_from_padded, take_pairs
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import CrossrankError, InvalidRequest
 
-# A pair shorter than this share of the batch's longest waits for the next one: padding it costs more than a call
-# (measured with 128 rows of 33 to 64 tokens: 111 us a row, 125 with a share of 0.75).
+# A pair shorter than this share of the batch's longest waits for the next one, unless padding it costs less than a call
+# (a GPU; measured on a CPU with 128 rows of 33 to 64 tokens: 111 us a row, 125 with a share of 0.75).
 _MIN_LENGTH_SHARE = 0.5
 # Padded tokens of one call of the engine, unless it likes more (a GPU): those of the warm-up,
 # and 7% less CPU time a pair than with the 2,048 that the embedded engines take (measured with 32 and 64 rows of 97 to
@@ -96,10 +96,10 @@ class TritonPythonModel:
         order = np.argsort(lengths, kind="stable").astype(np.int64)
         logits = np.empty(len(batch), np.float32)
         stop = len(order)
-        ascending = lengths[order]
+        ascending = lengths[order].tolist()
         while stop:
-            longest = int(ascending[stop - 1])
-            similar = int(np.searchsorted(ascending, longest * _MIN_LENGTH_SHARE))
+            longest = ascending[stop - 1]
+            similar, _ = first_similar(ascending, stop, longest, _MIN_LENGTH_SHARE, self._engine.call_tokens)
             start = max(similar, stop - max(most_tokens // longest, 1))
             rows = order[start:stop]
             logits[rows] = self._engine.infer(take_pairs(batch, rows))
