@@ -68,6 +68,11 @@ def ask_each(server: RunningServer, requests: int = 24) -> None:
         assert httpx.post(f"{server.base_url}/v1/rerank", json=SMALL).status_code == 200
 
 
+def wait_for_documents(server: RunningServer, count: int) -> None:
+    """A request is counted once its answer is out."""
+    until(lambda: metrics(server)["crossrank_documents_total", ""] == count, f"{count} documents are counted")
+
+
 def test_every_process_serves_both_protocols_and_any_of_them_counts_for_all():
     with running_server("--workers", "2", "--grpc-port", "0") as server:
         pids = wait_for_workers(server, 2)
@@ -84,6 +89,7 @@ def test_every_process_serves_both_protocols_and_any_of_them_counts_for_all():
         with Client(server.grpc_url) as client:
             assert len(client.rerank("q", ["a", "b"]).results) == 2
         assert all(sum(psutil.Process(pid).cpu_times()[:2]) > before[pid] for pid in pids)
+        wait_for_documents(server, 50)
         for _ in range(8):
             assert metrics(server)["crossrank_documents_total", ""] == 50
             assert metrics(server)["crossrank_ready", ""] == 1
@@ -119,6 +125,7 @@ def test_a_worker_that_dies_is_replaced_and_reported_and_its_counts_stay():
     with running_server("--workers", "2") as server:
         first = wait_for_workers(server, 2)
         ask_each(server)
+        wait_for_documents(server, 48)
         victim = min(first)
         os.kill(victim, signal.SIGKILL)
         until(lambda: replaced(server, first) == 1, "a new worker")
@@ -127,7 +134,7 @@ def test_a_worker_that_dies_is_replaced_and_reported_and_its_counts_stay():
             rf"worker \d of 2 \(process {victim}\) was ended by SIGKILL; another is started", server.log.read_text()
         )
         ask_each(server, 1)
-        assert metrics(server)["crossrank_documents_total", ""] == 50
+        wait_for_documents(server, 50)
 
 
 def test_what_a_dead_worker_held_is_no_longer_shown():
