@@ -93,7 +93,7 @@ def test_an_unreadable_candidates_file_is_named(tmp_path: Path, content: bytes |
         read_candidates(path)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"x" * 1000)[:-12]])
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"x" * 1000, mtime=0)[:-12]])
 def test_a_damaged_gzip_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "c.jsonl.gz"
     path.write_bytes(content)
