@@ -9,9 +9,10 @@ namespace crossrank {
 //
 // A strip of query rows goes through both products while its scores are in the first-level cache:
 //
-//     Q [strip][head] x K^T panels -> scores [strip][length] -> softmax -> P -> x V panels -> context [strip][head]
+//     Q [strip][head] x K^T panels -> scores [strip][length] -> softmax -> P x V panels -> context [strip][head]
 //
-// The next strip's scores are begun before a strip is finished, as in `multiply`.
+// The strips of all heads form one sequence. While vectors compute the softmax of one, tiles multiply the scores of the
+// next and the context of the one before.
 template <class Kernel>
 class Attention {
   using Operand = typename Kernel::Operand;
@@ -25,54 +26,77 @@ class Attention {
         keys_(head_room_ * most_),
         values_(head_room_ * most_),
         scores_(2 * kStrip * most_),
-        weights_(kStrip * most_),
-        inverse_sums_(kStrip) {}
+        weights_(2 * kStrip * most_),
+        inverse_sums_(2 * kStrip) {}
 
   // qkv: [length][3 * inner]; context: [length][inner], written in full.
   void document(const Operand* qkv, int64_t length, Operand* context) {
-    const int64_t ld = 3 * shape_.inner;
-    for (int64_t h = 0; h < shape_.heads; ++h) {
-      const Operand* query = qkv + h * shape_.head_width;
-      pack(query + shape_.inner, query + 2 * shape_.inner, ld, length);
-      score(query, ld, 0, length);
-      for (int64_t row = 0; row < length; row += kStrip) {
-        if (row + kStrip < length) score(query, ld, row + kStrip, length);
-        finish(row, length, context + row * shape_.inner + h * shape_.head_width);
-      }
+    const Document document{qkv, length, round_up(length, kAlign), round_up(length, Kernel::kDepth)};
+    const int64_t strips = (length + kStrip - 1) / kStrip, count = strips * shape_.heads;
+    const auto strip = [&](int64_t number) {
+      const int64_t first = number % strips * kStrip;
+      return Strip{number / strips, first, std::min(length - first, kStrip), number % 2 * kStrip};
+    };
+    score(document, strip(0), kNothing);
+    for (int64_t number = 0; number < count; ++number) {
+      const Strip now = strip(number);
+      Parts softmax(now.rows,
+                    (number + 1 < count ? score_steps(document, strip(number + 1)) : 0) +
+                        (number > 0 ? mix_steps(document, strip(number - 1)) : 0),
+                    [&](int64_t row) CROSSRANK_INLINE_LAMBDA {
+                      const int64_t place = now.buffer + row;
+                      inverse_sums_[place] = softmax_row(&scores_[place * document.padded],
+                                                         &weights_[place * document.padded], length);
+                    });
+      if (number + 1 < count) score(document, strip(number + 1), softmax);
+      if (number > 0) mix(document, strip(number - 1), context, softmax);
+      softmax.rest();
     }
+    mix(document, strip(count - 1), context, kNothing);
   }
 
  private:
-  void pack(const Operand* key, const Operand* value, int64_t ld, int64_t length) {
-    const int64_t depth = round_up(length, Kernel::kDepth);
-    for (int64_t token = 0; token < length; token += Kernel::kCols)
-      Kernel::pack_transposed(key + token * ld, ld, shape_.head_width, &keys_[token * head_room_]);
-    for (int64_t column = 0; column < shape_.head_width; column += Kernel::kCols)
-      Kernel::pack_rows(value + column, ld, length, &values_[column * depth]);
+  struct Document {
+    const Operand* qkv;
+    int64_t length, padded, depth;
+  };
+  struct Strip {
+    int64_t head, first, rows;
+    int64_t buffer;  // its first row in scores_, weights_ and inverse_sums_, which hold two strips
+  };
+
+  int64_t score_steps(const Document& d, const Strip& s) const {
+    return blocks<Kernel::kRows>(s.rows) * blocks<Kernel::kCols>(d.length) * Kernel::steps(shape_.head_width);
+  }
+  int64_t mix_steps(const Document& d, const Strip& s) const {
+    return blocks<Kernel::kRows>(s.rows) * blocks<Kernel::kCols>(shape_.head_width) * Kernel::steps(d.depth);
+  }
+  template <class Meanwhile>
+  CROSSRANK_INLINE void score(const Document& d, const Strip& s, Meanwhile&& meanwhile) {
+    const int64_t ld = 3 * shape_.inner, head = shape_.head_width;
+    if (s.first == 0)
+      for (int64_t token = 0; token < d.length; token += Kernel::kCols)
+        Kernel::pack_transposed(d.qkv + token * ld + shape_.inner + s.head * head, ld, head,
+                                &keys_[token * head_room_]);
+    for (int64_t token = 0; token < d.length; token += Kernel::kCols)
+      for (int64_t row = 0; row < s.rows; row += Kernel::kRows)
+        Kernel::block(d.qkv + (s.first + row) * ld + s.head * head, ld, &keys_[token * head_room_], head, nullptr, 0,
+                      &scores_[(s.buffer + row) * d.padded + token], d.padded, meanwhile);
   }
 
-  // The scores of the strip that begins with a row; of two strips there are some at a time.
-  float* scores_of(int64_t first) { return &scores_[first / kStrip % 2 * kStrip * most_]; }
-  static int64_t rows_of(int64_t first, int64_t length) { return length - first < kStrip ? length - first : kStrip; }
-
-  void score(const Operand* query, int64_t ld, int64_t first, int64_t length) {
-    const int64_t padded = round_up(length, kAlign);
-    for (int64_t token = 0; token < length; token += Kernel::kCols)
-      for (int64_t row = 0; row < rows_of(first, length); row += Kernel::kRows)
-        Kernel::block(query + (first + row) * ld, ld, &keys_[token * head_room_], shape_.head_width, nullptr, 0,
-                      scores_of(first) + row * padded + token, padded);
-  }
-
-  void finish(int64_t first, int64_t length, Operand* context) {
-    const int64_t padded = round_up(length, kAlign), depth = round_up(length, Kernel::kDepth);
-    const int64_t rows = rows_of(first, length);
-    for (int64_t row = 0; row < rows; ++row)
-      inverse_sums_[row] = softmax_row(scores_of(first) + row * padded, &weights_[row * padded], length);
-    const Panels<Kernel> values{values_.get(), depth, depth, shape_.head_width};
-    multiply(weights_.get(), padded, rows, values, nullptr,
-             [&](int64_t row, int64_t column, int64_t wanted, const float* c) {
-               for_each_vector<Kernel>(row, column, wanted, c, [&](Vector v, int64_t i, int64_t j) {
-                 store(context + i * shape_.inner + j, v * inverse_sums_[i]);
+  template <class Meanwhile>
+  CROSSRANK_INLINE void mix(const Document& d, const Strip& s, Operand* context, Meanwhile&& meanwhile) {
+    const int64_t ld = 3 * shape_.inner, head = shape_.head_width;
+    if (s.first == 0)
+      for (int64_t column = 0; column < head; column += Kernel::kCols)
+        Kernel::pack_rows(d.qkv + 2 * shape_.inner + s.head * head + column, ld, d.length, &values_[column * d.depth]);
+    const Panels<Kernel> values{values_.get(), d.depth, d.depth, head};
+    Operand* to = context + s.first * shape_.inner + s.head * head;
+    multiply(&weights_[s.buffer * d.padded], d.padded, s.rows, values, nullptr, meanwhile,
+             [&](int64_t row, int64_t column, int64_t wanted, const float* c) CROSSRANK_INLINE_LAMBDA {
+               for_each_row<Kernel>(row, wanted, c, [&](auto& v, int64_t i) {
+                 for (Vector& part : v) part *= inverse_sums_[s.buffer + i];
+                 store(to + i * shape_.inner + column, v);
                });
              });
   }

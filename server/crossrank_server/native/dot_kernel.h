@@ -18,6 +18,7 @@ struct DotKernel {
   static constexpr int kRows = 12;
   static constexpr int kCols = 2 * kLanes;
   static constexpr int kDepth = 2;  // K is a multiple of it
+  static constexpr bool kOverlaps = false;  // see TileKernel
 
   static int64_t panel_offset(int64_t k, int64_t n) { return k / 2 * 2 * kCols + n * 2 + k % 2; }
 
@@ -44,6 +45,15 @@ struct DotKernel {
       _mm512_storeu_ps(c + i * ldc, left[i]);
       _mm512_storeu_ps(c + i * ldc + kLanes, right[i]);
     }
+  }
+
+  // The same in one step, and then meanwhile(); see TileKernel::block.
+  static int64_t steps(int64_t) { return 1; }
+  template <class Meanwhile>
+  static CROSSRANK_INLINE void block(const bf16* a, int64_t lda, const bf16* panel, int64_t depth, const float* start,
+                                     int64_t start_ld, float* c, int64_t ldc, Meanwhile&& meanwhile) {
+    block(a, lda, panel, depth, start, start_ld, c, ldc);
+    meanwhile();
   }
 
   // Rows 0 .. length of B, kCols columns each, with zeros up to a whole pair.

@@ -68,7 +68,7 @@ class Encoder {
         attention_.document(&qkv_[row * ld], offsets[d + 1] - offsets[d], &context_[row * shape_.inner]);
       }
       end_.run(layer, context_.get(), exact_.get(), rows,
-               [&](int64_t row, int64_t i, Vector v) { put(row, i, v, multiplies(number + 1)); });
+               [&](int64_t row, int64_t i, const auto& v) { put(row, i, v, multiplies(number + 1)); });
     }
   }
 
@@ -85,8 +85,8 @@ class Encoder {
       const int64_t place = int64_t{types[t]} * shape_.positions + t;
       const float* position = &model_.positions[place * width];
       for (int64_t i = 0; i < width; i += kLanes) store(&sum_[i], load(word + i) + load(position + i));
-      const float scale =
-          model_.embedding_norm.row(sum_.get(), [&](int64_t i, Vector v) { put(row + t, i, v, multiplies(0)); });
+      const float scale = model_.embedding_norm.row(
+          sum_.get(), nullptr, [&](int64_t i, const auto& v) { put(row + t, i, v, multiplies(0)); });
       if (!model_.table.empty()) model_.table.row(ids[t], place, scale, &qkv_[(row + t) * 3 * shape_.inner]);
     }
   }
@@ -97,7 +97,7 @@ class Encoder {
   }
 
   // x is kept in fp32, for residuals and the last layer, and where it enters a product, as its operand.
-  CROSSRANK_INLINE void put(int64_t row, int64_t column, Vector v, bool enters) {
+  CROSSRANK_INLINE void put(int64_t row, int64_t column, const Vector (&v)[kAlignVectors], bool enters) {
     store(&exact_[row * shape_.width + column], v);
     if constexpr (!kExactOperands) {
       if (enters) store(&rounded_[row * shape_.width + column], v);

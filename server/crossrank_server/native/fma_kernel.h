@@ -18,6 +18,7 @@ struct FmaKernel {
   static constexpr int kRows = kLanes == 16 ? 12 : 6;
   static constexpr int kCols = 2 * kLanes;
   static constexpr int kDepth = 1;  // K is a multiple of it
+  static constexpr bool kOverlaps = false;  // see TileKernel
 
   // Where B[k][n] lies within its panel, n < kCols.
   static int64_t panel_offset(int64_t k, int64_t n) { return k * kCols + n; }
@@ -47,6 +48,15 @@ struct FmaKernel {
       store(c + i * ldc, left[i]);
       store(c + i * ldc + kLanes, right[i]);
     }
+  }
+
+  // The same in one step, and then meanwhile(); see TileKernel::block.
+  static int64_t steps(int64_t) { return 1; }
+  template <class Meanwhile>
+  static CROSSRANK_INLINE void block(const float* a, int64_t lda, const float* panel, int64_t depth, const float* start,
+                                     int64_t start_ld, float* c, int64_t ldc, Meanwhile&& meanwhile) {
+    block(a, lda, panel, depth, start, start_ld, c, ldc);
+    meanwhile();
   }
 
   // Row `token` of B becomes a row of the panel, as it is.

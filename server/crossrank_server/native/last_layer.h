@@ -60,7 +60,7 @@ class LastLayer {
   int64_t finish(float* logits) {
     const int64_t width = shape_.width, documents = documents_;
     end_.run(layer_, context_.get(), residual_.get(), documents,
-             [&](int64_t d, int64_t i, Vector v) { store(&first_[d * width + i], v); });
+             [&](int64_t d, int64_t i, const auto& v) { store(&first_[d * width + i], v); });
     multiply_into(sum_.get(), width, first_.get(), width, documents, pooler_.weight.all(), pooler_.bias.get());
     for (int64_t d = 0; d < documents; ++d) {
       Vector sum = {};

@@ -25,51 +25,85 @@ CROSSRANK_INLINE void for_each_block(int64_t rows, const Panels<Kernel>& b, Bloc
   }
 }
 
-// Multiplies rows of A with B, and calls finish(row, column, rows, c) for each block of the result: c is fp32
-// [kRows][kCols], of which the first `rows` rows are wanted, and may be changed. A must be readable up to a whole
-// number of blocks.
+// Work in parts, handed out evenly over the steps of products (Kernel::block): vectors work while tiles multiply.
+template <class Work>
+class Parts {
+ public:
+  Parts(int64_t parts, int64_t steps, Work work) : parts_(parts), steps_(steps), work_(work) {}
+  CROSSRANK_INLINE void operator()() {
+    for (++step_; done_ * steps_ < step_ * parts_; ++done_) work_(done_);
+  }
+  CROSSRANK_INLINE void rest() {
+    for (; done_ < parts_; ++done_) work_(done_);
+  }
+
+ private:
+  int64_t parts_, steps_, step_ = 0, done_ = 0;
+  Work work_;
+};
+constexpr auto kNothing = [] {};
+
+template <int size>
+constexpr int64_t blocks(int64_t count) {
+  return (count + size - 1) / size;
+}
+
+// How many steps a product has.
+template <class Kernel>
+int64_t steps_of(int64_t rows, const Panels<Kernel>& b) {
+  return blocks<Kernel::kRows>(rows) * blocks<Kernel::kCols>(b.columns) * Kernel::steps(b.depth);
+}
+
+// Multiplies rows of A with B, and calls finish(row, column, rows, c) for the result, two rows (the last may be one) of
+// a block at a time: c is fp32 [rows][kCols], and may be changed. A must be readable up to a whole number of blocks.
 //
-// A block is finished after the next one has begun: tiles multiply while vectors finish (2 to 4% of a TinyBERT-L2 with
-// AMX).
-template <class Kernel, class Finish>
+// A block is finished while the next one is multiplied.
+template <class Kernel, class Meanwhile, class Finish>
 CROSSRANK_INLINE void multiply(const typename Kernel::Operand* a, int64_t lda, int64_t rows, const Panels<Kernel>& b,
-                               const float* bias, Finish finish) {
+                               const float* bias, Meanwhile&& meanwhile, Finish finish) {
   alignas(64) float c[2][Kernel::kRows * Kernel::kCols];
-  struct {
-    int64_t row = -1, column = 0;
-  } last;
+  int64_t last_row = 0, last_column = 0, last_rows = 0;
   int next = 0;
-  const auto finish_last = [&] {
-    if (last.row < 0) return;
-    const int64_t left = rows - last.row;
-    finish(last.row, last.column, left < Kernel::kRows ? left : int64_t{Kernel::kRows}, c[1 - next]);
+  const auto finish_last = [&](int64_t part) CROSSRANK_INLINE_LAMBDA {
+    const int64_t left = last_rows - 2 * part;
+    finish(last_row + 2 * part, last_column, left < 2 ? left : int64_t{2}, c[1 - next] + 2 * part * Kernel::kCols);
   };
+  const int64_t steps = Kernel::steps(b.depth);
   for_each_block(rows, b, [&](int64_t row, int64_t column, const typename Kernel::Operand* panel) {
-    Kernel::block(a + row * lda, lda, panel, b.depth, bias ? bias + column : nullptr, 0, c[next], Kernel::kCols);
-    finish_last();
-    last.row = row;
-    last.column = column;
+    Parts finishing((last_rows + 1) / 2, steps, finish_last);
+    Kernel::block(a + row * lda, lda, panel, b.depth, bias ? bias + column : nullptr, 0, c[next], Kernel::kCols,
+                  [&]() CROSSRANK_INLINE_LAMBDA {
+                    finishing();
+                    meanwhile();
+                  });
+    last_row = row;
+    last_column = column;
+    last_rows = rows - row < Kernel::kRows ? rows - row : int64_t{Kernel::kRows};
     next = 1 - next;
   });
-  finish_last();
+  for (int64_t part = 0; part < (last_rows + 1) / 2; ++part) finish_last(part);
 }
 
-// c[rows][columns] += A x B. C must be writable up to a whole number of blocks.
-template <class Kernel>
+// c[rows][columns] = start[rows][columns] + A x B; start may be c, or a bias with start_ld 0. Both must reach up to a
+// whole number of blocks.
+template <class Kernel, class Meanwhile>
 CROSSRANK_INLINE void add_product(const typename Kernel::Operand* a, int64_t lda, int64_t rows,
-                                  const Panels<Kernel>& b, float* c, int64_t ldc) {
+                                  const Panels<Kernel>& b, const float* start, int64_t start_ld, float* c, int64_t ldc,
+                                  Meanwhile&& meanwhile) {
   for_each_block(rows, b, [&](int64_t row, int64_t column, const typename Kernel::Operand* panel) {
-    float* at = c + row * ldc + column;
-    Kernel::block(a + row * lda, lda, panel, b.depth, at, ldc, at, ldc);
+    Kernel::block(a + row * lda, lda, panel, b.depth, start ? start + row * start_ld + column : nullptr, start_ld,
+                  c + row * ldc + column, ldc, meanwhile);
   });
 }
 
-// For `finish`: f(vector, row, column) on every vector of the wanted rows of a block.
+// For `finish`: f(vectors, row) on the columns of each of its rows.
 template <class Kernel, class Function>
-CROSSRANK_INLINE void for_each_vector(int64_t row, int64_t column, int64_t rows, const float* c, Function f) {
-  for (int64_t i = 0; i < rows; ++i)
-#pragma GCC unroll 4
-    for (int64_t j = 0; j < Kernel::kCols; j += kLanes) f(load(c + i * Kernel::kCols + j), row + i, column + j);
+CROSSRANK_INLINE void for_each_row(int64_t row, int64_t rows, const float* c, Function f) {
+  for (int64_t i = 0; i < rows; ++i) {
+    Vector v[Kernel::kCols / kLanes];
+    load(c + i * Kernel::kCols, v);
+    f(v, row + i);
+  }
 }
 
 // target[rows][columns] = A x B + bias, in the target's type. The target must be writable up to a whole number of
@@ -78,14 +112,10 @@ template <class Kernel, class Target>
 CROSSRANK_INLINE void multiply_into(Target* target, int64_t ld, const typename Kernel::Operand* a, int64_t lda,
                                     int64_t rows, const Panels<Kernel>& b, const float* bias) {
   if constexpr (std::is_same<Target, float>::value) {
-    for_each_block(rows, b, [&](int64_t row, int64_t column, const typename Kernel::Operand* panel) {
-      Kernel::block(a + row * lda, lda, panel, b.depth, bias ? bias + column : nullptr, 0, target + row * ld + column,
-                    ld);
-    });
+    add_product(a, lda, rows, b, bias, 0, target, ld, kNothing);
   } else {
-    multiply(a, lda, rows, b, bias, [&](int64_t row, int64_t column, int64_t wanted, const float* c) {
-      for_each_vector<Kernel>(row, column, wanted, c,
-                              [&](Vector v, int64_t i, int64_t j) { store(target + i * ld + j, v); });
+    multiply(a, lda, rows, b, bias, kNothing, [&](int64_t row, int64_t column, int64_t wanted, const float* c) {
+      for_each_row<Kernel>(row, wanted, c, [&](const auto& v, int64_t i) { store(target + i * ld + column, v); });
     });
   }
 }

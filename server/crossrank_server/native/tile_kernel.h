@@ -20,14 +20,20 @@ struct TileKernel {
   static constexpr int kCols = 32;
   static constexpr int kDepth = 32;  // K is a multiple of it
   static constexpr int kTile = 512;  // bf16 in a tile
+  static constexpr bool kOverlaps = true;  // vectors can work while a block is multiplied
 
   static int64_t panel_offset(int64_t k, int64_t n) {
     return (k / 32 * 2 + n / 16) * kTile + k % 32 / 2 * 32 + n % 16 * 2 + k % 2;
   }
 
-  // c[32][32] = a[32][depth] x panel + start[32][32]; see FmaKernel::block.
+  // Of a block.
+  static int64_t steps(int64_t depth) { return depth / 32; }
+
+  // c[32][32] = a[32][depth] x panel + start[32][32]; see FmaKernel::block. Calls meanwhile() after every step, for
+  // vectors to work while tiles multiply on.
+  template <class Meanwhile>
   static CROSSRANK_INLINE void block(const bf16* a, int64_t lda, const bf16* panel, int64_t depth, const float* start,
-                                     int64_t start_ld, float* c, int64_t ldc) {
+                                     int64_t start_ld, float* c, int64_t ldc, Meanwhile&& meanwhile) {
     const int64_t a_bytes = lda * 2, c_bytes = ldc * 4, start_bytes = start_ld * 4;
     if (start) {
       Tiles::template load<0>(start, start_bytes);
@@ -49,6 +55,7 @@ struct TileKernel {
       Tiles::template load<5>(a + 16 * lda + k, a_bytes);
       Tiles::template dot<2, 5, 6>();
       Tiles::template dot<3, 5, 7>();
+      meanwhile();
     }
     Tiles::template store<0>(c, c_bytes);
     Tiles::template store<1>(c + 16, c_bytes);

@@ -69,8 +69,15 @@ class TokenTable {
   CROSSRANK_INLINE void row(int64_t word, int64_t position, float scale, Operand* to) const {
     const Operand* first = &words_[word * columns_];
     const float* second = &positions_[position * columns_];
-    for (int64_t i = 0; i < columns_; i += kLanes)
-      store(to + i, (load(first + i) + load(second + i)) * scale + load(bias_.get() + i));
+    for (int64_t i = 0; i < columns_; i += kAlign) {
+      Vector v[kAlignVectors];
+#pragma GCC unroll 8
+      for (int m = 0; m < kAlignVectors; ++m) {
+        const int64_t at = i + m * kLanes;
+        v[m] = (load(first + at) + load(second + at)) * scale + load(bias_.get() + at);
+      }
+      store(to + i, v);
+    }
   }
 
  private:

@@ -15,6 +15,7 @@
 #endif
 
 #define CROSSRANK_INLINE inline __attribute__((always_inline))
+#define CROSSRANK_INLINE_LAMBDA __attribute__((always_inline))
 #define CROSSRANK_NOINLINE __attribute__((noinline))
 
 namespace crossrank {
@@ -30,6 +31,7 @@ constexpr int kLanes = 4;
 // Widths are padded to it with zeros: every kernel's blocks and tiles come out even, and functions of rows can take
 // several vectors in lockstep.
 constexpr int kAlign = 32;
+constexpr int kAlignVectors = kAlign / kLanes;
 
 typedef float Vector __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVector __attribute__((vector_size(kLanes * 4)));
@@ -140,6 +142,18 @@ CROSSRANK_INLINE void store(T* to, const Vector (&v)[M]) {
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) store(to + m * kLanes, v[m]);
 }
+#if defined(__AVX512BF16__)
+// Whole cache lines.
+template <int M>
+CROSSRANK_INLINE void store(bf16* to, const Vector (&v)[M]) {
+  static_assert(M % 2 == 0, "two vectors make a line");
+#pragma GCC unroll 4
+  for (int m = 0; m < M; m += 2) {
+    const __m512bh line = _mm512_cvtne2ps_pbh(bits_as<__m512>(v[m + 1]), bits_as<__m512>(v[m]));
+    std::memcpy(to + m * kLanes, &line, sizeof line);
+  }
+}
+#endif
 template <int M>
 CROSSRANK_INLINE float sum_of(const Vector (&v)[M]) {
   Vector sum = v[0];
