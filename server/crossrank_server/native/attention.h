@@ -66,11 +66,12 @@ class Attention {
   };
 
   int64_t score_steps(const Document& d, const Strip& s) const {
-    return blocks<Kernel::kRows>(s.rows) * blocks<Kernel::kCols>(d.length) * Kernel::steps(shape_.head_width);
+    return steps_of<Kernel>(s.rows, d.length, shape_.head_width);
   }
   int64_t mix_steps(const Document& d, const Strip& s) const {
-    return blocks<Kernel::kRows>(s.rows) * blocks<Kernel::kCols>(shape_.head_width) * Kernel::steps(d.depth);
+    return steps_of<Kernel>(s.rows, shape_.head_width, d.depth);
   }
+
   template <class Meanwhile>
   CROSSRANK_INLINE void score(const Document& d, const Strip& s, Meanwhile&& meanwhile) {
     const int64_t ld = 3 * shape_.inner, head = shape_.head_width;
@@ -80,8 +81,8 @@ class Attention {
                                 &keys_[token * head_room_]);
     for (int64_t token = 0; token < d.length; token += Kernel::kCols)
       for (int64_t row = 0; row < s.rows; row += Kernel::kRows)
-        Kernel::block(d.qkv + (s.first + row) * ld + s.head * head, ld, &keys_[token * head_room_], head, nullptr, 0,
-                      &scores_[(s.buffer + row) * d.padded + token], d.padded, meanwhile);
+        block_and<Kernel>(d.qkv + (s.first + row) * ld + s.head * head, ld, &keys_[token * head_room_], head, nullptr,
+                          0, &scores_[(s.buffer + row) * d.padded + token], d.padded, meanwhile);
   }
 
   template <class Meanwhile>

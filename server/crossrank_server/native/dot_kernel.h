@@ -47,15 +47,6 @@ struct DotKernel {
     }
   }
 
-  // The same in one step, and then meanwhile(); see TileKernel::block.
-  static int64_t steps(int64_t) { return 1; }
-  template <class Meanwhile>
-  static CROSSRANK_INLINE void block(const bf16* a, int64_t lda, const bf16* panel, int64_t depth, const float* start,
-                                     int64_t start_ld, float* c, int64_t ldc, Meanwhile&& meanwhile) {
-    block(a, lda, panel, depth, start, start_ld, c, ldc);
-    meanwhile();
-  }
-
   // Rows 0 .. length of B, kCols columns each, with zeros up to a whole pair.
   static CROSSRANK_INLINE void pack_rows(const bf16* rows, int64_t ld, int64_t length, bf16* panel) {
     for (int64_t k = 0; k < length; k += 2)

@@ -50,15 +50,6 @@ struct FmaKernel {
     }
   }
 
-  // The same in one step, and then meanwhile(); see TileKernel::block.
-  static int64_t steps(int64_t) { return 1; }
-  template <class Meanwhile>
-  static CROSSRANK_INLINE void block(const float* a, int64_t lda, const float* panel, int64_t depth, const float* start,
-                                     int64_t start_ld, float* c, int64_t ldc, Meanwhile&& meanwhile) {
-    block(a, lda, panel, depth, start, start_ld, c, ldc);
-    meanwhile();
-  }
-
   // Row `token` of B becomes a row of the panel, as it is.
   static CROSSRANK_INLINE void pack_rows(const float* rows, int64_t ld, int64_t length, float* panel) {
     for (int64_t k = 0; k < length; ++k) {

@@ -45,11 +45,10 @@ class LayerEnd {
     for (int64_t row = 0; row < count_of(0); ++row) normalize(row);
     for (int64_t first = 0, before = 0; first < rows; before = first, first += chunk_rows_) {
       const int64_t next = first + chunk_rows_, more = next < rows ? count_of(next) : 0;
-      if (more)
-        project(next, more, Parts(first - before, steps_of(more, layer.output.weight.all()),
-                                  [&](int64_t i) CROSSRANK_INLINE_LAMBDA { finish(before + i); }));
-      else
-        for (int64_t row = before; row < first; ++row) finish(row);
+      Parts finishing(first - before, steps_of(more, layer.output.weight.all()),
+                      [&](int64_t i) CROSSRANK_INLINE_LAMBDA { finish(before + i); });
+      if (more) project(next, more, finishing);
+      finishing.rest();
       feed_forward(layer, first, count_of(first), more,
                    [&](int64_t i) CROSSRANK_INLINE_LAMBDA { normalize(next + i); });
     }
@@ -90,8 +89,7 @@ class LayerEnd {
                Vector part[2][kVectors];
                load(c, part[0]);
                load(c + Kernel::kCols, part[1]);
-               gelu_in_place(part[0]);
-               gelu_in_place(part[1]);
+               gelu_in_place(reinterpret_cast<Vector(&)[2 * kVectors]>(part));  // in lockstep
                store(&ffn_[row * slice_ld_ + column], part[0]);
                store(&ffn_[(row + 1) * slice_ld_ + column], part[1]);
              });
@@ -101,9 +99,9 @@ class LayerEnd {
   int64_t chunk_rows_;
   int64_t slice_;     // columns of the feed-forward at a time
   int64_t slice_ld_;  // from one row of them to the next; no power of two, which would map rows to the same cache lines
-  Buffer<float> sum_;         // [rows][width]: before a norm
-  Buffer<Operand> middle_;    // [rows][width]: h, as an operand
-  Buffer<Operand> ffn_;       // [chunk rows][slice]: some columns of the feed-forward
+  Buffer<float> sum_;       // [rows][width]: before a norm
+  Buffer<Operand> middle_;  // [rows][width]: h, as an operand
+  Buffer<Operand> ffn_;     // [chunk rows][slice]: some columns of the feed-forward
 };
 
 }  // namespace crossrank

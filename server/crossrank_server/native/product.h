@@ -25,7 +25,7 @@ CROSSRANK_INLINE void for_each_block(int64_t rows, const Panels<Kernel>& b, Bloc
   }
 }
 
-// Work in parts, handed out evenly over the steps of products (Kernel::block): vectors work while tiles multiply.
+// Work in parts, handed out evenly over the steps of products (block_and): vectors work while tiles multiply.
 template <class Work>
 class Parts {
  public:
@@ -43,15 +43,29 @@ class Parts {
 };
 constexpr auto kNothing = [] {};
 
-template <int size>
-constexpr int64_t blocks(int64_t count) {
-  return (count + size - 1) / size;
+// Kernel::block, which calls meanwhile() after each of its steps; one that cannot overlap has a single step.
+template <class Kernel, class Meanwhile>
+CROSSRANK_INLINE void block_and(const typename Kernel::Operand* a, int64_t lda, const typename Kernel::Operand* panel,
+                                int64_t depth, const float* start, int64_t start_ld, float* c, int64_t ldc,
+                                Meanwhile&& meanwhile) {
+  if constexpr (Kernel::kOverlaps) {
+    Kernel::block(a, lda, panel, depth, start, start_ld, c, ldc, meanwhile);
+  } else {
+    Kernel::block(a, lda, panel, depth, start, start_ld, c, ldc);
+    meanwhile();
+  }
 }
 
-// How many steps a product has.
+// How many steps a product of [rows][depth] and [depth][columns] has.
+template <class Kernel>
+int64_t steps_of(int64_t rows, int64_t columns, int64_t depth) {
+  const int64_t rows_of_blocks = round_up(rows, Kernel::kRows) / Kernel::kRows;
+  const int64_t blocks = rows_of_blocks * (round_up(columns, Kernel::kCols) / Kernel::kCols);
+  return Kernel::kOverlaps ? blocks * (depth / Kernel::kDepth) : blocks;
+}
 template <class Kernel>
 int64_t steps_of(int64_t rows, const Panels<Kernel>& b) {
-  return blocks<Kernel::kRows>(rows) * blocks<Kernel::kCols>(b.columns) * Kernel::steps(b.depth);
+  return steps_of<Kernel>(rows, b.columns, b.depth);
 }
 
 // Multiplies rows of A with B, and calls finish(row, column, rows, c) for the result, two rows (the last may be one) of
@@ -68,14 +82,14 @@ CROSSRANK_INLINE void multiply(const typename Kernel::Operand* a, int64_t lda, i
     const int64_t left = last_rows - 2 * part;
     finish(last_row + 2 * part, last_column, left < 2 ? left : int64_t{2}, c[1 - next] + 2 * part * Kernel::kCols);
   };
-  const int64_t steps = Kernel::steps(b.depth);
+  const int64_t steps = steps_of<Kernel>(Kernel::kRows, Kernel::kCols, b.depth);  // of a block
   for_each_block(rows, b, [&](int64_t row, int64_t column, const typename Kernel::Operand* panel) {
     Parts finishing((last_rows + 1) / 2, steps, finish_last);
-    Kernel::block(a + row * lda, lda, panel, b.depth, bias ? bias + column : nullptr, 0, c[next], Kernel::kCols,
-                  [&]() CROSSRANK_INLINE_LAMBDA {
-                    finishing();
-                    meanwhile();
-                  });
+    block_and<Kernel>(a + row * lda, lda, panel, b.depth, bias ? bias + column : nullptr, 0, c[next], Kernel::kCols,
+                      [&]() CROSSRANK_INLINE_LAMBDA {
+                        finishing();
+                        meanwhile();
+                      });
     last_row = row;
     last_column = column;
     last_rows = rows - row < Kernel::kRows ? rows - row : int64_t{Kernel::kRows};
@@ -91,8 +105,8 @@ CROSSRANK_INLINE void add_product(const typename Kernel::Operand* a, int64_t lda
                                   const Panels<Kernel>& b, const float* start, int64_t start_ld, float* c, int64_t ldc,
                                   Meanwhile&& meanwhile) {
   for_each_block(rows, b, [&](int64_t row, int64_t column, const typename Kernel::Operand* panel) {
-    Kernel::block(a + row * lda, lda, panel, b.depth, start ? start + row * start_ld + column : nullptr, start_ld,
-                  c + row * ldc + column, ldc, meanwhile);
+    block_and<Kernel>(a + row * lda, lda, panel, b.depth, start ? start + row * start_ld + column : nullptr, start_ld,
+                      c + row * ldc + column, ldc, meanwhile);
   });
 }
 

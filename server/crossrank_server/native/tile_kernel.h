@@ -26,11 +26,8 @@ struct TileKernel {
     return (k / 32 * 2 + n / 16) * kTile + k % 32 / 2 * 32 + n % 16 * 2 + k % 2;
   }
 
-  // Of a block.
-  static int64_t steps(int64_t depth) { return depth / 32; }
-
-  // c[32][32] = a[32][depth] x panel + start[32][32]; see FmaKernel::block. Calls meanwhile() after every step, for
-  // vectors to work while tiles multiply on.
+  // c[32][32] = a[32][depth] x panel + start[32][32]; see FmaKernel::block. Calls meanwhile() after every kDepth of k,
+  // for vectors to work while tiles multiply on.
   template <class Meanwhile>
   static CROSSRANK_INLINE void block(const bf16* a, int64_t lda, const bf16* panel, int64_t depth, const float* start,
                                      int64_t start_ld, float* c, int64_t ldc, Meanwhile&& meanwhile) {
