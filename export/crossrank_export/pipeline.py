@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossrank_export.engine_parity import compare_engines
 from crossrank_export.graphs import Scorer, check_graph, describe_graph, load_graph, session_scorer
 from crossrank_export.native_weights import write_weights
 from crossrank_export.parity import prepare
@@ -129,7 +130,11 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
         model.tokens.write(partial)
         if card is not None:
             (partial / CARD).write_bytes(card)
-        write_manifest(partial, _manifest(model, graphs, facts, partial))
+        manifest = _manifest(model, graphs, facts, partial)
+        write_manifest(partial, manifest)
+        on_step("comparing the engines of this machine")
+        engines = compare_engines(load_bundle(partial), reference.samples)
+        write_manifest(partial, manifest.model_copy(update={"engines": engines}))
         load_bundle(partial)
     return load_bundle(out)
 

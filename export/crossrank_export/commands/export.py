@@ -152,10 +152,21 @@ def _report(bundle: Bundle) -> None:
     for graph in manifest.graphs:
         size_mb = bundle.file(graph.file).stat().st_size / 1e6
         click.echo(f"{graph.file}: {size_mb:.1f} MB, against {graph.parity['reference']}", err=True)
-        for name, record in graph.parity.items():
-            if isinstance(record, dict):
-                click.echo(f"  {name}: {_agreement(record, graph.precision)}", err=True)
+        _report_agreements(graph.parity, graph.precision)
+    for name, record in manifest.engines.items():
+        click.echo(f"engine {name} ({record['runtime']}), from these files:", err=True)
+        if "refused" in record:
+            click.echo(f"  it cannot serve this bundle: {record['refused']}", err=True)
+        _report_agreements(record, "fp32")
+        if record.get("disagrees"):
+            click.echo("  beyond the limit: --engine auto does not choose it for this bundle", err=True)
     click.echo(str(bundle.path))
+
+
+def _report_agreements(record: dict[str, Any], precision: Precision) -> None:
+    for name, agreement in record.items():
+        if isinstance(agreement, dict):
+            click.echo(f"  {name}: {_agreement(agreement, precision)}", err=True)
 
 
 def _agreement(record: dict[str, Any], precision: Precision) -> str:
