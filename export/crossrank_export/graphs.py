@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_export.sources import ModelConfig
+from crossrank_export.model_config import ModelConfig
 from crossrank_server.bundle import Graph, PairTemplate, Precision, Tensor
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import ModelSourceError
+from crossrank_server.model_directory import external_locations
+from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -33,20 +38,21 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
     import onnx_ir
 
     try:
-        model = onnx_ir.load(path)
+        with _without_links(path) as plain:
+            model = onnx_ir.external_data.load_to_model(onnx_ir.load(plain))
         present = model.opset_imports.get("", 0)
         if opset is None or opset == present:
             return model
         proto = onnx_ir.to_proto(model)
     except Exception as error:  # protobuf and onnx_ir raise trees of their own
-        raise ModelSourceError(f"{path} is not a readable ONNX graph ({first_line(error)})") from error
+        raise ModelSourceError(f"{path} is not a readable ONNX graph ({reason_of(error)})") from error
     try:
         from onnx import version_converter
 
         return onnx_ir.from_proto(version_converter.convert_version(proto, opset))
     except Exception as error:
         raise ModelSourceError(
-            f"{path} has opset {present} and cannot be converted to {opset} ({first_line(error)}): omit --opset"
+            f"{path} has opset {present} and cannot be converted to {opset} ({reason_of(error)}): omit --opset"
         ) from error
 
 
@@ -107,9 +113,10 @@ def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with _without_links(path) as plain:
+            session = onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise ModelSourceError(f"ONNX Runtime does not accept {path.name} ({first_line(error)})") from error
+        raise ModelSourceError(f"ONNX Runtime does not accept {path.name} ({reason_of(error)})") from error
 
     def run(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
@@ -118,6 +125,40 @@ def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0
         return logits
 
     return lambda batch: score_in_batches(batch, pad_token_id, run)
+
+
+def model_scorer(model: onnx_ir.Model, graph: Graph, pad_token_id: int) -> Scorer:
+    """Return a function that runs a graph in memory in ONNX Runtime on the CPU.
+
+    Raises:
+        ModelSourceError: ONNX Runtime does not accept the graph.
+    """
+    import onnx_ir
+
+    with tempfile.TemporaryDirectory(prefix="crossrank-graph-") as folder:
+        path = Path(folder) / graph.file
+        onnx_ir.save(model, path)
+        return session_scorer(path, graph, pad_token_id)
+
+
+@contextmanager
+def _without_links(path: Path) -> Iterator[Path]:
+    """Give a graph and its external data as plain files: neither ONNX Runtime nor onnx_ir reads that through links.
+
+    Which links may be followed is decided before (`find_source`).
+    Source: https://github.com/microsoft/onnxruntime/issues/27353
+    """
+    files = [path, *(path.parent / location for location in external_locations(path))]
+    folder = path.parent.resolve()
+    if len(files) == 1 or all(file.resolve().is_relative_to(folder) and not file.is_symlink() for file in files):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="crossrank-graph-") as scratch:
+        for file in files:
+            target = Path(scratch) / file.relative_to(path.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        yield Path(scratch) / path.name
 
 
 def score_in_batches(
@@ -159,9 +200,3 @@ def _take(batch: PairBatch, indices: NDArray[np.int64]) -> PairBatch:
         np.concatenate([batch.token_type_ids[span] for span in spans]),
         np.cumsum([0, *batch.lengths[indices]]).astype(np.int64),
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's type and the first line of what it says, which may be long."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -13,11 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossrank_export.graphs import describe_graph, first_line, session_scorer
+from crossrank_export.graphs import describe_graph, session_scorer
 from crossrank_export.parity import SampleSet, check, compare
 from crossrank_export.passes.report import PassReport
 from crossrank_server.bundle import Graph, Precision
 from crossrank_server.errors import CrossrankError
+from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -128,5 +129,5 @@ def _write_for_onnxruntime(
         # Of any type: the rewriting meets graphs that nobody has seen, and ONNX Runtime raises types of its own.
         logger.debug("the fp16 graph for ONNX Runtime is left out", exc_info=True)
         path.unlink(missing_ok=True)
-        reason = error.message if isinstance(error, CrossrankError) else first_line(error)
+        reason = error.message if isinstance(error, CrossrankError) else reason_of(error)
         return None, PassReport(NAME, False, f"Left out: {reason}")

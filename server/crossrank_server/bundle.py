@@ -124,8 +124,8 @@ class Manifest(_Frozen):
     pad_token_id: int
     special_token_ids: dict[str, int] = Field(description="cls, sep, pad, unk ... by role")
     pair_template: PairTemplate
-    activation: Literal["identity", "sigmoid"] = Field(
-        description="what the source model's own card applies to the logit"
+    activation: str = Field(
+        description="what the model's authors apply to the logit: identity, sigmoid, tanh ..., or a class by its path"
     )
     graphs: list[Graph] = Field(min_length=1)
     weights: Weights | None = Field(None, description="for the native engine; of the shapes that it serves")
@@ -179,6 +179,10 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Return the path of one of the bundle's files."""
         return self.path / name
+
+    def named(self, name: str) -> Bundle:
+        """Return the same bundle under another model id."""
+        return Bundle(self.path, self.manifest.model_copy(update={"model_id": name}))
 
 
 def sha256_of(path: Path) -> str:
