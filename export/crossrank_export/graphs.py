@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank_export.graph_files import INLINE_BYTES, weight_bytes
 from crossrank_export.sources import ModelConfig
 from crossrank_server.bundle import Graph, PairTemplate, Precision, Tensor
 from crossrank_server.engines.base import PairBatch
@@ -31,13 +32,22 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
         ModelSourceError: It is not a readable ONNX graph, or cannot be converted.
     """
     import onnx_ir
+    from onnx_ir import external_data
 
     try:
         model = onnx_ir.load(path)
         present = model.opset_imports.get("", 0)
         if opset is None or opset == present:
             return model
-        proto = onnx_ir.to_proto(model)
+        size = weight_bytes(model)
+        if size > INLINE_BYTES:
+            raise ModelSourceError(
+                f"{path} has opset {present} and {size / 1e9:.1f} GB of weights, ONNX's converter to opset {opset} "
+                f"takes {INLINE_BYTES / 1e9:.1f} GB: omit --opset"
+            )
+        proto = onnx_ir.to_proto(external_data.load_to_model(model))
+    except ModelSourceError:
+        raise
     except Exception as error:  # protobuf and onnx_ir raise trees of their own
         raise ModelSourceError(f"{path} is not a readable ONNX graph ({first_line(error)})") from error
     try:
@@ -80,7 +90,9 @@ def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplat
         raise ModelSourceError(f"{where} has outputs {outputs}: a cross-encoder has one, `logits`")
 
 
-def describe_graph(model: onnx_ir.Model, file: str, precision: Precision, num_labels: int) -> Graph:
+def describe_graph(
+    model: onnx_ir.Model, file: str, precision: Precision, num_labels: int, data_file: str | None = None
+) -> Graph:
     """Return the manifest's entry of a graph, as yet without its parity."""
     inputs = [
         Tensor(
@@ -92,7 +104,7 @@ def describe_graph(model: onnx_ir.Model, file: str, precision: Precision, num_la
     ]
     names = [str(value.name) for value in model.graph.outputs]
     output = Tensor(name="logits" if "logits" in names else names[0], dtype="float32", shape=["batch", num_labels])
-    return Graph(file=file, precision=precision, inputs=inputs, output=output)
+    return Graph(file=file, data_file=data_file, precision=precision, inputs=inputs, output=output)
 
 
 def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0) -> Scorer:
