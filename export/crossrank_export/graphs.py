@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank_export.graph_files import INLINE_BYTES, save_graph, weight_bytes
 from crossrank_export.model_config import ModelConfig
 from crossrank_server.bundle import Graph, PairTemplate, Precision, Tensor
 from crossrank_server.engines.base import PairBatch
@@ -36,14 +36,22 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
         ModelSourceError: It is not a readable ONNX graph, or cannot be converted.
     """
     import onnx_ir
+    from onnx_ir import external_data
 
     try:
-        with _without_links(path) as plain:
-            model = onnx_ir.external_data.load_to_model(onnx_ir.load(plain))
+        model = onnx_ir.load(path)
         present = model.opset_imports.get("", 0)
         if opset is None or opset == present:
             return model
-        proto = onnx_ir.to_proto(model)
+        size = weight_bytes(model)
+        if size > INLINE_BYTES:
+            raise ModelSourceError(
+                f"{path} has opset {present} and {size / 1e9:.1f} GB of weights, ONNX's converter to opset {opset} "
+                f"takes {INLINE_BYTES / 1e9:.1f} GB: omit --opset"
+            )
+        proto = onnx_ir.to_proto(external_data.load_to_model(model))
+    except ModelSourceError:
+        raise
     except Exception as error:  # protobuf and onnx_ir raise trees of their own
         raise ModelSourceError(f"{path} is not a readable ONNX graph ({reason_of(error)})") from error
     try:
@@ -86,7 +94,9 @@ def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplat
         raise ModelSourceError(f"{where} has outputs {outputs}: a cross-encoder has one, `logits`")
 
 
-def describe_graph(model: onnx_ir.Model, file: str, precision: Precision, num_labels: int) -> Graph:
+def describe_graph(
+    model: onnx_ir.Model, file: str, precision: Precision, num_labels: int, data_file: str | None = None
+) -> Graph:
     """Return the manifest's entry of a graph, as yet without its parity."""
     inputs = [
         Tensor(
@@ -98,7 +108,7 @@ def describe_graph(model: onnx_ir.Model, file: str, precision: Precision, num_la
     ]
     names = [str(value.name) for value in model.graph.outputs]
     output = Tensor(name="logits" if "logits" in names else names[0], dtype="float32", shape=["batch", num_labels])
-    return Graph(file=file, precision=precision, inputs=inputs, output=output)
+    return Graph(file=file, data_file=data_file, precision=precision, inputs=inputs, output=output)
 
 
 def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0) -> Scorer:
@@ -113,8 +123,7 @@ def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     try:
-        with _without_links(path) as plain:
-            session = onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
         raise ModelSourceError(f"ONNX Runtime does not accept {path.name} ({reason_of(error)})") from error
 
@@ -133,32 +142,31 @@ def model_scorer(model: onnx_ir.Model, graph: Graph, pad_token_id: int) -> Score
     Raises:
         ModelSourceError: ONNX Runtime does not accept the graph.
     """
-    import onnx_ir
-
     with tempfile.TemporaryDirectory(prefix="crossrank-graph-") as folder:
         path = Path(folder) / graph.file
-        onnx_ir.save(model, path)
+        save_graph(model, path)
         return session_scorer(path, graph, pad_token_id)
 
 
-@contextmanager
-def _without_links(path: Path) -> Iterator[Path]:
-    """Give a graph and its external data as plain files: neither ONNX Runtime nor onnx_ir reads that through links.
+def without_links(path: Path, scratch: Path) -> Path:
+    """Return a graph whose external data are plain files: neither ONNX Runtime nor onnx_ir reads them through links.
 
     Which links may be followed is decided before (`find_source`).
     Source: https://github.com/microsoft/onnxruntime/issues/27353
+
+    Args:
+        path: The graph file.
+        scratch: Where the graph and its data are copied to, if need be.
     """
     files = [path, *(path.parent / location for location in external_locations(path))]
     folder = path.parent.resolve()
     if len(files) == 1 or all(file.resolve().is_relative_to(folder) and not file.is_symlink() for file in files):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="crossrank-graph-") as scratch:
-        for file in files:
-            target = Path(scratch) / file.relative_to(path.parent)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-        yield Path(scratch) / path.name
+        return path
+    for file in files:
+        target = scratch / file.relative_to(path.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    return scratch / path.name
 
 
 def score_in_batches(

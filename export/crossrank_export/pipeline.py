@@ -7,14 +7,24 @@ bundle_from_onnx  an ONNX source, without torch or transformers: what `crossrank
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossrank_export.engine_parity import compare_engines
-from crossrank_export.graphs import Scorer, check_graph, describe_graph, load_graph, model_scorer, session_scorer
+from crossrank_export.graph_files import INLINE_BYTES
+from crossrank_export.graphs import (
+    Scorer,
+    check_graph,
+    describe_graph,
+    load_graph,
+    model_scorer,
+    session_scorer,
+    without_links,
+)
 from crossrank_export.model_config import ModelConfig, choose_label, read_config
 from crossrank_export.native_weights import write_weights
 from crossrank_export.parity import agreeing, prepare
@@ -65,6 +75,7 @@ class ExportOptions:
         card: The model card; the source's README.md if None.
         groups: The user's own pairs, by the name of their file.
         documents: Built-in documents a query to compare on.
+        inline_bytes: Weights that a graph file holds at most; of larger ones they lie in a file beside it.
     """
 
     precisions: Sequence[Precision] = ("fp32",)
@@ -75,18 +86,18 @@ class ExportOptions:
     card: Path | None = None
     groups: dict[str, list[SampleGroup]] = field(default_factory=dict)
     documents: int = 16
+    inline_bytes: int = INLINE_BYTES
 
 
 @dataclass(frozen=True)
 class _Model:
-    """A source that has been read: its facts, its graph and its own logits."""
+    """A source that has been read: its facts and its graph."""
 
     files: SourceFiles
     config: ModelConfig
     tokens: PairTokens
     label: int
     graph: onnx_ir.Model
-    scorer: Scorer
     scorer_name: str
     widened: PassReport | None
 
@@ -126,11 +137,12 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     out = out.resolve()  # `.` has no name, and what a link leads to is replaced, not the link
     refuse_occupied(out)
     precisions = [name for name in FILES if name == "fp32" or name in options.precisions]
-    model = _read(files, options, on_step)
     card = _read_card(files, options)
-    with replacing(out) as partial:
-        reference = _reference(model, options, on_step)
-        graphs, facts = write_variants(model.graph, precisions, reference, partial, on_step)
+    with replacing(out) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
+        model, scorer = _read(files, options, Path(scratch), on_step)
+        reference = _reference(model, scorer, options, on_step)
+        del scorer  # the source's own weights go before the passes need theirs
+        graphs, facts = write_variants(model.graph, precisions, reference, partial, on_step, options.inline_bytes)
         if model.widened is not None:
             facts["passes"] = [model.widened.as_dict(), *facts["passes"]]
         on_step("writing and checking the weights by role")
@@ -146,11 +158,11 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
         on_step("comparing the engines of this machine")
         engines = compare_engines(load_bundle(partial), reference.samples)
         write_manifest(partial, manifest.model_copy(update={"engines": engines}))
-        load_bundle(partial)
-    return load_bundle(out)
+        bundle = load_bundle(partial)
+    return replace(bundle, path=out)
 
 
-def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> _Model:
+def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep) -> tuple[_Model, Scorer]:
     """Read configuration and tokenizer first: what must be refused is refused before anything heavy is loaded."""
     config = read_config(files.directory, files.kind)
     label = choose_label(config.num_labels, options.label, str(files.directory))
@@ -162,13 +174,14 @@ def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> _Model
         on_step("loading the checkpoint in PyTorch")
         checkpoint = convert.load_checkpoint(files.directory)
         on_step("exporting to ONNX")
-        graph = convert.graph_from_checkpoint(checkpoint, options.opset)
+        graph = convert.graph_from_checkpoint(checkpoint, options.opset, scratch)
         scorer, name = convert.checkpoint_scorer(checkpoint), f"pytorch {version('torch')} fp32"
         where = f"the graph exported from {files.source.name}"
     else:
         assert files.graph is not None
         on_step(f"reading {files.graph.name}")
-        graph = load_graph(files.graph, options.opset)
+        file = without_links(files.graph, scratch)
+        graph = load_graph(file, options.opset)
         where = str(files.graph)
         refuse_quantized(graph, where)
         widened = widen_fp16(graph)
@@ -176,19 +189,19 @@ def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> _Model
     if files.kind == "onnx":
         assert files.graph is not None
         entry = describe_graph(graph, files.graph.name, "fp32", config.num_labels)
-        scorer = session_scorer(files.graph, entry, config.pad_token_id)
+        scorer = session_scorer(file, entry, config.pad_token_id)
         name = f"source ONNX in onnxruntime {version('onnxruntime')}"
         if widened is not None:
             scorer = agreeing(model_scorer(graph, entry, config.pad_token_id), scorer, "fp16", where)
             name = f"source ONNX, its fp16 made fp32, in onnxruntime {version('onnxruntime')}"
-    return _Model(files, config, tokens, label, graph, scorer, name, widened)
+    return _Model(files, config, tokens, label, graph, name, widened), scorer
 
 
-def _reference(model: _Model, options: ExportOptions, on_step: OnStep) -> Reference:
+def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: OnStep) -> Reference:
     on_step("scoring the pairs with the source")
     named = {"builtin": builtin_groups(model.tokens.max_length, options.documents), **options.groups}
     labels, label = model.config.num_labels, model.label
-    samples = [prepare(name, groups, model.tokens, model.scorer, labels, label) for name, groups in named.items()]
+    samples = [prepare(name, groups, model.tokens, scorer, labels, label) for name, groups in named.items()]
     return Reference(model.scorer_name, samples, labels, label, model.config.pad_token_id)
 
 

@@ -5,6 +5,7 @@
         tokenizer.json  a Hugging Face fast tokenizer
         model.onnx      the fp32 graph; further variants (model.fp16.onnx, ...) beside it, of standard operators or
                         of ONNX Runtime's own (model.fp16.onnxruntime.onnx)
+        model.onnx_data the weights of a graph that protobuf cannot hold with them (over 2 GB)
     weights.safetensors  the fp32 weights by role, for the native engine (of the shapes that it serves)
         README.md       the model card (optional)
 
@@ -18,7 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from crossrank_server.errors import BundleError
 
@@ -83,6 +92,7 @@ class Graph(_Frozen):
     """One precision variant of the model."""
 
     file: str
+    data_file: str | None = Field(None, description="file with its weights, where one file cannot hold all")
     precision: Precision
     operators: Operators = Field(
         default="onnx", description="standard ones, or also ONNX Runtime's own: for masks of ones before zeros only"
@@ -90,6 +100,19 @@ class Graph(_Frozen):
     inputs: list[Tensor]
     output: Tensor
     parity: dict[str, Any] = Field(default_factory=dict, description="agreement with the source, as measured at export")
+
+    @property
+    def files(self) -> list[str]:
+        """The names of its files: whoever copies the graph copies all of them."""
+        return [self.file] if self.data_file is None else [self.file, self.data_file]
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Graphs of one file read as they did before there were others, in earlier versions too.
+        fields: dict[str, Any] = handler(self)
+        if self.data_file is None:
+            fields.pop("data_file", None)
+        return fields
 
 
 class SharedTensor(_Frozen):
@@ -144,7 +167,7 @@ class Manifest(_Frozen):
             raise ValueError(f"format {self.format} is not the format {FORMAT} that this version reads")
         shared = self.weights.shared.values() if self.weights else ()
         weights = [self.weights.file, *(tensor.file for tensor in shared)] if self.weights else []
-        for name in [TOKENIZER, *(graph.file for graph in self.graphs), *weights]:
+        for name in [TOKENIZER, *(name for graph in self.graphs for name in graph.files), *weights]:
             if name not in self.files:
                 raise ValueError(f"files has no sha256 for {name}")
         if self.max_length <= self.pair_template.special_tokens:
