@@ -12,14 +12,18 @@ Source: https://github.com/microsoft/onnxruntime/pull/28682
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crossrank_export.shapes import infer_shapes
+from crossrank_export.graph_files import INLINE_BYTES, put_back, save_graph, set_aside
+from crossrank_export.shapes import WEIGHT_BYTES, infer_shapes
 from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ _FP32_OPS = ("LayerNormalization", "Softmax")
 # Added to the score of a padded token. FLOAT's minimum is -inf in FLOAT16, and so is FLOAT16's own minimum once a
 # negative score is added; a row of -inf only makes softmax NaN. exp(-10000) is 0 all the same.
 _MASKED = -1e4
+# Weights are converted a piece at a time: the converter makes several copies of what it is given.
+_PIECE = 1 << 20
 
 
 def fp16_from_fp32(model: onnx_ir.Model) -> onnx_ir.Model:
@@ -83,47 +89,90 @@ def _prepared(model: onnx_ir.Model) -> onnx_ir.Model:
 
 
 def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[str]) -> onnx_ir.Model:
+    """Return the graph in fp16 but for some nodes; `model` loses its weights."""
     import onnx_ir
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    proto = onnx_ir.to_proto(model)
-    with warnings.catch_warnings():
-        # Weights below fp16's smallest number become it: harmless, and parity is measured.
-        warnings.simplefilter("ignore")
+    blocked = {*DEFAULT_OP_BLOCK_LIST, *fp32_ops}
+
+    def is_halved(value: onnx_ir.Value, tensor: onnx_ir.TensorProtocol) -> bool:
+        if tensor.dtype != onnx_ir.DataType.FLOAT or tensor.nbytes <= WEIGHT_BYTES:
+            return False
+        return any(use.node.op_type not in blocked and use.node.name not in fp32_nodes for use in value.uses())
+
+    order = list(model.graph.initializers)
+    weights = set_aside(model, is_halved)
+    with _quiet():
         converted = convert_float_to_float16(
-            proto,
-            keep_io_types=True,
-            op_block_list=[*DEFAULT_OP_BLOCK_LIST, *fp32_ops],
+            onnx_ir.to_proto(model),
+            # The other inputs are integers, and weights that become fp16.
+            keep_io_types=[value.name for value in model.graph.outputs],
+            op_block_list=sorted(blocked),
             node_block_list=sorted(fp32_nodes),
         )
     del converted.graph.value_info[:]
     fp16 = cast("onnx_ir.Model", onnx_ir.from_proto(converted))
+    put_back(fp16, {name: _half(tensor) for name, tensor in weights.items()}, order)
     fp16.graph.sort()  # the converter appends its Casts at the end
     infer_shapes(fp16)
     _drop_needless_casts(fp16)
     return fp16
 
 
-def write_int8(model: onnx_ir.Model, target: Path) -> None:
+def _half(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
+    """Return a float32 tensor in fp16, converted each time that it is read."""
+    import onnx_ir
+
+    def convert() -> onnx_ir.TensorProtocol:
+        return onnx_ir.tensor(_half_array(tensor.numpy()), name=tensor.name)
+
+    shape = onnx_ir.Shape(tensor.shape.numpy())
+    return onnx_ir.LazyTensor(convert, onnx_ir.DataType.FLOAT16, shape, name=tensor.name)
+
+
+def _half_array(array: NDArray[Any]) -> NDArray[np.float16]:
+    from onnxruntime.transformers.float16 import convert_np_to_float16
+
+    flat, halved = array.reshape(-1), np.empty(array.size, np.float16)
+    with _quiet():
+        for start in range(0, len(flat), _PIECE):
+            halved[start : start + _PIECE] = convert_np_to_float16(flat[start : start + _PIECE])
+    return halved.reshape(array.shape)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # Weights below fp16's smallest number become it: harmless, and parity is measured.
+        warnings.simplefilter("ignore")
+        yield
+
+
+def write_int8(model: onnx_ir.Model, target: Path, inline_bytes: int = INLINE_BYTES) -> str | None:
     """Quantize the products with constant weights: int8 per output channel, activations per tensor at run time.
 
     Args:
         model: The optimized fp32 graph; left as it is.
         target: Where the int8 graph goes.
+        inline_bytes: See `save_graph`.
+
+    Returns:
+        The name of the file with its weights, None where they are in the graph's.
     """
     import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     copy = model.clone()
     _name_nodes(copy)
-    root = logging.getLogger()
-    level = root.level
-    # The quantizer logs advice on preprocessing, which the passes have done already, to the root logger.
-    root.setLevel(logging.ERROR)
-    try:
+    order = list(copy.graph.initializers)
+    weights = set_aside(copy, lambda value, tensor: tensor.nbytes > WEIGHT_BYTES and not _is_multiplied(value))
+    # Files, as the quantizer makes two copies of a graph in memory.
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, _without_advice():
+        source, result = Path(folder) / "source.onnx", Path(folder) / "result.onnx"
+        is_large = save_graph(copy, source, inline_bytes) is not None
         quantize_dynamic(
-            onnx_ir.to_proto(copy),
-            str(target),
+            str(source),
+            str(result),
             op_types_to_quantize=["MatMul"],
             nodes_to_exclude=_stacked_products(copy),
             per_channel=True,
@@ -131,9 +180,28 @@ def write_int8(model: onnx_ir.Model, target: Path) -> None:
             # Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
             reduce_range=True,
             weight_type=QuantType.QInt8,
+            use_external_data_format=is_large,
         )
+        int8 = onnx_ir.load(result)
+        put_back(int8, weights, order)
+        return save_graph(int8, target, inline_bytes)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    root = logging.getLogger()
+    level = root.level
+    # The quantizer logs advice on preprocessing, which the passes have done already, to the root logger.
+    root.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         root.setLevel(level)
+
+
+def _is_multiplied(value: onnx_ir.Value) -> bool:
+    # The quantizer makes a Gemm into a MatMul first.
+    return any(use.node.op_type in ("MatMul", "Gemm") for use in value.uses())
 
 
 def _stacked_products(model: onnx_ir.Model) -> list[str]:

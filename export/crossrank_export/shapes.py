@@ -9,7 +9,9 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-_WEIGHT_BYTES = 1024
+from crossrank_export.graph_files import set_aside
+
+WEIGHT_BYTES = 1024
 """Constants that shapes depend on are smaller; whatever is larger is a weight."""
 
 
@@ -22,7 +24,9 @@ def infer_shapes(model: ir.Model) -> None:
     Args:
         model: Changed in place. Shapes of its inputs are taken as given.
     """
-    proto = ir.to_proto(_without_weights(model))
+    skeleton = model.clone()
+    set_aside(skeleton, lambda _, tensor: tensor.nbytes > WEIGHT_BYTES)
+    proto = ir.to_proto(skeleton)
     del proto.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=False, data_prop=True)
     infos = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
@@ -46,19 +50,6 @@ def fixed_dims_of(value: ir.Value | None) -> list[int] | None:
         return None
     fixed = [dim for dim in dims if isinstance(dim, int)]
     return fixed if len(fixed) == len(dims) else None
-
-
-def _without_weights(model: ir.Model) -> ir.Model:
-    copy = model.clone()
-    for name, value in list(copy.graph.initializers.items()):
-        if value.const_value is None or value.const_value.nbytes <= _WEIGHT_BYTES:
-            continue
-        value.shape = ir.Shape(value.const_value.numpy().shape)
-        value.type = ir.TensorType(value.const_value.dtype)
-        del copy.graph.initializers[name]
-        if value not in copy.graph.inputs:
-            copy.graph.inputs.append(value)
-    return copy
 
 
 def _set_type(value: ir.Value, inferred: onnx.TypeProto.Tensor) -> None:

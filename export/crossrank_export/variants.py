@@ -13,11 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossrank_export.graphs import describe_graph, first_line, session_scorer
+from crossrank_export.graph_files import INLINE_BYTES, data_file, save_graph
+from crossrank_export.graphs import describe_graph, session_scorer
 from crossrank_export.parity import SampleSet, check, compare
 from crossrank_export.passes.report import PassReport
 from crossrank_server.bundle import Graph, Precision
 from crossrank_server.errors import CrossrankError
+from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -72,14 +74,21 @@ def write_variants(
     reference: Reference,
     directory: Path,
     on_step: Callable[[str], None],
+    inline_bytes: int = INLINE_BYTES,
 ) -> tuple[list[Graph], dict[str, Any]]:
     """Optimize a graph, write and check each variant; return the manifest's graphs and its facts of passes and cost.
+
+    Args:
+        source: The graph as it was exported.
+        precisions: Which variants.
+        reference: What each has to agree with.
+        directory: Where they are written.
+        on_step: Told what begins.
+        inline_bytes: See `save_graph`.
 
     Raises:
         SetupError: A variant cannot be made, or it is beyond its threshold.
     """
-    import onnx_ir
-
     from crossrank_export.cost import measure_cost
     from crossrank_export.passes import optimize
     from crossrank_export.precision import fp16_from_fp32, write_int8
@@ -92,27 +101,25 @@ def write_variants(
         on_step(f"writing and checking {precision}")
         path = directory / FILES[precision]
         if precision == "fp32":
-            onnx_ir.save(optimized, path)
+            data = save_graph(optimized, path, inline_bytes)
         elif precision == "fp16":
-            onnx_ir.save(fp16_from_fp32(optimized), path)
+            data = save_graph(fp16_from_fp32(optimized), path, inline_bytes)
         else:
-            write_int8(optimized, path)
-        entry = describe_graph(optimized, path.name, precision, reference.num_labels)
+            data = write_int8(optimized, path, inline_bytes)
+        entry = describe_graph(optimized, path.name, precision, reference.num_labels, data)
         graphs.append(reference.prove(entry, directory))
     if "fp16" in precisions:
         on_step("writing and checking fp16 for ONNX Runtime on GPUs")
-        graph, report = _write_for_onnxruntime(optimized, reference, directory)
+        graph, report = _write_for_onnxruntime(optimized, reference, directory, inline_bytes)
         graphs += [graph] if graph is not None else []
         reports = [*reports, report]
     return graphs, {"passes": [report.as_dict() for report in reports], "cost": cost}
 
 
 def _write_for_onnxruntime(
-    optimized: onnx_ir.Model, reference: Reference, directory: Path
+    optimized: onnx_ir.Model, reference: Reference, directory: Path, inline_bytes: int
 ) -> tuple[Graph | None, PassReport]:
     """Write and check the fp16 graph of ONNX Runtime's operators; whatever goes wrong, it is missing and no more."""
-    import onnx_ir
-
     from crossrank_export.contrib import NAME
     from crossrank_export.precision import fp16_for_onnxruntime
 
@@ -121,12 +128,13 @@ def _write_for_onnxruntime(
         graph, report = fp16_for_onnxruntime(optimized)
         if graph is None:
             return None, report
-        onnx_ir.save(graph, path)
-        entry = describe_graph(optimized, path.name, "fp16", reference.num_labels)
+        data = save_graph(graph, path, inline_bytes)
+        entry = describe_graph(optimized, path.name, "fp16", reference.num_labels, data)
         return reference.prove(entry.model_copy(update={"operators": "onnxruntime"}), directory), report
     except Exception as error:
         # Of any type: the rewriting meets graphs that nobody has seen, and ONNX Runtime raises types of its own.
         logger.debug("the fp16 graph for ONNX Runtime is left out", exc_info=True)
-        path.unlink(missing_ok=True)
-        reason = error.message if isinstance(error, CrossrankError) else first_line(error)
+        for file in (path, data_file(path)):
+            file.unlink(missing_ok=True)
+        reason = error.message if isinstance(error, CrossrankError) else reason_of(error)
         return None, PassReport(NAME, False, f"Left out: {reason}")

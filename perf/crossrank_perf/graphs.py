@@ -57,16 +57,16 @@ def compare_graphs(
         CrossrankError: The model cannot be exported.
     """
     from crossrank_export.graphs import check_graph
+    from crossrank_export.model_config import read_config
     from crossrank_export.passes import optimize
-    from crossrank_export.sources import read_config
     from crossrank_export.tokens import read_tokens
 
     config = read_config(files.directory)
     tokens = read_tokens(files.directory, config, None)
     batches = [tokens.encode([(request.query, text) for text in request.documents]) for request in requests]
-    source = _source_graph(files)
-    check_graph(source, config, tokens.template, files.source.name)
     with tempfile.TemporaryDirectory(prefix="crossrank-graphs-") as folder:
+        source = _source_graph(files, Path(folder))
+        check_graph(source, config, tokens.template, files.source.name)
         graphs = {SOURCE: source, OPTIMIZED: optimize(source)[0]}
         timings = [
             _prepare(name, graph, Path(folder) / f"{i}.onnx", config.num_labels, config.pad_token_id)
@@ -97,11 +97,11 @@ def compare_graphs(
     }
 
 
-def _source_graph(files: SourceFiles) -> onnx_ir.Model:
+def _source_graph(files: SourceFiles, folder: Path) -> onnx_ir.Model:
     if files.graph is None:
         from crossrank_export.convert import graph_from_checkpoint, load_checkpoint
 
-        return graph_from_checkpoint(load_checkpoint(files.directory), None)
+        return graph_from_checkpoint(load_checkpoint(files.directory), None, folder)
     from crossrank_export.graphs import load_graph
 
     return load_graph(files.graph, None)
@@ -109,14 +109,13 @@ def _source_graph(files: SourceFiles) -> onnx_ir.Model:
 
 def _prepare(name: str, graph: onnx_ir.Model, path: Path, num_labels: int, pad_token_id: int) -> _Timing:
     """Write a graph and load it in ONNX Runtime."""
-    import onnx_ir
-
     from crossrank_export.cost import measure_cost
+    from crossrank_export.graph_files import save_graph
     from crossrank_export.graphs import describe_graph, session_scorer
 
     cost = measure_cost(graph)
     entry = describe_graph(graph, path.name, "fp32", num_labels)
-    onnx_ir.save(graph, path)
+    save_graph(graph, path)
     return _Timing(name, cost.mflop, cost.nodes, session_scorer(path, entry, pad_token_id, threads=1), [])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +72,6 @@ def export_plain_onnx(checkpoint: Path, directory: Path) -> Path:
         SetupError: PyTorch is not installed here.
         ModelSourceError: The checkpoint cannot be exported.
     """
-    import onnx_ir
-
     try:
         import torch  # noqa: F401 - told here, not by a traceback from within the export
     except ImportError:
@@ -81,8 +80,10 @@ def export_plain_onnx(checkpoint: Path, directory: Path) -> Path:
             "or leave them out with --peer"
         ) from None
     from crossrank_export.convert import graph_from_checkpoint, load_checkpoint
+    from crossrank_export.graph_files import save_graph
 
-    onnx_ir.save(graph_from_checkpoint(load_checkpoint(checkpoint), None), directory / "model.onnx")
+    with tempfile.TemporaryDirectory(prefix="crossrank-export-") as folder:
+        save_graph(graph_from_checkpoint(load_checkpoint(checkpoint), None, Path(folder)), directory / "model.onnx")
     for name in _COMPANIONS:
         if (checkpoint / name).is_file():
             shutil.copy(checkpoint / name, directory / name)

@@ -57,7 +57,7 @@ class Emitter:
     def constant(self, array: NDArray[Any], name: str) -> ir.Value:
         """Register an initializer and return it."""
         name = self._free_name(name)
-        value = ir.Value(name=name, const_value=ir.tensor(np.array(array, order="C"), name=name))
+        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         value.shape = ir.Shape(array.shape)
         self._graph.register_initializer(value)
