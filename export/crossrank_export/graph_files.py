@@ -26,18 +26,21 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def save_graph(model: ir.Model, path: Path, inline_bytes: int = INLINE_BYTES) -> str | None:
+def save_graph(model: ir.Model, path: Path, *, external: bool | None = None) -> str | None:
     """Write a graph.
 
     Args:
         model: Left as it is.
         path: The graph file.
-        inline_bytes: Weights beyond this go to a file of their own.
+        external: Whether the weights go to a file of their own; where they have to if None. A single file is built in
+            memory, several times over.
 
     Returns:
         The name of that file, which lies beside the graph's; None where all is in one.
     """
-    if weight_bytes(model) <= inline_bytes:
+    if external is None:
+        external = weight_bytes(model) > INLINE_BYTES
+    if not external:
         ir.save(model, path)
         return None
     data = data_file(path)
@@ -78,8 +81,9 @@ def put_back(model: ir.Model, tensors: Mapping[str, ir.TensorProtocol], order: I
     graph = model.graph
     values = dict(graph.initializers)
     for value in [value for value in graph.inputs if value.name in tensors]:
+        tensor = tensors[str(value.name)]
         graph.inputs.remove(value)
-        value.const_value = tensors[str(value.name)]
+        value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
         values[str(value.name)] = value
     graph.initializers.clear()
     first = [name for name in order if name in values]

@@ -7,7 +7,6 @@ bundle_from_onnx  an ONNX source, without torch or transformers: what `crossrank
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -120,8 +119,8 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     refuse_occupied(out)
     precisions = [name for name in FILES if name == "fp32" or name in options.precisions]
     card = _read_card(files, options)
-    with replacing(out) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
-        model, scorer = _read(files, options, Path(scratch), on_step)
+    model, scorer = _read(files, options, on_step)
+    with replacing(out) as partial:
         reference = _reference(model, scorer, options, on_step)
         del scorer  # the source's own weights go before the passes need theirs
         graphs, facts = write_variants(model.graph, precisions, reference, partial, on_step, options.inline_bytes)
@@ -138,7 +137,7 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     return replace(bundle, path=out)
 
 
-def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep) -> tuple[_Model, Scorer]:
+def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> tuple[_Model, Scorer]:
     """Read configuration and tokenizer first: what must be refused is refused before anything heavy is loaded."""
     config = read_config(files.directory)
     label = choose_label(config.num_labels, options.label, str(files.directory))
@@ -149,7 +148,7 @@ def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: On
         on_step("loading the checkpoint in PyTorch")
         checkpoint = convert.load_checkpoint(files.directory)
         on_step("exporting to ONNX")
-        graph = convert.graph_from_checkpoint(checkpoint, options.opset, scratch)
+        graph = convert.graph_from_checkpoint(checkpoint, options.opset, options.inline_bytes)
         scorer, name = convert.checkpoint_scorer(checkpoint), f"pytorch {version('torch')} fp32"
         where = f"the graph exported from {files.source.name}"
     else:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_export.graph_files import INLINE_BYTES, put_back, save_graph, set_aside
+from crossrank_export.graph_files import put_back, save_graph, set_aside
 from crossrank_export.shapes import WEIGHT_BYTES, infer_shapes
 from crossrank_server.errors import SetupError
 
@@ -148,13 +148,13 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def write_int8(model: onnx_ir.Model, target: Path, inline_bytes: int = INLINE_BYTES) -> str | None:
+def write_int8(model: onnx_ir.Model, target: Path, *, external: bool = False) -> str | None:
     """Quantize the products with constant weights: int8 per output channel, activations per tensor at run time.
 
     Args:
         model: The optimized fp32 graph; left as it is.
         target: Where the int8 graph goes.
-        inline_bytes: See `save_graph`.
+        external: See `save_graph`.
 
     Returns:
         The name of the file with its weights, None where they are in the graph's.
@@ -169,7 +169,7 @@ def write_int8(model: onnx_ir.Model, target: Path, inline_bytes: int = INLINE_BY
     # Files, as the quantizer makes two copies of a graph in memory.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, _without_advice():
         source, result = Path(folder) / "source.onnx", Path(folder) / "result.onnx"
-        is_large = save_graph(copy, source, inline_bytes) is not None
+        save_graph(copy, source, external=external)
         quantize_dynamic(
             str(source),
             str(result),
@@ -180,11 +180,11 @@ def write_int8(model: onnx_ir.Model, target: Path, inline_bytes: int = INLINE_BY
             # Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            use_external_data_format=is_large,
+            use_external_data_format=external,
         )
         int8 = onnx_ir.load(result)
         put_back(int8, weights, order)
-        return save_graph(int8, target, inline_bytes)
+        return save_graph(int8, target, external=external)
 
 
 @contextmanager
