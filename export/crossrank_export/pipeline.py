@@ -18,7 +18,7 @@ from crossrank_export.graphs import Scorer, check_graph, describe_graph, load_gr
 from crossrank_export.native_weights import write_weights
 from crossrank_export.parity import prepare
 from crossrank_export.replacing import refuse_occupied, replacing
-from crossrank_export.samples import SampleGroup, builtin_groups
+from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
 from crossrank_export.sources import CARD, ModelConfig, SourceFiles, choose_label, find_source, read_config
 from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_export.variants import FILES, Reference, write_variants
@@ -167,9 +167,12 @@ def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> tuple[
 
 def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: OnStep) -> Reference:
     on_step("scoring the pairs with the source")
-    named = {"builtin": builtin_groups(model.tokens.max_length, options.documents), **options.groups}
+    builtin = builtin_groups(model.tokens.max_length, options.documents)
     labels, label = model.config.num_labels, model.label
-    samples = [prepare(name, groups, model.tokens, scorer, labels, label) for name, groups in named.items()]
+    samples = [prepare("builtin", builtin, model.tokens, scorer, labels, label, BUILTIN_TOKENS)]
+    # A user's own pairs are compared as long as they are.
+    for name, groups in options.groups.items():
+        samples.append(prepare(name, groups, model.tokens, scorer, labels, label))
     return Reference(model.scorer_name, samples, labels, label, model.config.pad_token_id)
 
 

@@ -150,7 +150,7 @@ def _report(bundle: Bundle) -> None:
         err=True,
     )
     for graph in manifest.graphs:
-        size_mb = bundle.file(graph.file).stat().st_size / 1e6
+        size_mb = sum(bundle.file(name).stat().st_size for name in graph.files) / 1e6
         click.echo(f"{graph.file}: {size_mb:.1f} MB, against {graph.parity['reference']}", err=True)
         for name, record in graph.parity.items():
             if isinstance(record, dict):
