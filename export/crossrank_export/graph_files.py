@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir import external_data
 
 INLINE_BYTES = (2 << 30) - (64 << 20)
 """Weights that a graph file holds at most: a protobuf message ends at 2 GiB, and nodes need room too.
@@ -17,7 +18,22 @@ INLINE_BYTES = (2 << 30) - (64 << 20)
 Source: https://protobuf.dev/programming-guides/proto-limits/
 """
 
+WEIGHT_BYTES = 1024
+"""Constants that shapes depend on are smaller; whatever is larger is a weight."""
+
 Weights = dict[str, ir.TensorProtocol]
+
+
+def open_graph(path: Path) -> ir.Model:
+    """Read a graph file; weights beside it are mapped into memory, and read when they are needed."""
+    model = ir.load(path)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            # Tools that are given a graph without its folder need the constants all the same.
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= WEIGHT_BYTES:
+                value.const_value = ir.tensor(tensor.numpy().copy(), name=tensor.name)
+    return model
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -41,7 +57,8 @@ def save_graph(model: ir.Model, path: Path, *, external: bool | None = None) -> 
     if external is None:
         external = weight_bytes(model) > INLINE_BYTES
     if not external:
-        ir.save(model, path)
+        # Weights that lie outside already would be left where they are.
+        ir.save(external_data.load_to_model(model.clone()), path)
         return None
     data = data_file(path)
     # On pages of their own, as runtimes map them into memory.

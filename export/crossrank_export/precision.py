@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_export.graph_files import put_back, save_graph, set_aside
-from crossrank_export.shapes import WEIGHT_BYTES, infer_shapes
+from crossrank_export.graph_files import WEIGHT_BYTES, open_graph, put_back, save_graph, set_aside
+from crossrank_export.shapes import infer_shapes
 from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _prepared(model: onnx_ir.Model) -> onnx_ir.Model:
 def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[str]) -> onnx_ir.Model:
     """Return the graph in fp16 but for some nodes; `model` loses its weights."""
     import onnx_ir
+    from onnx_ir import external_data
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     blocked = {*DEFAULT_OP_BLOCK_LIST, *fp32_ops}
@@ -102,6 +103,7 @@ def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[st
 
     order = list(model.graph.initializers)
     weights = set_aside(model, is_halved)
+    external_data.load_to_model(model)
     with _quiet():
         converted = convert_float_to_float16(
             onnx_ir.to_proto(model),
@@ -159,7 +161,6 @@ def write_int8(model: onnx_ir.Model, target: Path, *, external: bool = False) ->
     Returns:
         The name of the file with its weights, None where they are in the graph's.
     """
-    import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     copy = model.clone()
@@ -182,7 +183,7 @@ def write_int8(model: onnx_ir.Model, target: Path, *, external: bool = False) ->
             weight_type=QuantType.QInt8,
             use_external_data_format=external,
         )
-        int8 = onnx_ir.load(result)
+        int8 = open_graph(result)
         put_back(int8, weights, order)
         return save_graph(int8, target, external=external)
 
