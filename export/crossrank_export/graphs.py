@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_export.graph_files import INLINE_BYTES, save_graph, weight_bytes
+from crossrank_export.graph_files import INLINE_BYTES, open_graph, save_graph, weight_bytes
 from crossrank_export.model_config import ModelConfig
 from crossrank_server.bundle import Graph, PairTemplate, Precision, Tensor
 from crossrank_server.engines.base import PairBatch
@@ -39,7 +39,7 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
     from onnx_ir import external_data
 
     try:
-        model = onnx_ir.load(path)
+        model = open_graph(path)
         present = model.opset_imports.get("", 0)
         if opset is None or opset == present:
             return model

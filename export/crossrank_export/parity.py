@@ -40,6 +40,7 @@ class Agreement:
         kendall_tau: Mean over the queries of tau-b.
         top10_overlap: Mean over the queries.
         ndcg10_source, ndcg10: Mean NDCG@10 over the judged queries, None where none is judged.
+        longest_pair_tokens: Of the longest pair, None where pairs went up to the window.
     """
 
     pairs: int
@@ -50,6 +51,7 @@ class Agreement:
     top10_overlap: float
     ndcg10_source: float | None = None
     ndcg10: float | None = None
+    longest_pair_tokens: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the manifest records, without what was not measured."""
@@ -65,23 +67,41 @@ class SampleSet:
         groups: The queries.
         batch: All pairs, group after group.
         reference: float32 [pairs], the source's logits.
+        cut: Whether the pairs were kept shorter than the window.
     """
 
     name: str
     groups: Sequence[SampleGroup]
     batch: PairBatch
     reference: NDArray[np.float32]
+    cut: bool = False
 
 
 def prepare(
-    name: str, groups: Sequence[SampleGroup], tokens: PairTokens, reference: Scorer, num_labels: int, label: int
+    name: str,
+    groups: Sequence[SampleGroup],
+    tokens: PairTokens,
+    reference: Scorer,
+    num_labels: int,
+    label: int,
+    max_length: int | None = None,
 ) -> SampleSet:
     """Tokenize groups and score them with the source.
+
+    Args:
+        name: `builtin` or the user's file.
+        groups: The queries.
+        tokens: How pairs are tokenized.
+        reference: The source.
+        num_labels: Logits that it gives a pair.
+        label: Which of them is the score.
+        max_length: Tokens of a pair at most, the window's if None.
 
     Raises:
         SetupError: The source gives another number of logits than its config says, or one that is not finite.
     """
-    batch = tokens.encode([(group.query, document) for group in groups for document in group.documents])
+    pairs = [(group.query, document) for group in groups for document in group.documents]
+    batch = tokens.encode(pairs, max_length)
     logits = reference(batch)
     if logits.ndim != 2 or logits.shape[1] != num_labels:
         raise SetupError(
@@ -89,7 +109,8 @@ def prepare(
         )
     if not np.isfinite(logits).all():
         raise SetupError("the source itself gives logits that are not finite: its weights are damaged")
-    return SampleSet(name, groups, batch, logits[:, label])
+    cut = max_length is not None and max_length < tokens.max_length
+    return SampleSet(name, groups, batch, logits[:, label], cut)
 
 
 def agreeing(scorer: Scorer, other: Scorer, precision: Precision, where: str) -> Scorer:
@@ -138,6 +159,7 @@ def compare(samples: SampleSet, logits: NDArray[np.float32]) -> Agreement:
         top10_overlap=float(np.mean(overlaps)),
         ndcg10_source=float(np.mean(before)) if before else None,
         ndcg10=float(np.mean(after)) if after else None,
+        longest_pair_tokens=int(samples.batch.lengths.max()) if samples.cut else None,
     )
 
 

@@ -163,7 +163,7 @@ def _report(bundle: Bundle) -> None:
         err=True,
     )
     for graph in manifest.graphs:
-        size_mb = bundle.file(graph.file).stat().st_size / 1e6
+        size_mb = sum(bundle.file(name).stat().st_size for name in graph.files) / 1e6
         click.echo(f"{graph.file}: {size_mb:.1f} MB, against {graph.parity['reference']}", err=True)
         _report_agreements(graph.parity, graph.precision)
     for name, record in manifest.engines.items():
