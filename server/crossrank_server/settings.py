@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from crossrank_server.bundle_cache import default_cache_dir
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def _worker_number(value: str) -> str:
@@ -23,14 +24,17 @@ def _worker_number(value: str) -> str:
 def _origins(value: str) -> str:
     if value.strip() == "*":
         return "*"
-    origins = [origin.strip().lower() for origin in value.split(",") if origin.strip()]
-    for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
-            raise ValueError(
-                f"{origin[:80]!r} is no origin: write scheme://host or scheme://host:port as browsers send it, without "
-                "a path, several separated by commas, or * alone for all"
-            )
-    return ",".join(origins)
+    return ",".join(_origin(part.strip().lower()) for part in value.split(",") if part.strip())
+
+
+def _origin(value: str) -> str:
+    """Return an origin as browsers send it."""
+    if not _ORIGIN.fullmatch(value):
+        raise ValueError(
+            f"{value[:80]!r} is no origin: write scheme://host or scheme://host:port, without a path, several "
+            "separated by commas, or * alone for all"
+        )
+    return value.removesuffix(_DEFAULT_PORTS.get(value.partition("://")[0], ""))
 
 
 class ServeSettings(BaseSettings):

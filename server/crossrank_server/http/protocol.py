@@ -56,7 +56,7 @@ class LenientProtocol(HttpToolsProtocol):
             )
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser; it stops behind the head of a request that offers another protocol, and is told to go on."""
+        """Feed the parser; it stops behind a head that offers another protocol, and a new one goes on."""
         rest = memoryview(data)
         while True:
             try:
@@ -70,7 +70,11 @@ class LenientProtocol(HttpToolsProtocol):
                     )
                     return
                 rest = rest[stop.args[0] :]
-                self.parser.feed_data(self._head_without_offer())
+                head = self._head_without_offer()
+                # A new one, as the old one reads nothing more if the head also says `close`.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
 
     def _head_without_offer(self) -> bytes:
         """Return the head that was just parsed, as it would be without the offer."""
