@@ -17,18 +17,19 @@ from tests.clients.ways import DOCUMENTS, MODEL, QUERY, Reference
 
 _PROGRAMS = Path(__file__).parent / "programs"
 _BODY = json.dumps({"query": QUERY, "documents": DOCUMENTS, "model": MODEL})
+# What each needs, in which of Debian's packages that is, and its command.
 _CLIENTS = {
-    "java": (["java", str(_PROGRAMS / "JdkHttpClient.java")], "openjdk-17-jdk-headless"),
-    "node": (["node", str(_PROGRAMS / "node_fetch.mjs")], "nodejs"),
-    "go": (["go", "run", str(_PROGRAMS / "net_http.go")], "golang-go"),
+    "java": ("javac", "openjdk-17-jdk-headless", ["java", str(_PROGRAMS / "JdkHttpClient.java")]),
+    "node": ("node", "nodejs", ["node", str(_PROGRAMS / "node_fetch.mjs")]),
+    "go": ("go", "golang-go", ["go", "run", str(_PROGRAMS / "net_http.go")]),
 }
 
 
 def answers(client: str, url: str, *files: Path) -> list[tuple[int, Any]]:
     """Return status and JSON of each answer to a client's requests."""
-    command, package = _CLIENTS[client]
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"no {command[0]} on this machine; Debian's package {package} has it")
+    tool, package, command = _CLIENTS[client]
+    if shutil.which(tool) is None:
+        pytest.skip(f"no {tool} on this machine; Debian's package {package} has it")
     kept = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY")}
     # Go would look for a newer one of itself, and for modules.
     env = {**kept, "GOTOOLCHAIN": "local", "GO111MODULE": "off"}
