@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 Scorer = Callable[[PairBatch], NDArray[np.float32]]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
+"""Tokens that a reference scores at a time at most, padding included."""
 
 
 def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
@@ -190,7 +191,7 @@ def score_in_batches(
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _BATCH_TOKENS:
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= BATCH_TOKENS:
             stop += 1
         part = _take(batch, order[start:stop])
         results.append(run(*part.padded(int(part.lengths.max()), pad_token_id)))
