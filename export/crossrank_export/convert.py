@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank_export.graph_files import INLINE_BYTES, put_back
 from crossrank_export.graphs import Scorer, load_graph, score_in_batches
 from crossrank_server.errors import ModelSourceError
 from crossrank_server.reasons import reason_of
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
 # The first opset with LayerNormalization as one operator; TensorRT 10.4 reads up to 20.
 DEFAULT_OPSET = 17
+# Of a table that is cut for the tracer: more than optimum's pairs have positions.
+_TABLE_ROWS = 1024
 
 
 def load_checkpoint(directory: Path) -> Any:
@@ -50,31 +56,36 @@ def load_checkpoint(directory: Path) -> Any:
     return model.float().eval()
 
 
-def graph_from_checkpoint(model: Any, opset: int | None, folder: Path) -> onnx_ir.Model:
+def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INLINE_BYTES) -> onnx_ir.Model:
     """Trace a loaded checkpoint as optimum describes it, who knows each architecture's inputs and keeps token_type_ids.
 
     Args:
         model: From `load_checkpoint`.
         opset: ONNX opset, DEFAULT_OPSET if None.
-        folder: An empty directory that outlives the graph: weights of more than 2 GB are read from there.
+        inline_bytes: Weights that go through the tracer's file. Of larger ones the graph holds those of `model`.
 
     Raises:
         ModelSourceError: optimum does not know the architecture, or PyTorch cannot export it to that opset.
     """
     import optimum.exporters.onnx.model_configs  # noqa: F401 - registers the architectures
+    from onnx_ir import external_data
     from optimum.exporters.tasks import TasksManager
 
     try:
         configure = TasksManager.get_exporter_config_constructor(
             exporter="onnx", model=model, task="text-classification", library_name="transformers"
         )
-        file = folder / "model.onnx"
-        with warnings.catch_warnings():
+        is_large = sum(parameter.nbytes for parameter in model.parameters()) > inline_bytes
+        with tempfile.TemporaryDirectory(prefix="crossrank-export-") as folder, warnings.catch_warnings():
             # The tracer warns of every shape that it reads; the parity check is what tells whether it mattered.
             warnings.simplefilter("ignore")
-            _trace(model, configure(model.config), file, opset or DEFAULT_OPSET)
-        graph = load_graph(file, None)
-        _name_columns(graph, model.config.num_labels)
+            file = Path(folder) / "model.onnx"
+            _trace(model, configure(model.config), file, opset or DEFAULT_OPSET, with_weights=not is_large)
+            # The tracer puts weights beside the file by a bound of its own, and the folder goes.
+            graph = external_data.load_to_model(load_graph(file, None))
+        if is_large:
+            _attach_weights(graph, model)
+        _count_columns(graph, model.config.num_labels)
         return graph
     except ModelSourceError:
         raise
@@ -84,17 +95,17 @@ def graph_from_checkpoint(model: Any, opset: int | None, folder: Path) -> onnx_i
         ) from error
 
 
-def _trace(model: Any, settings: Any, file: Path, opset: int) -> None:
-    """Write the graph that PyTorch's tracer sees.
+def _trace(model: Any, settings: Any, file: Path, opset: int, *, with_weights: bool) -> None:
+    """Write the graph that PyTorch's tracer sees, as optimum's `export` does, which always copies the weights.
 
-    optimum's own `export` does the same, and then reads a graph of more than 2 GB into memory twice.
     Source: https://github.com/huggingface/optimum-onnx (exporters/onnx/convert.py, export_pytorch)
 
     Args:
         model: A checkpoint.
         settings: optimum's OnnxConfig of it.
-        file: Where the graph goes; weights beside it, a file each, where protobuf cannot hold them.
+        file: Where the graph goes.
         opset: ONNX opset.
+        with_weights: Whether the file holds the weights; else they are inputs of the graph, by their names.
     """
     import torch
 
@@ -102,7 +113,10 @@ def _trace(model: Any, settings: Any, file: Path, opset: int) -> None:
     for name, value in (settings.values_override or {}).items():
         setattr(model.config, name, value)
     dummies = settings.rename_ambiguous_inputs(settings.generate_dummy_inputs(framework="pt"))
-    with torch.no_grad(), settings.patch_model_for_export(model, model_kwargs={}):
+    if not with_weights:
+        dummies["input_ids"] %= _TABLE_ROWS
+    cut = nullcontext() if with_weights else _short_tables(model)
+    with torch.no_grad(), cut, settings.patch_model_for_export(model, model_kwargs={}):
         inputs = settings.ordered_inputs(model)
         torch.onnx.export(
             model,
@@ -111,13 +125,39 @@ def _trace(model: Any, settings: Any, file: Path, opset: int) -> None:
             input_names=list(inputs),
             output_names=list(settings.outputs),
             dynamic_axes={**inputs, **settings.outputs},
-            do_constant_folding=True,
+            export_params=with_weights,
+            do_constant_folding=with_weights,
             opset_version=opset,
             dynamo=False,
         )
 
 
-def _name_columns(graph: onnx_ir.Model, num_labels: int) -> None:
+@contextmanager
+def _short_tables(model: Any) -> Iterator[None]:
+    """Cut long embedding tables while the tracer runs, which makes two copies of each weight that it infers from."""
+    import torch
+
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    whole = [(table, table.weight) for table in tables if len(table.weight) > _TABLE_ROWS]
+    for table, weight in whole:
+        table.weight = torch.nn.Parameter(weight.detach()[:_TABLE_ROWS])
+    try:
+        yield
+    finally:
+        for table, weight in whole:
+            table.weight = weight
+
+
+def _attach_weights(graph: onnx_ir.Model, model: Any) -> None:
+    """Give a graph that was traced without them the checkpoint's own weights, in the memory where they are."""
+    import onnx_ir
+
+    arrays = {name: tensor.detach().numpy() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    names = [str(value.name) for value in graph.graph.inputs if value.name in arrays]
+    put_back(graph, {name: onnx_ir.tensor(arrays[name], name=name) for name in names}, names)
+
+
+def _count_columns(graph: onnx_ir.Model, num_labels: int) -> None:
     """Say how many logits a pair has, which the tracer leaves open."""
     import onnx_ir
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir import external_data
 
 INLINE_BYTES = (2 << 30) - (64 << 20)
 """Weights that a graph file holds at most: a protobuf message ends at 2 GiB, and nodes need room too.
@@ -17,7 +18,22 @@ INLINE_BYTES = (2 << 30) - (64 << 20)
 Source: https://protobuf.dev/programming-guides/proto-limits/
 """
 
+WEIGHT_BYTES = 1024
+"""Constants that shapes depend on are smaller; whatever is larger is a weight."""
+
 Weights = dict[str, ir.TensorProtocol]
+
+
+def open_graph(path: Path) -> ir.Model:
+    """Read a graph file; weights beside it are mapped into memory, and read when they are needed."""
+    model = ir.load(path)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            # Tools that are given a graph without its folder need the constants all the same.
+            if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= WEIGHT_BYTES:
+                value.const_value = ir.tensor(tensor.numpy().copy(), name=tensor.name)
+    return model
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -26,20 +42,23 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def save_graph(model: ir.Model, path: Path, inline_bytes: int = INLINE_BYTES) -> str | None:
+def save_graph(model: ir.Model, path: Path, *, external: bool | None = None) -> str | None:
     """Write a graph.
 
     Args:
-        model: Left as it is, but for tensors that lie in other files, which are read.
+        model: Left as it is.
         path: The graph file.
-        inline_bytes: Weights beyond this go to a file of their own.
+        external: Whether the weights go to a file of their own; where they have to if None. A single file is built in
+            memory, several times over.
 
     Returns:
         The name of that file, which lies beside the graph's; None where all is in one.
     """
-    if weight_bytes(model) <= inline_bytes:
-        # What is still in another model's files would be looked for beside this one.
-        ir.save(ir.external_data.load_to_model(model), path)
+    if external is None:
+        external = weight_bytes(model) > INLINE_BYTES
+    if not external:
+        # Weights that lie outside already would be left where they are.
+        ir.save(external_data.load_to_model(model.clone()), path)
         return None
     data = data_file(path)
     # On pages of their own, as runtimes map them into memory.
@@ -79,8 +98,9 @@ def put_back(model: ir.Model, tensors: Mapping[str, ir.TensorProtocol], order: I
     graph = model.graph
     values = dict(graph.initializers)
     for value in [value for value in graph.inputs if value.name in tensors]:
+        tensor = tensors[str(value.name)]
         graph.inputs.remove(value)
-        value.const_value = tensors[str(value.name)]
+        value.const_value, value.shape = tensor, ir.Shape(tensor.shape.numpy())
         values[str(value.name)] = value
     graph.initializers.clear()
     first = [name for name in order if name in values]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_export.graph_files import INLINE_BYTES, save_graph, weight_bytes
+from crossrank_export.graph_files import INLINE_BYTES, open_graph, save_graph, weight_bytes
 from crossrank_export.model_config import ModelConfig
 from crossrank_server.bundle import Graph, PairTemplate, Precision, Tensor
 from crossrank_server.engines.base import PairBatch
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 Scorer = Callable[[PairBatch], NDArray[np.float32]]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-BATCH_TOKENS = 4096
-"""Tokens that a reference scores at a time at most, padding included."""
+_BATCH_TOKENS = 4096
 
 
 def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
@@ -40,7 +39,7 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
     from onnx_ir import external_data
 
     try:
-        model = onnx_ir.load(path)
+        model = open_graph(path)
         present = model.opset_imports.get("", 0)
         if opset is None or opset == present:
             return model
@@ -191,7 +190,7 @@ def score_in_batches(
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= BATCH_TOKENS:
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _BATCH_TOKENS:
             stop += 1
         part = _take(batch, order[start:stop])
         results.append(run(*part.padded(int(part.lengths.max()), pad_token_id)))

@@ -7,6 +7,7 @@ and they are not written a second time.
 from __future__ import annotations
 
 import logging
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_export.bert import score_pairs
+from crossrank_export.graph_files import data_file
 from crossrank_export.parity import THRESHOLDS, SampleSet, compare
 from crossrank_export.roles import NoRolesError, find_roles
 from crossrank_server.bundle import Architecture, SharedTensor, Weights
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 FILE = "weights.safetensors"
 _RUNTIME = "numpy fp32"
+# Elements by which a place in a file is found, and those that are compared at a time.
+_START, _PIECE = 1024, 1 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +98,29 @@ def _prove(
 
 
 def _shared(arrays: dict[str, NDArray[np.float32]], fp32: Path) -> dict[str, SharedTensor]:
-    """Say where the graph file holds the word embeddings; empty if it stores them otherwise."""
-    offset = fp32.read_bytes().find(arrays[WORD].astype("<f4").tobytes())
-    return {WORD: SharedTensor(file=fp32.name, offset=offset)} if offset >= 0 else {}
+    """Say where the graph's files hold the word embeddings; empty if they store them otherwise."""
+    for file in (fp32, data_file(fp32)):
+        offset = _find(arrays[WORD], file) if file.is_file() else None
+        if offset is not None:
+            return {WORD: SharedTensor(file=file.name, offset=offset)}
+    return {}
+
+
+def _find(array: NDArray[np.float32], file: Path) -> int | None:
+    """Return the byte where a file holds an array's elements; neither is copied."""
+    elements = array.reshape(-1)
+    start = elements[:_START].astype("<f4").tobytes()
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        offset = content.find(start)
+        while offset >= 0:
+            if offset + array.nbytes <= len(content) and _holds(file, offset, elements):
+                return offset
+            offset = content.find(start, offset + 1)
+    return None
+
+
+def _holds(file: Path, offset: int, elements: NDArray[np.float32]) -> bool:
+    there = np.memmap(file, "<f4", "r", offset, (elements.size,))
+    pieces = range(0, elements.size, _PIECE)
+    # As bytes, in which zeros have signs and NaN is itself.
+    return all(np.array_equal(there[i : i + _PIECE].view("<u4"), elements[i : i + _PIECE].view("<u4")) for i in pieces)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_export.graphs import BATCH_TOKENS, Scorer
+from crossrank_export.graphs import Scorer
 from crossrank_export.metrics import kendall_tau, ndcg, top_overlap
 from crossrank_export.samples import SampleGroup
 from crossrank_export.tokens import PairTokens
@@ -29,6 +29,9 @@ THRESHOLDS: Mapping[Precision, float] = MappingProxyType(
     }
 )
 
+# Of a pair that another is padded to: a scorer would not take two much longer ones together.
+_PADDED_TO_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -41,6 +44,7 @@ class Agreement:
         kendall_tau: Mean over the queries of tau-b.
         top10_overlap: Mean over the queries.
         ndcg10_source, ndcg10: Mean NDCG@10 over the judged queries, None where none is judged.
+        longest_pair_tokens: Of the longest pair, None where pairs went up to the window.
     """
 
     pairs: int
@@ -51,6 +55,7 @@ class Agreement:
     top10_overlap: float
     ndcg10_source: float | None = None
     ndcg10: float | None = None
+    longest_pair_tokens: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the manifest records, without what was not measured."""
@@ -66,24 +71,42 @@ class SampleSet:
         groups: The queries.
         batch: All pairs, group after group.
         reference: float32 [pairs], the source's logits.
+        cut: Whether the pairs were kept shorter than the window.
     """
 
     name: str
     groups: Sequence[SampleGroup]
     batch: PairBatch
     reference: NDArray[np.float32]
+    cut: bool = False
 
 
 def prepare(
-    name: str, groups: Sequence[SampleGroup], tokens: PairTokens, reference: Scorer, num_labels: int, label: int
+    name: str,
+    groups: Sequence[SampleGroup],
+    tokens: PairTokens,
+    reference: Scorer,
+    num_labels: int,
+    label: int,
+    max_length: int | None = None,
 ) -> SampleSet:
     """Tokenize groups and score them with the source.
+
+    Args:
+        name: `builtin` or the user's file.
+        groups: The queries.
+        tokens: How pairs are tokenized.
+        reference: The source.
+        num_labels: Logits that it gives a pair.
+        label: Which of them is the score.
+        max_length: Tokens of a pair at most, the window's if None.
 
     Raises:
         SetupError: The source gives another number of logits than its config says, or one that is not finite.
         ModelSourceError: A pair's logits depend on what it is padded to.
     """
-    batch = tokens.encode([(group.query, document) for group in groups for document in group.documents])
+    pairs = [(group.query, document) for group in groups for document in group.documents]
+    batch = tokens.encode(pairs, max_length)
     logits = reference(batch)
     if logits.ndim != 2 or logits.shape[1] != num_labels:
         raise SetupError(
@@ -92,7 +115,8 @@ def prepare(
     if not np.isfinite(logits).all():
         raise SetupError("the source itself gives logits that are not finite: its weights are damaged")
     _refuse_padding_in_logits(batch, reference)
-    return SampleSet(name, groups, batch, logits[:, label])
+    cut = max_length is not None and max_length < tokens.max_length
+    return SampleSet(name, groups, batch, logits[:, label], cut)
 
 
 def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer) -> None:
@@ -101,7 +125,7 @@ def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer) -> None:
     ConvBERT convolves over padding, and Nystromformer's landmarks move with the length.
     """
     order = np.argsort(batch.lengths, kind="stable")
-    together = batch.lengths[order] <= BATCH_TOKENS // 2
+    together = batch.lengths[order] <= _PADDED_TO_TOKENS
     rows = order[together][[0, -1]] if together.any() else order[:1]
     alone, beside = reference(take_pairs(batch, rows[:1]))[0], reference(take_pairs(batch, rows))[0]
     delta = float(np.abs(alone - beside).max())
@@ -159,6 +183,7 @@ def compare(samples: SampleSet, logits: NDArray[np.float32]) -> Agreement:
         top10_overlap=float(np.mean(overlaps)),
         ndcg10_source=float(np.mean(before)) if before else None,
         ndcg10=float(np.mean(after)) if after else None,
+        longest_pair_tokens=int(samples.batch.lengths.max()) if samples.cut else None,
     )
 
 

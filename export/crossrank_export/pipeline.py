@@ -31,7 +31,7 @@ from crossrank_export.parity import agreeing, prepare
 from crossrank_export.passes.report import PassReport
 from crossrank_export.reduced import refuse_quantized, widen_fp16
 from crossrank_export.replacing import refuse_occupied, replacing
-from crossrank_export.samples import SampleGroup, builtin_groups
+from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
 from crossrank_export.sources import CARD, SourceFiles, find_source
 from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_export.variants import FILES, Reference, write_variants
@@ -138,7 +138,7 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     refuse_occupied(out)
     precisions = [name for name in FILES if name == "fp32" or name in options.precisions]
     card = _read_card(files, options)
-    with replacing(out) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix="crossrank-export-") as scratch, replacing(out) as partial:
         model, scorer = _read(files, options, Path(scratch), on_step)
         reference = _reference(model, scorer, options, on_step)
         del scorer  # the source's own weights go before the passes need theirs
@@ -174,7 +174,7 @@ def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: On
         on_step("loading the checkpoint in PyTorch")
         checkpoint = convert.load_checkpoint(files.directory)
         on_step("exporting to ONNX")
-        graph = convert.graph_from_checkpoint(checkpoint, options.opset, scratch)
+        graph = convert.graph_from_checkpoint(checkpoint, options.opset, options.inline_bytes)
         scorer, name = convert.checkpoint_scorer(checkpoint), f"pytorch {version('torch')} fp32"
         where = f"the graph exported from {files.source.name}"
     else:
@@ -199,9 +199,12 @@ def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: On
 
 def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: OnStep) -> Reference:
     on_step("scoring the pairs with the source")
-    named = {"builtin": builtin_groups(model.tokens.max_length, options.documents), **options.groups}
+    builtin = builtin_groups(model.tokens.max_length, options.documents)
     labels, label = model.config.num_labels, model.label
-    samples = [prepare(name, groups, model.tokens, scorer, labels, label) for name, groups in named.items()]
+    samples = [prepare("builtin", builtin, model.tokens, scorer, labels, label, BUILTIN_TOKENS)]
+    # A user's own pairs are compared as long as they are.
+    for name, groups in options.groups.items():
+        samples.append(prepare(name, groups, model.tokens, scorer, labels, label))
     return Reference(model.scorer_name, samples, labels, label, model.config.pad_token_id)
 
 

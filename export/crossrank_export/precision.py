@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_export.graph_files import INLINE_BYTES, put_back, save_graph, set_aside
-from crossrank_export.shapes import WEIGHT_BYTES, infer_shapes
+from crossrank_export.graph_files import WEIGHT_BYTES, open_graph, put_back, save_graph, set_aside
+from crossrank_export.shapes import infer_shapes
 from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _prepared(model: onnx_ir.Model) -> onnx_ir.Model:
 def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[str]) -> onnx_ir.Model:
     """Return the graph in fp16 but for some nodes; `model` loses its weights."""
     import onnx_ir
+    from onnx_ir import external_data
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     blocked = {*DEFAULT_OP_BLOCK_LIST, *fp32_ops}
@@ -102,6 +103,7 @@ def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[st
 
     order = list(model.graph.initializers)
     weights = set_aside(model, is_halved)
+    external_data.load_to_model(model)
     with _quiet():
         converted = convert_float_to_float16(
             onnx_ir.to_proto(model),
@@ -148,18 +150,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def write_int8(model: onnx_ir.Model, target: Path, inline_bytes: int = INLINE_BYTES) -> str | None:
+def write_int8(model: onnx_ir.Model, target: Path, *, external: bool = False) -> str | None:
     """Quantize the products with constant weights: int8 per output channel, activations per tensor at run time.
 
     Args:
         model: The optimized fp32 graph; left as it is.
         target: Where the int8 graph goes.
-        inline_bytes: See `save_graph`.
+        external: See `save_graph`.
 
     Returns:
         The name of the file with its weights, None where they are in the graph's.
     """
-    import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     copy = model.clone()
@@ -169,7 +170,7 @@ def write_int8(model: onnx_ir.Model, target: Path, inline_bytes: int = INLINE_BY
     # Files, as the quantizer makes two copies of a graph in memory.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, _without_advice():
         source, result = Path(folder) / "source.onnx", Path(folder) / "result.onnx"
-        is_large = save_graph(copy, source, inline_bytes) is not None
+        save_graph(copy, source, external=external)
         quantize_dynamic(
             str(source),
             str(result),
@@ -180,11 +181,11 @@ def write_int8(model: onnx_ir.Model, target: Path, inline_bytes: int = INLINE_BY
             # Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            use_external_data_format=is_large,
+            use_external_data_format=external,
         )
-        int8 = onnx_ir.load(result)
+        int8 = open_graph(result)
         put_back(int8, weights, order)
-        return save_graph(int8, target, inline_bytes)
+        return save_graph(int8, target, external=external)
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from typing import Any
 
 from crossrank_server.errors import SetupError
 
+BUILTIN_TOKENS = 1024
+"""The longest built-in pair: attention takes time and memory by the square of it, and wider windows go up to 32,768."""
+
 _DOCUMENTS = 16
 _SEED = 20240
 # Query and the words its documents draw on: some on the subject, most not.
@@ -57,9 +60,14 @@ class SampleGroup:
 
 
 def builtin_groups(max_length: int, documents: int = _DOCUMENTS) -> list[SampleGroup]:
-    """Make the same pairs every time: from three words to more than the window holds, some of them not ASCII."""
+    """Make the same pairs every time: from three words to more than the window holds, some of them not ASCII.
+
+    Args:
+        max_length: The window in tokens; beyond BUILTIN_TOKENS pairs grow no longer.
+        documents: Documents of each query, at least 2.
+    """
     rng = random.Random(_SEED)
-    longest = max(1.3 * max_length, 8)
+    longest = max(1.3 * min(max_length, BUILTIN_TOKENS), 8)
     filler, unusual = _FILLER.split(), _UNUSUAL.split()
     groups = []
     for query, words in _TOPICS:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from crossrank_export.graph_files import set_aside
-
-WEIGHT_BYTES = 1024
-"""Constants that shapes depend on are smaller; whatever is larger is a weight."""
+from crossrank_export.graph_files import WEIGHT_BYTES, set_aside
 
 
 def infer_shapes(model: ir.Model) -> None:

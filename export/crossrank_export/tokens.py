@@ -45,10 +45,15 @@ class PairTokens:
         text = json.dumps(self.definition, ensure_ascii=False, separators=(",", ":"))
         (directory / TOKENIZER).write_text(text, encoding="utf-8")
 
-    def encode(self, pairs: list[tuple[str, str]]) -> PairBatch:
-        """Tokenize pairs with the reference implementation, truncated to the window longest side first."""
+    def encode(self, pairs: list[tuple[str, str]], max_length: int | None = None) -> PairBatch:
+        """Tokenize pairs with the reference implementation, truncated longest side first.
+
+        Args:
+            pairs: Queries and documents.
+            max_length: Tokens of a pair at most, where they are fewer than the window's.
+        """
         tokenizer = _tokenizer(self.definition)
-        tokenizer.enable_truncation(self.max_length, strategy="longest_first")
+        tokenizer.enable_truncation(min(max_length or self.max_length, self.max_length), strategy="longest_first")
         encodings = tokenizer.encode_batch(pairs)
         offsets = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
         types = np.concatenate([np.array(encoding.type_ids, np.int32) for encoding in encodings])

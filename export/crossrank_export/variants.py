@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossrank_export.graph_files import INLINE_BYTES, data_file, save_graph
+from crossrank_export.graph_files import INLINE_BYTES, data_file, save_graph, weight_bytes
 from crossrank_export.graphs import describe_graph, session_scorer
 from crossrank_export.parity import SampleSet, check, compare
 from crossrank_export.passes.report import PassReport
@@ -84,7 +84,7 @@ def write_variants(
         reference: What each has to agree with.
         directory: Where they are written.
         on_step: Told what begins.
-        inline_bytes: See `save_graph`.
+        inline_bytes: Weights of the fp32 graph that stay in the graph files; larger ones go beside each.
 
     Raises:
         SetupError: A variant cannot be made, or it is beyond its threshold.
@@ -96,28 +96,29 @@ def write_variants(
     on_step("optimizing the graph")
     optimized, reports = optimize(source)
     cost = {"before": measure_cost(source).as_dict(), "after": measure_cost(optimized).as_dict()}
+    external = weight_bytes(optimized) > inline_bytes
     graphs = []
     for precision in precisions:
         on_step(f"writing and checking {precision}")
         path = directory / FILES[precision]
         if precision == "fp32":
-            data = save_graph(optimized, path, inline_bytes)
+            data = save_graph(optimized, path, external=external)
         elif precision == "fp16":
-            data = save_graph(fp16_from_fp32(optimized), path, inline_bytes)
+            data = save_graph(fp16_from_fp32(optimized), path, external=external)
         else:
-            data = write_int8(optimized, path, inline_bytes)
+            data = write_int8(optimized, path, external=external)
         entry = describe_graph(optimized, path.name, precision, reference.num_labels, data)
         graphs.append(reference.prove(entry, directory))
     if "fp16" in precisions:
         on_step("writing and checking fp16 for ONNX Runtime on GPUs")
-        graph, report = _write_for_onnxruntime(optimized, reference, directory, inline_bytes)
+        graph, report = _write_for_onnxruntime(optimized, reference, directory, external)
         graphs += [graph] if graph is not None else []
         reports = [*reports, report]
     return graphs, {"passes": [report.as_dict() for report in reports], "cost": cost}
 
 
 def _write_for_onnxruntime(
-    optimized: onnx_ir.Model, reference: Reference, directory: Path, inline_bytes: int
+    optimized: onnx_ir.Model, reference: Reference, directory: Path, external: bool
 ) -> tuple[Graph | None, PassReport]:
     """Write and check the fp16 graph of ONNX Runtime's operators; whatever goes wrong, it is missing and no more."""
     from crossrank_export.contrib import NAME
@@ -128,7 +129,7 @@ def _write_for_onnxruntime(
         graph, report = fp16_for_onnxruntime(optimized)
         if graph is None:
             return None, report
-        data = save_graph(graph, path, inline_bytes)
+        data = save_graph(graph, path, external=external)
         entry = describe_graph(optimized, path.name, "fp16", reference.num_labels, data)
         return reference.prove(entry.model_copy(update={"operators": "onnxruntime"}), directory), report
     except Exception as error:

@@ -64,9 +64,9 @@ def compare_graphs(
     config = read_config(files.directory)
     tokens = read_tokens(files.directory, config, None)
     batches = [tokens.encode([(request.query, text) for text in request.documents]) for request in requests]
+    source = _source_graph(files)
+    check_graph(source, config, tokens.template, files.source.name)
     with tempfile.TemporaryDirectory(prefix="crossrank-graphs-") as folder:
-        source = _source_graph(files, Path(folder))
-        check_graph(source, config, tokens.template, files.source.name)
         graphs = {SOURCE: source, OPTIMIZED: optimize(source)[0]}
         timings = [
             _prepare(name, graph, Path(folder) / f"{i}.onnx", config.num_labels, config.pad_token_id)
@@ -97,11 +97,11 @@ def compare_graphs(
     }
 
 
-def _source_graph(files: SourceFiles, folder: Path) -> onnx_ir.Model:
+def _source_graph(files: SourceFiles) -> onnx_ir.Model:
     if files.graph is None:
         from crossrank_export.convert import graph_from_checkpoint, load_checkpoint
 
-        return graph_from_checkpoint(load_checkpoint(files.directory), None, folder)
+        return graph_from_checkpoint(load_checkpoint(files.directory), None)
     from crossrank_export.graphs import load_graph
 
     return load_graph(files.graph, None)

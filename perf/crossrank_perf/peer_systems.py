@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,8 +81,7 @@ def export_plain_onnx(checkpoint: Path, directory: Path) -> Path:
     from crossrank_export.convert import graph_from_checkpoint, load_checkpoint
     from crossrank_export.graph_files import save_graph
 
-    with tempfile.TemporaryDirectory(prefix="crossrank-export-") as folder:
-        save_graph(graph_from_checkpoint(load_checkpoint(checkpoint), None, Path(folder)), directory / "model.onnx")
+    save_graph(graph_from_checkpoint(load_checkpoint(checkpoint), None), directory / "model.onnx")
     for name in _COMPANIONS:
         if (checkpoint / name).is_file():
             shutil.copy(checkpoint / name, directory / name)

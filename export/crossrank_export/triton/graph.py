@@ -6,11 +6,16 @@ from pathlib import Path
 
 
 def write_int32_inputs(source: Path, target: Path) -> None:
-    """Write a copy of a graph whose int64 inputs are int32; a Cast behind each keeps the rest as it was."""
+    """Write a copy of a graph whose int64 inputs are int32; a Cast behind each keeps the rest as it was.
+
+    Args:
+        source: The graph.
+        target: The copy. A file with weights must lie beside it already, under the name that it has in `source`.
+    """
     import onnx
     from onnx import TensorProto, helper
 
-    model = onnx.load(source)
+    model = onnx.load(source, load_external_data=False)
     casts = []
     for value in model.graph.input:
         tensor = value.type.tensor_type
@@ -26,5 +31,5 @@ def write_int32_inputs(source: Path, target: Path) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    onnx.checker.check_model(model)
     onnx.save(model, target)
+    onnx.checker.check_model(str(target))

@@ -2,7 +2,7 @@
 
 OUT/<model>/config.pbtxt           the engine model: token ids to logits
 OUT/<model>/1/model.py, bundle/    target cpu
-OUT/<model>/1/model.onnx           target onnxruntime-gpu
+OUT/<model>/1/model.onnx           target onnxruntime-gpu, and the file with its weights where they lie outside it
 OUT/<model>/1/model.sm70...plan    target tensorrt
 OUT/<model>_rerank/config.pbtxt    the text model: a query and documents to scores
 OUT/<model>_rerank/1/model.py, bundle/   its bundle holds the manifest and the tokenizer only
@@ -64,6 +64,8 @@ def _engine_files(bundle: Bundle, spec: RepositorySpec) -> Callable[[Path], None
         elif spec.target == "onnxruntime-gpu":
             from crossrank_export.triton.graph import write_int32_inputs
 
+            if spec.graph.data_file is not None:
+                shutil.copyfile(bundle.file(spec.graph.data_file), directory / spec.graph.data_file)
             write_int32_inputs(bundle.file(spec.graph.file), directory / "model.onnx")
         else:
             assert spec.plan is not None  # make_spec gives the target one; this tells mypy

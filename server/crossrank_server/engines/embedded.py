@@ -20,6 +20,8 @@ from crossrank_server.reasons import reason_of
 # 16, rows to 1, 2 or a multiple of 4.
 LENGTH_STEP = 16
 ROW_STEP = 4
+# The longest pair of the self-test at load: attention takes time and memory by the square of it.
+PROVED_TOKENS = 1024
 
 
 def cpu_flags() -> frozenset[str]:
@@ -130,7 +132,7 @@ class GraphEngine(EmbeddedEngine):
         self._label = bundle.manifest.label
 
     def _check_interface(self, inputs: dict[str, str], outputs: dict[str, int | None]) -> None:
-        """Compare the loaded graph with the manifest, then run the longest pair there can be.
+        """Compare the loaded graph with the manifest, then run the longest pair there can be, or one of PROVED_TOKENS.
 
         That first inference is made while no other thread can: OpenVINO's binding initializes itself on first use, and
         of two threads that get there together, one waits for the GIL and the other, holding it, for the first
@@ -155,12 +157,13 @@ class GraphEngine(EmbeddedEngine):
                 f"{self._path}: the graph has outputs {outputs} (name and columns), the manifest says {output} with "
                 f"{self._num_labels}: the two are not of one export"
             )
+        length = min(self._max_length, PROVED_TOKENS)
         try:
-            self.infer(self._padding(1, self._max_length))
+            self.infer(self._padding(1, length))
         except (EngineFailure, IndexError) as error:
             raise BundleError(
-                f"{self._path} cannot score a pair of max_length {self._max_length} tokens ({error}): export the model "
-                "with a smaller --max-length, or use another --engine"
+                f"{self._path} cannot score a pair of {length} tokens, max_length being {self._max_length} ({error}): "
+                "export the model with a smaller --max-length, or use another --engine"
             ) from error
 
     @abstractmethod
