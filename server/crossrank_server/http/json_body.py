@@ -20,7 +20,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         InvalidRequest: It is not UTF-8, not JSON, or no object.
     """
     try:
-        # A byte order mark, as some Windows clients send one, is no part of the text (RFC 8259, 8.1: it may be ignored).
+        # A byte order mark, which some Windows clients send, may be ignored (RFC 8259, 8.1).
         data = orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         raise _refusal(body, error) from None
