@@ -251,7 +251,7 @@ def model_files() -> dict[str, bytes]:
     }
 
 
-def copy_convert(directory: Path, out: Path, source: Source) -> None:
+def copy_convert(directory: Path, out: Path, source: Source, label: int | None = None) -> None:
     """The smallest honest converter: the graph as it is, with a manifest around it."""
     out.mkdir()
     graph = next(path for path in (directory / "onnx/model.onnx", directory / "model.onnx") if path.is_file())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from crossrank_export.graph_files import INLINE_BYTES, put_back
 from crossrank_export.graphs import Scorer, load_graph, score_in_batches
 from crossrank_server.errors import ModelSourceError
+from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -45,8 +46,7 @@ def load_checkpoint(directory: Path) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and torch raise trees of their own
-        lines = str(error).strip().splitlines() or [""]
-        raise ModelSourceError(f"{directory} cannot be loaded by transformers ({lines[0][:200]})") from error
+        raise ModelSourceError(f"{directory} cannot be loaded by transformers ({reason_of(error)})") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelSourceError(
@@ -90,10 +90,8 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
     except ModelSourceError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
         raise ModelSourceError(
-            f"{model.config.model_type} cannot be exported to ONNX opset {opset or DEFAULT_OPSET} "
-            f"({type(error).__name__}: {lines[0][:200]})"
+            f"{model.config.model_type} cannot be exported to ONNX opset {opset or DEFAULT_OPSET} ({reason_of(error)})"
         ) from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -9,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_export.graph_files import INLINE_BYTES, open_graph, weight_bytes
-from crossrank_export.sources import ModelConfig
+from crossrank_export.graph_files import INLINE_BYTES, open_graph, save_graph, weight_bytes
+from crossrank_export.model_config import ModelConfig
 from crossrank_server.bundle import Graph, PairTemplate, Precision, Tensor
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import ModelSourceError
+from crossrank_server.model_directory import external_locations
+from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -49,14 +53,14 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
     except ModelSourceError:
         raise
     except Exception as error:  # protobuf and onnx_ir raise trees of their own
-        raise ModelSourceError(f"{path} is not a readable ONNX graph ({first_line(error)})") from error
+        raise ModelSourceError(f"{path} is not a readable ONNX graph ({reason_of(error)})") from error
     try:
         from onnx import version_converter
 
         return onnx_ir.from_proto(version_converter.convert_version(proto, opset))
     except Exception as error:
         raise ModelSourceError(
-            f"{path} has opset {present} and cannot be converted to {opset} ({first_line(error)}): omit --opset"
+            f"{path} has opset {present} and cannot be converted to {opset} ({reason_of(error)}): omit --opset"
         ) from error
 
 
@@ -121,7 +125,7 @@ def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises its own unexported types
-        raise ModelSourceError(f"ONNX Runtime does not accept {path.name} ({first_line(error)})") from error
+        raise ModelSourceError(f"ONNX Runtime does not accept {path.name} ({reason_of(error)})") from error
 
     def run(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
@@ -130,6 +134,39 @@ def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0
         return logits
 
     return lambda batch: score_in_batches(batch, pad_token_id, run)
+
+
+def model_scorer(model: onnx_ir.Model, graph: Graph, pad_token_id: int) -> Scorer:
+    """Return a function that runs a graph in memory in ONNX Runtime on the CPU.
+
+    Raises:
+        ModelSourceError: ONNX Runtime does not accept the graph.
+    """
+    with tempfile.TemporaryDirectory(prefix="crossrank-graph-") as folder:
+        path = Path(folder) / graph.file
+        save_graph(model, path)
+        return session_scorer(path, graph, pad_token_id)
+
+
+def without_links(path: Path, scratch: Path) -> Path:
+    """Return a graph whose external data are plain files: neither ONNX Runtime nor onnx_ir reads them through links.
+
+    Which links may be followed is decided before (`find_source`).
+    Source: https://github.com/microsoft/onnxruntime/issues/27353
+
+    Args:
+        path: The graph file.
+        scratch: Where the graph and its data are copied to, if need be.
+    """
+    files = [path, *(path.parent / location for location in external_locations(path))]
+    folder = path.parent.resolve()
+    if len(files) == 1 or all(file.resolve().is_relative_to(folder) and not file.is_symlink() for file in files):
+        return path
+    for file in files:
+        target = scratch / file.relative_to(path.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    return scratch / path.name
 
 
 def score_in_batches(
@@ -171,9 +208,3 @@ def _take(batch: PairBatch, indices: NDArray[np.int64]) -> PairBatch:
         np.concatenate([batch.token_type_ids[span] for span in spans]),
         np.cumsum([0, *batch.lengths[indices]]).astype(np.int64),
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's type and the first line of what it says, which may be long."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from crossrank_export.bert import score_pairs
 from crossrank_export.graph_files import data_file
 from crossrank_export.parity import THRESHOLDS, SampleSet, compare
 from crossrank_export.roles import NoRolesError, find_roles
 from crossrank_server.bundle import Architecture, SharedTensor, Weights
-from crossrank_server.native.weights import WORD, offered_kernels
+from crossrank_server.native.weights import WORD, offered_kernels, read_weights, write_arrays
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -59,6 +58,29 @@ def write_weights(
     except NoRolesError as error:
         logger.warning("no weights for the native engine: %s", error)
         return None
+    shared = _shared(arrays, fp32)
+    file = fp32.with_name(FILE)
+    write_arrays(file, {role: array for role, array in arrays.items() if role not in shared})
+    record = Weights(
+        file=FILE,
+        positions=shape.positions,
+        segments=shape.segments,
+        epsilon=shape.epsilon,
+        shared=shared,
+        read_back=True,
+    )
+    parity = _prove(file, record, architecture, samples)
+    if parity is None:
+        file.unlink()
+        return None
+    return record.model_copy(update={"parity": parity})
+
+
+def _prove(
+    file: Path, record: Weights, architecture: Architecture, samples: Sequence[SampleSet]
+) -> dict[str, Any] | None:
+    """Score the pairs with the weights as they were written; None, after a warning, where the logits differ."""
+    shape, arrays = read_weights(file.parent, record, architecture)
     parity: dict[str, Any] = {"runtime": _RUNTIME}
     for sample in samples:
         agreement = compare(sample, score_pairs(shape, arrays, sample.batch))
@@ -72,17 +94,7 @@ def write_weights(
             )
             return None
         parity[sample.name] = agreement.as_dict()
-    shared = _shared(arrays, fp32)
-    own = {role: array for role, array in arrays.items() if role not in shared}
-    fp32.with_name(FILE).write_bytes(save(own))  # save_file would make it readable for its owner only
-    return Weights(
-        file=FILE,
-        positions=shape.positions,
-        segments=shape.segments,
-        epsilon=shape.epsilon,
-        shared=shared,
-        parity=parity,
-    )
+    return parity
 
 
 def _shared(arrays: dict[str, NDArray[np.float32]], fp32: Path) -> dict[str, SharedTensor]:

@@ -113,6 +113,29 @@ def prepare(
     return SampleSet(name, groups, batch, logits[:, label], cut)
 
 
+def agreeing(scorer: Scorer, other: Scorer, precision: Precision, where: str) -> Scorer:
+    """Return a scorer that refuses to score what another one scores otherwise.
+
+    Args:
+        scorer: Whose logits are given.
+        other: Whose logits they have to agree with.
+        precision: Decides how far they may be apart.
+        where: What the other one is, for the message.
+    """
+
+    def score(batch: PairBatch) -> NDArray[np.float32]:
+        logits = scorer(batch)
+        delta = float(np.abs(logits - other(batch)).max())
+        if not delta <= THRESHOLDS[precision]:
+            raise SetupError(
+                f"{where} made fp32 gives logits {delta:.3g} off its own in {precision} (limit "
+                f"{THRESHOLDS[precision]:g}): give the model's fp32 graph or its safetensors"
+            )
+        return logits
+
+    return score
+
+
 def compare(samples: SampleSet, logits: NDArray[np.float32]) -> Agreement:
     """Compare logits, float32 [pairs], with the source's."""
     delta = np.abs(logits.astype(np.float64) - samples.reference)

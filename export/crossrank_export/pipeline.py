@@ -7,19 +7,32 @@ bundle_from_onnx  an ONNX source, without torch or transformers: what `crossrank
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossrank_export.engine_parity import compare_engines
 from crossrank_export.graph_files import INLINE_BYTES
-from crossrank_export.graphs import Scorer, check_graph, describe_graph, load_graph, session_scorer
+from crossrank_export.graphs import (
+    Scorer,
+    check_graph,
+    describe_graph,
+    load_graph,
+    model_scorer,
+    session_scorer,
+    without_links,
+)
+from crossrank_export.model_config import ModelConfig, choose_label, read_config
 from crossrank_export.native_weights import write_weights
-from crossrank_export.parity import prepare
+from crossrank_export.parity import agreeing, prepare
+from crossrank_export.passes.report import PassReport
+from crossrank_export.reduced import refuse_quantized, widen_fp16
 from crossrank_export.replacing import refuse_occupied, replacing
 from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
-from crossrank_export.sources import CARD, ModelConfig, SourceFiles, choose_label, find_source, read_config
+from crossrank_export.sources import CARD, SourceFiles, find_source
 from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_export.variants import FILES, Reference, write_variants
 from crossrank_server.bundle import (
@@ -58,6 +71,7 @@ class ExportOptions:
         max_length: Cap on the tokens of a pair; the model's whole window if None.
         opset: ONNX opset; 17 for safetensors and the file's own for ONNX if None.
         label: Which logit is the score.
+        name: The model's id in requests; that of its source if None.
         card: The model card; the source's README.md if None.
         groups: The user's own pairs, by the name of their file.
         documents: Built-in documents a query to compare on.
@@ -68,6 +82,7 @@ class ExportOptions:
     max_length: int | None = None
     opset: int | None = None
     label: int | None = None
+    name: str | None = None
     card: Path | None = None
     groups: dict[str, list[SampleGroup]] = field(default_factory=dict)
     documents: int = 16
@@ -84,22 +99,26 @@ class _Model:
     label: int
     graph: onnx_ir.Model
     scorer_name: str
+    widened: PassReport | None
 
 
-def bundle_from_onnx(source_dir: Path, out: Path, *, source: Source | None = None) -> None:
+def bundle_from_onnx(path: Path, out: Path, *, source: Source | None = None, label: int | None = None) -> None:
     """Make an optimized fp32 bundle from a directory with an ONNX graph, as the hub ships it.
 
     Args:
-        source_dir: Holds config.json, tokenizer.json and onnx/model.onnx or model.onnx.
+        path: A directory with config.json, tokenizer.json and an ONNX graph, or such a graph in it.
         out: The bundle directory to create.
         source: What the manifest records; derived from the directory if omitted.
+        label: Which logit is the score, where the model gives several.
 
     Raises:
         ModelSourceError: It is not a cross-encoder that can be served.
         SetupError: The optimized graph does not agree with the source.
     """
-    files = find_source(source_dir, kind="onnx", source=source)
-    export_model(files, out, ExportOptions(documents=_QUICK_DOCUMENTS))
+    files = find_source(path, kind="onnx", source=source)
+    if label is not None and read_config(files.directory).num_labels == 1:
+        label = None
+    export_model(files, out, ExportOptions(label=label, documents=_QUICK_DOCUMENTS))
 
 
 def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step: OnStep = logger.debug) -> Bundle:
@@ -119,11 +138,13 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     refuse_occupied(out)
     precisions = [name for name in FILES if name == "fp32" or name in options.precisions]
     card = _read_card(files, options)
-    model, scorer = _read(files, options, on_step)
-    with replacing(out) as partial:
+    with replacing(out) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
+        model, scorer = _read(files, options, Path(scratch), on_step)
         reference = _reference(model, scorer, options, on_step)
         del scorer  # the source's own weights go before the passes need theirs
         graphs, facts = write_variants(model.graph, precisions, reference, partial, on_step, options.inline_bytes)
+        if model.widened is not None:
+            facts["passes"] = [model.widened.as_dict(), *facts["passes"]]
         on_step("writing and checking the weights by role")
         facts["weights"] = write_weights(
             model.graph, model.config.architecture, model.label, reference.samples, partial / FILES["fp32"]
@@ -132,16 +153,21 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
         model.tokens.write(partial)
         if card is not None:
             (partial / CARD).write_bytes(card)
-        write_manifest(partial, _manifest(model, graphs, facts, partial))
+        manifest = _manifest(model, options.name, graphs, facts, partial)
+        write_manifest(partial, manifest)
+        on_step("comparing the engines of this machine")
+        engines = compare_engines(load_bundle(partial), reference.samples)
+        write_manifest(partial, manifest.model_copy(update={"engines": engines}))
         bundle = load_bundle(partial)
     return replace(bundle, path=out)
 
 
-def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> tuple[_Model, Scorer]:
+def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep) -> tuple[_Model, Scorer]:
     """Read configuration and tokenizer first: what must be refused is refused before anything heavy is loaded."""
-    config = read_config(files.directory)
+    config = read_config(files.directory, files.kind)
     label = choose_label(config.num_labels, options.label, str(files.directory))
     tokens = read_tokens(files.directory, config, options.max_length)
+    widened = None
     if files.kind == "safetensors":
         from crossrank_export import convert
 
@@ -154,15 +180,21 @@ def _read(files: SourceFiles, options: ExportOptions, on_step: OnStep) -> tuple[
     else:
         assert files.graph is not None
         on_step(f"reading {files.graph.name}")
-        graph = load_graph(files.graph, options.opset)
+        file = without_links(files.graph, scratch)
+        graph = load_graph(file, options.opset)
         where = str(files.graph)
+        refuse_quantized(graph, where)
+        widened = widen_fp16(graph)
     check_graph(graph, config, tokens.template, where)
     if files.kind == "onnx":
         assert files.graph is not None
         entry = describe_graph(graph, files.graph.name, "fp32", config.num_labels)
-        scorer = session_scorer(files.graph, entry, config.pad_token_id)
+        scorer = session_scorer(file, entry, config.pad_token_id)
         name = f"source ONNX in onnxruntime {version('onnxruntime')}"
-    return _Model(files, config, tokens, label, graph, name), scorer
+        if widened is not None:
+            scorer = agreeing(model_scorer(graph, entry, config.pad_token_id), scorer, "fp16", where)
+            name = f"source ONNX, its fp16 made fp32, in onnxruntime {version('onnxruntime')}"
+    return _Model(files, config, tokens, label, graph, name, widened), scorer
 
 
 def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: OnStep) -> Reference:
@@ -176,10 +208,10 @@ def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: O
     return Reference(model.scorer_name, samples, labels, label, model.config.pad_token_id)
 
 
-def _manifest(model: _Model, graphs: list[Graph], facts: dict[str, Any], partial: Path) -> Manifest:
+def _manifest(model: _Model, name: str | None, graphs: list[Graph], facts: dict[str, Any], partial: Path) -> Manifest:
     tools = _TOOLS + (_TORCH_TOOLS if model.files.kind == "safetensors" else ())
     return Manifest(
-        model_id=model.files.source.name,
+        model_id=name or model.files.source.name,
         source=model.files.source,
         architecture=model.config.architecture,
         num_labels=model.config.num_labels,

@@ -66,7 +66,7 @@ def find_roles(source: ir.Model, architecture: Architecture, label: int) -> tupl
             arrays |= _pair(f"layer.{i}.{name}", pair)
     arrays |= _pair("pooler", linears[-2])
     weight, bias = linears[-1]
-    arrays |= _pair("classifier", (weight[:, label], bias[label : label + 1]))
+    arrays |= _pair("classifier", (_float32(weight[:, label]), _float32(bias[label : label + 1])))
     shape = Shape(
         layers=layers,
         hidden=architecture.hidden,

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from crossrank_export.sources import ModelConfig, read_json
+from crossrank_export.model_config import ModelConfig, read_config
 from crossrank_server.bundle import TOKENIZER, PairTemplate
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import ModelSourceError
+from crossrank_server.layout import MODULES, Kind, read_object
 
 _ROLES = ("cls", "sep", "pad", "unk", "mask", "bos", "eos")
 # transformers writes about 1e30 where a tokenizer has no limit.
@@ -74,20 +75,57 @@ def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) ->
         ModelSourceError: The tokenizer is unreadable, frames no pairs, or the cap does not fit the window.
     """
     path = directory / TOKENIZER
-    definition = read_json(path)
+    definition = _read(directory, TOKENIZER)
     definition["truncation"] = None
     definition["padding"] = None
+    special_files = [_read(directory, name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    modules = _read(directory, "sentence_bert_config.json") if (directory / MODULES).is_file() else {}
+    if modules.get("do_lower_case"):
+        _lower_first(definition)
     tokenizer = _tokenizer(definition, path)
+    _refuse_added_tokens(tokenizer, config.architecture.vocab_size, path)
     template = _pair_template(definition, path)
     _check_template(tokenizer, template, path)
-    companions = {
-        name: read_json(directory / name) if (directory / name).is_file() else {}
-        for name in ("tokenizer_config.json", "special_tokens_map.json")
-    }
-    special = _special_token_ids(tokenizer, template, config, list(companions.values()))
-    limit = companions["tokenizer_config.json"].get("model_max_length")
-    window = _max_length(config.window, limit, max_length, template, directory)
+    special = _special_token_ids(tokenizer, template, config, special_files)
+    limits = [special_files[0].get("model_max_length"), modules.get("max_seq_length")]
+    window = _max_length(config.window, limits, max_length, template, directory)
     return PairTokens(definition, template, special, window)
+
+
+def check_source(directory: Path, kind: Kind) -> None:
+    """Refuse a model by its small files, before its weights are fetched or read.
+
+    Raises:
+        ModelSourceError: What `read_config` and `read_tokens` raise.
+    """
+    config = read_config(directory, kind)
+    if config.window is not None:  # else the user's own limit is needed
+        read_tokens(directory, config, None)
+
+
+def _read(directory: Path, name: str) -> dict[str, Any]:
+    """Read one of the tokenizer's files; those beside tokenizer.json may be absent."""
+    if name != TOKENIZER and not (directory / name).is_file():
+        return {}
+    return read_object(name, str(directory), lambda file: (directory / file).read_bytes())
+
+
+def _lower_first(definition: dict[str, Any]) -> None:
+    """Lower-case texts before all else, as sentence-transformers does where its own configuration says so."""
+    before = [definition["normalizer"]] if definition.get("normalizer") else []
+    definition["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *before]}
+
+
+def _refuse_added_tokens(tokenizer: Any, embeddings: int, path: Path) -> None:
+    """Refuse a tokenizer with more tokens than the model has embeddings."""
+    beyond = sorted((number, text) for text, number in tokenizer.get_vocab().items() if number >= embeddings)
+    if beyond:
+        count, (last, _) = len(beyond), beyond[-1]
+        raise ModelSourceError(
+            f"{path} has token ids up to {last}, the model has {embeddings} embeddings: {count} tokens, the first "
+            f"{beyond[0][1]!r}, were added without resizing the embeddings. Give the tokenizer that the model was "
+            "trained with, or the model after resize_token_embeddings() and training"
+        )
 
 
 def _tokenizer(definition: dict[str, Any], path: Path | None = None) -> Any:
@@ -181,12 +219,9 @@ def _special_token_ids(
     return found
 
 
-def _max_length(
-    window: int | None, tokenizer_limit: Any, cap: int | None, template: PairTemplate, directory: Path
-) -> int:
+def _max_length(window: int | None, stated: list[Any], cap: int | None, template: PairTemplate, directory: Path) -> int:
     limits = [window] if window is not None else []
-    if isinstance(tokenizer_limit, (int, float)) and 0 < tokenizer_limit < _NO_LIMIT:
-        limits.append(int(tokenizer_limit))
+    limits += [int(limit) for limit in stated if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]
     if not limits and cap is None:
         raise ModelSourceError(f"{directory} states no window: say how many tokens a pair may have with --max-length")
     own = min(limits) if limits else cap

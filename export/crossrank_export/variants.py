@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossrank_export.graph_files import INLINE_BYTES, data_file, save_graph, weight_bytes
-from crossrank_export.graphs import describe_graph, first_line, session_scorer
+from crossrank_export.graphs import describe_graph, session_scorer
 from crossrank_export.parity import SampleSet, check, compare
 from crossrank_export.passes.report import PassReport
 from crossrank_server.bundle import Graph, Precision
 from crossrank_server.errors import CrossrankError
+from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -136,5 +137,5 @@ def _write_for_onnxruntime(
         logger.debug("the fp16 graph for ONNX Runtime is left out", exc_info=True)
         for file in (path, data_file(path)):
             file.unlink(missing_ok=True)
-        reason = error.message if isinstance(error, CrossrankError) else first_line(error)
+        reason = error.message if isinstance(error, CrossrankError) else reason_of(error)
         return None, PassReport(NAME, False, f"Left out: {reason}")

@@ -57,8 +57,8 @@ def compare_graphs(
         CrossrankError: The model cannot be exported.
     """
     from crossrank_export.graphs import check_graph
+    from crossrank_export.model_config import read_config
     from crossrank_export.passes import optimize
-    from crossrank_export.sources import read_config
     from crossrank_export.tokens import read_tokens
 
     config = read_config(files.directory)

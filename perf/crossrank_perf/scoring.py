@@ -88,7 +88,7 @@ class InProcessScorer:
         from crossrank_server.models import ModelPool, ServedModel
         from crossrank_server.service import RerankService
 
-        bundle = resolve_model(model, cache_dir=settings.cache_dir, offline=settings.offline)
+        bundle = resolve_model(model, cache_dir=settings.cache_dir, offline=settings.offline, label=settings.label)
         engine = make_engine(bundle, settings.engine, precision, settings.threads or None)  # type: ignore[arg-type]
         self.model = bundle.manifest.model_id
         self.engine = engine.name

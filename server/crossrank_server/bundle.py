@@ -130,6 +130,7 @@ class Weights(_Frozen):
     segments: int = Field(gt=0, description="rows of the segment embeddings")
     epsilon: float = Field(gt=0, description="of every layer normalization")
     shared: dict[str, SharedTensor] = Field(default_factory=dict, description="roles that lie in other files")
+    read_back: bool = Field(False, description="whether the agreement is that of the written file, not of its source")
     parity: dict[str, Any] = Field(default_factory=dict, description="agreement with the source, as measured at export")
 
 
@@ -146,11 +147,14 @@ class Manifest(_Frozen):
     pad_token_id: int
     special_token_ids: dict[str, int] = Field(description="cls, sep, pad, unk ... by role")
     pair_template: PairTemplate
-    activation: Literal["identity", "sigmoid"] = Field(
-        description="what the source model's own card applies to the logit"
+    activation: str = Field(
+        description="what the model's authors apply to the logit: identity, sigmoid, tanh ..., or a class by its path"
     )
     graphs: list[Graph] = Field(min_length=1)
     weights: Weights | None = Field(None, description="for the native engine; of the shapes that it serves")
+    engines: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="by engine: agreement with the source at export, or why it cannot serve"
+    )
     plans: list[dict[str, Any]] = Field(default_factory=list, description="TensorRT engines built from this bundle")
     passes: list[dict[str, Any]] = Field(default_factory=list, description="graph passes applied, one entry each")
     cost: dict[str, Any] = Field(default_factory=dict, description="parameters, nodes and MFLOP before and after")
@@ -199,6 +203,10 @@ class Bundle:
         """Return the path of one of the bundle's files."""
         return self.path / name
 
+    def named(self, name: str) -> Bundle:
+        """Return the same bundle under another model id."""
+        return Bundle(self.path, self.manifest.model_copy(update={"model_id": name}))
+
 
 def sha256_of(path: Path) -> str:
     """Return the hex sha256 of a file's content."""
@@ -228,6 +236,7 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path} is not a bundle: it has no {MANIFEST}") from None
     except (ValidationError, OSError) as error:
         raise BundleError(f"{manifest_path}: {_first_line(error)}") from error
+    _refuse_suspect(path, manifest)
     for name, expected in manifest.files.items():
         file = path / name
         if Path(name).name != name or not file.is_file():
@@ -238,6 +247,20 @@ def load_bundle(path: Path) -> Bundle:
                 f"{path}: {name} has sha256 {actual}, the manifest says {expected}; export the bundle again"
             )
     return Bundle(path, manifest)
+
+
+def _refuse_suspect(path: Path, manifest: Manifest) -> None:
+    """Refuse the bundles that version 0.1.0 wrote of models of several labels.
+
+    Their classifier weights for the native engine are those of no label: a strided view was written as the memory under
+    it, and the agreement was measured on the view.
+    """
+    if manifest.weights is not None and manifest.num_labels > 1 and not manifest.weights.read_back:
+        source = manifest.source.name
+        raise BundleError(
+            f"{path}: {manifest.model_id} has {manifest.num_labels} labels, and its {manifest.weights.file} is of a "
+            f"version that wrote wrong weights for such models: export {source} again with --label {manifest.label}"
+        )
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

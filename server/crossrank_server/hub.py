@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,21 +17,52 @@ from crossrank_server.bundle import Bundle, Source, is_bundle, load_bundle, sha2
 from crossrank_server.bundle_cache import BundleCache, bundle_name
 from crossrank_server.catalog import BUILTIN_ID, canonical_model_id
 from crossrank_server.errors import BundleError, CrossrankError, ModelSourceError
-from crossrank_server.hub_download import (
-    HubListing,
-    HubRef,
-    HubUnreachable,
-    download_files,
-    find_in_hub_cache,
-    list_repository,
-    parse_hub_ref,
-    select_files,
-)
+from crossrank_server.hub_download import download_model, find_in_hub_cache, list_repository
+from crossrank_server.hub_ref import HubListing, HubRef, HubUnreachable, parse_hub_ref
+from crossrank_server.layout import CONFIG, TOKENIZER, Kind, choose_files
+from crossrank_server.model_directory import external_data, files_of, locate, name_of, refuse_foreign_links
+from crossrank_server.model_name import split_name
+from crossrank_server.reasons import reason_of
 
 logger = logging.getLogger(__name__)
 
-# (source directory, bundle directory to create, where it came from); raises CrossrankError if it cannot.
-Convert = Callable[[Path, Path, Source], None]
+# (source directory or ONNX file, bundle directory to create, where it came from, which of several logits is the score);
+# raises CrossrankError if it cannot.
+Convert = Callable[[Path, Path, Source, "int | None"], None]
+
+
+@dataclass(frozen=True)
+class _Want:
+    """How a model is resolved.
+
+    Attributes:
+        cache: Where converted bundles are kept.
+        convert: Makes one.
+        label: Which logit is the score, where a model gives several.
+        token: For private repositories.
+        endpoint: Base URL of the hub.
+    """
+
+    cache: BundleCache
+    convert: Convert
+    label: int | None
+    token: str | None
+    endpoint: str | None
+
+    def load(self, name: str) -> Bundle | None:
+        """Return the cached bundle with the score that is asked for."""
+        bundle = self.cache.load(name)
+        if bundle is not None and (self.label is None or bundle.manifest.num_labels == 1):
+            return bundle
+        return None if self.label is None else self.cache.load(self.key(name))
+
+    def key(self, name: str) -> str:
+        """Return the name in the cache of a bundle to be made."""
+        return name if self.label is None else f"{name}+label{self.label}"
+
+    def build(self, name: str, write: Callable[[Path, Path], None]) -> Bundle:
+        """Return the cached bundle, or make it."""
+        return self.load(name) or self.cache.build(self.key(name), write)
 
 
 def resolve_model(
@@ -38,6 +70,7 @@ def resolve_model(
     *,
     cache_dir: Path | None = None,
     offline: bool = False,
+    label: int | None = None,
     revision: str | None = None,
     token: str | None = None,
     endpoint: str | None = None,
@@ -46,10 +79,12 @@ def resolve_model(
     """Return the verified bundle that a model's name stands for, fetching and converting it if need be.
 
     Args:
-        spec: `builtin`, a directory (a bundle, or Hugging Face files with an ONNX graph), or a hub id with an
-            optional `@revision`; old spellings of known ids are accepted.
+        spec: `builtin`, a directory (a bundle, or Hugging Face files with an ONNX graph), an ONNX file in one, or a hub
+            id with an optional `@revision`; old spellings of known ids are accepted. `NAME=` before it gives the bundle
+            another id.
         cache_dir: Where converted bundles are kept; `bundle_cache.default_cache_dir()` if omitted.
         offline: Use no network; the environment variable HF_HUB_OFFLINE=1 says the same.
+        label: Which logit is the score, counted from 0, where a model gives several.
         revision: Commit, branch or tag on the hub; overrides the pin of known models.
         token: For private and gated repositories; huggingface_hub's own (HF_TOKEN, login) if omitted.
         endpoint: Base URL of the hub; huggingface_hub's own (HF_ENDPOINT) if omitted.
@@ -57,23 +92,33 @@ def resolve_model(
 
     Raises:
         ModelSourceError: The model cannot be found, fetched or trusted.
-        BundleError: The bundle does not fit its manifest, or the files cannot be made into one.
+        BundleError: The bundle does not fit its manifest, has another score than asked for, or the files cannot be made
+            into one.
     """
+    name, spec = split_name(spec)
+    want = _Want(BundleCache(cache_dir), convert or _convert, label, token, endpoint)
+    bundle = _resolve(spec, want, offline, revision)
+    manifest = bundle.manifest
+    if label is not None and manifest.num_labels > 1 and manifest.label != label:
+        raise BundleError(
+            f"{bundle.path} was exported with --label {manifest.label} of {manifest.num_labels}, not {label}: export "
+            f"{manifest.source.name} with --label {label}"
+        )
+    return bundle if name is None else bundle.named(name)
+
+
+def _resolve(spec: str, want: _Want, offline: bool, revision: str | None) -> Bundle:
     if canonical_model_id(spec) == BUILTIN_ID:
         return load_bundle(builtin_path())
-    cache = BundleCache(cache_dir)
-    convert = convert or _convert
-    directory = Path(spec).expanduser()
-    if spec.strip() and directory.is_dir():
-        return _bundle_from_directory(directory, cache, convert)
-    if directory.is_file():
-        raise ModelSourceError(f"{spec} is a file: give the directory that holds it")
+    path = Path(spec).expanduser()
+    if spec.strip() and path.exists():
+        return _bundle_from_path(path, want)
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
         raise ModelSourceError(f"{spec} does not exist: give an existing directory, a hub id or `builtin`")
     ref = parse_hub_ref(spec, revision)
     if offline or is_offline():
-        return _bundle_offline(ref, cache, convert)
-    return _bundle_from_hub(ref, cache, convert, token, endpoint)
+        return _bundle_offline(ref, want)
+    return _bundle_from_hub(ref, want)
 
 
 def builtin_path() -> Path:
@@ -86,34 +131,41 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def _bundle_from_directory(directory: Path, cache: BundleCache, convert: Convert) -> Bundle:
+def _bundle_from_path(path: Path, want: _Want) -> Bundle:
     """Load a bundle, or convert Hugging Face files; the cache key is their content."""
-    if is_bundle(directory):
-        return load_bundle(directory)
-    paths = [*directory.glob("*"), *directory.glob("onnx/*")]
-    present = [path.relative_to(directory).as_posix() for path in paths if path.is_file()]
-    sha256 = {name: sha256_of(directory / name) for name in select_files(present, str(directory))}
+    if is_bundle(path):
+        return load_bundle(path)
+    directory, graph = locate(path)
+    present = files_of(directory)
+    if graph is not None:
+        present = [name for name in present if name == graph or not name.endswith(".onnx")]
+    try:
+        chosen = choose_files(present, str(directory), lambda name: (directory / name).read_bytes(), kind="onnx")
+    except ModelSourceError:
+        if {CONFIG, TOKENIZER} <= set(present):
+            _check(directory, "safetensors")  # the advice to export it must help
+        raise
+    assert chosen.graph is not None
+    names = [*chosen.names, *chosen.data]
+    refuse_foreign_links(directory, names)
+    sha256 = {name: sha256_of(directory / name) for name in {*names, *external_data(directory, chosen.graph)}}
     content = hashlib.sha256(repr(sorted(sha256.items())).encode()).hexdigest()
-    name = directory.resolve().name
-    source = Source(kind="directory", name=name, revision=None, sha256=sha256)
+    source = Source(kind="directory", name=name_of(directory), revision=None, sha256=sha256)
 
     def write(_: Path, out: Path) -> None:
-        _convert_checked(convert, directory, out, source)
+        _convert_checked(want, path, out, source)
 
-    key = bundle_name(f"directory/{name}", content[:40])
-    return cache.load(key) or cache.build(key, write)
+    return want.build(bundle_name(f"directory/{source.name}", content[:40]), write)
 
 
-def _bundle_from_hub(
-    ref: HubRef, cache: BundleCache, convert: Convert, token: str | None, endpoint: str | None
-) -> Bundle:
+def _bundle_from_hub(ref: HubRef, want: _Want) -> Bundle:
     """Serve from the cache where the commit is known, else ask the hub; a branch is asked for each time."""
-    if ref.is_commit and (bundle := cache.load(bundle_name(ref.model_id, ref.revision))):
+    if ref.is_commit and (bundle := want.load(bundle_name(ref.model_id, ref.revision))):
         return bundle
     try:
-        listing = list_repository(ref, token=token, endpoint=endpoint)
+        listing = list_repository(ref, token=want.token, endpoint=want.endpoint)
     except HubUnreachable as error:
-        bundle = _load_last(cache, ref)
+        bundle = _load_last(want, ref)
         if bundle is None:
             raise
         logger.warning("%s; serving the cached %s", error.message, bundle.path.name)
@@ -124,13 +176,12 @@ def _bundle_from_hub(
             directory, _, sha256 = found
         else:
             directory = scratch
-            sha256 = download_files(ref, listing, scratch, token=token, endpoint=endpoint)
-        _convert_checked(convert, directory, out, _hub_source(ref, listing.commit, sha256))
+            sha256 = download_model(ref, listing, scratch, check=_check, token=want.token, endpoint=want.endpoint)
+        _convert_checked(want, directory, out, _hub_source(ref, listing.commit, sha256))
 
-    key = bundle_name(ref.model_id, listing.commit)
-    bundle = cache.load(key) or cache.build(key, write)
+    bundle = want.build(bundle_name(ref.model_id, listing.commit), write)
     if not ref.is_commit:
-        cache.remember(ref.model_id, ref.revision, listing.commit)
+        want.cache.remember(ref.model_id, ref.revision, listing.commit)
     return bundle
 
 
@@ -143,9 +194,9 @@ def _already_downloaded(ref: HubRef, listing: HubListing) -> tuple[Path, str, di
         return None
 
 
-def _bundle_offline(ref: HubRef, cache: BundleCache, convert: Convert) -> Bundle:
+def _bundle_offline(ref: HubRef, want: _Want) -> Bundle:
     """Serve from our cache, or convert what huggingface_hub's own cache holds; no network."""
-    if bundle := _load_last(cache, ref):
+    if bundle := _load_last(want, ref):
         return bundle
     found = find_in_hub_cache(ref)
     if found is None:
@@ -156,39 +207,43 @@ def _bundle_offline(ref: HubRef, cache: BundleCache, convert: Convert) -> Bundle
     directory, commit, sha256 = found
 
     def write(_: Path, out: Path) -> None:
-        _convert_checked(convert, directory, out, _hub_source(ref, commit, sha256))
+        _convert_checked(want, directory, out, _hub_source(ref, commit, sha256))
 
-    return cache.build(bundle_name(ref.model_id, commit), write)
+    return want.build(bundle_name(ref.model_id, commit), write)
 
 
-def _load_last(cache: BundleCache, ref: HubRef) -> Bundle | None:
+def _load_last(want: _Want, ref: HubRef) -> Bundle | None:
     """Return the cached bundle of the commit that the revision is, or last meant."""
-    commit = ref.revision if ref.is_commit else cache.recall(ref.model_id, ref.revision)
-    return cache.load(bundle_name(ref.model_id, commit)) if commit else None
+    commit = ref.revision if ref.is_commit else want.cache.recall(ref.model_id, ref.revision)
+    return want.load(bundle_name(ref.model_id, commit)) if commit else None
 
 
 def _hub_source(ref: HubRef, commit: str, sha256: dict[str, str]) -> Source:
     return Source(kind="hub", name=ref.model_id, revision=commit, sha256=sha256)
 
 
-def _convert_checked(convert: Convert, directory: Path, out: Path, source: Source) -> None:
+def _convert_checked(want: _Want, path: Path, out: Path, source: Source) -> None:
     """Convert; what the graph tools raise on a damaged file becomes one sentence."""
     try:
-        convert(directory, out, source)
+        want.convert(path, out, source, want.label)
     except CrossrankError as error:
         if source.kind != "hub":
             raise
         # The user knows the model by its id; the directory was ours and is gone by now.
-        raise type(error)(error.message.replace(str(directory), source.name)) from error
+        raise type(error)(error.message.replace(str(path), source.name)) from error
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        raise BundleError(
-            f"{source.name}: its ONNX graph cannot be converted ({type(error).__name__}: {first_line[:200]})"
-        ) from error
+        raise BundleError(f"{source.name}: its ONNX graph cannot be converted ({reason_of(error)})") from error
 
 
-def _convert(directory: Path, out: Path, source: Source) -> None:
+def _check(directory: Path, kind: Kind) -> None:
+    """Run the export package's checks of the configuration and the tokenizer."""
+    from crossrank_export.tokens import check_source
+
+    check_source(directory, kind)
+
+
+def _convert(path: Path, out: Path, source: Source, label: int | None) -> None:
     """Run the export package's torch-free path; imported here, as serving a bundle needs none of it."""
     from crossrank_export.pipeline import bundle_from_onnx
 
-    bundle_from_onnx(directory, out, source=source)
+    bundle_from_onnx(path, out, source=source, label=label)

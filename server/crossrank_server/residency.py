@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from crossrank_server.bundle import Bundle
 from crossrank_server.errors import BackendUnavailable, ModelWarming, SetupError
+from crossrank_server.memory import return_memory
 
 if TYPE_CHECKING:
     from crossrank_server.models import ServedModel
@@ -239,7 +239,7 @@ class Residency:
         except Exception:
             _log.exception("model %s did not end as it should", served.id)
         del served
-        await asyncio.get_running_loop().run_in_executor(self._loader, _return_memory)
+        await asyncio.get_running_loop().run_in_executor(self._loader, return_memory)
         self._tell()
 
     def _watch(self, slot: ModelSlot, after_s: float | None = None) -> None:
@@ -297,9 +297,3 @@ class Residency:
                 self._put_to_sleep(slot)
         await asyncio.gather(*self._closing)
         self._loader.shutdown()
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps what small allocations are left between."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -59,6 +59,11 @@ class ServeSettings(BaseSettings):
         " logits within 0.05 of fp32; and fp16 on a GPU, where the bundle has it. fp32 gives the reference's scores to"
         " 1e-4.",
     )
+    label: int | None = Field(
+        None,
+        ge=0,
+        description="Which logit is the score, counted from 0, of models that give several; a bundle has one already.",
+    )
     threads: int = Field(
         0,
         ge=0,

@@ -45,7 +45,7 @@ def load_service(models: Sequence[str], settings: ServeSettings, observers: Obse
     slots: dict[str, ModelSlot] = {}
     cores = Cores()
     for spec in models:
-        bundle = resolve_model(spec, cache_dir=settings.cache_dir, offline=settings.offline)
+        bundle = resolve_model(spec, cache_dir=settings.cache_dir, offline=settings.offline, label=settings.label)
         model_id = bundle.manifest.model_id
         if model_id in slots:
             raise SetupError(f"two models are called {model_id}: name each only once with --model")

@@ -20,7 +20,8 @@ from crossrank_server.bundle import Bundle
 from crossrank_server.catalog import canonical_model_id
 from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
-from crossrank_server.hub_download import find_in_hub_cache, parse_hub_ref
+from crossrank_server.hub_download import find_in_hub_cache
+from crossrank_server.hub_ref import parse_hub_ref
 from tests.conftest import SHARED
 
 FACTS = SHARED / "facts" / "golden_scores.json"

@@ -19,7 +19,8 @@ from crossrank_server.bundle import Bundle, Source, load_bundle
 from crossrank_server.bundle_cache import BundleCache
 from crossrank_server.errors import BundleError, ModelSourceError
 from crossrank_server.hub import builtin_path, resolve_model
-from crossrank_server.hub_download import HubRef, download_files, list_repository
+from crossrank_server.hub_download import download_files, list_repository
+from crossrank_server.hub_ref import HubRef
 from tests.fake_hub import FakeHub, Repository, copy_convert, model_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +66,11 @@ def resolve(hub: FakeHub, cache: Path) -> Callable[..., Bundle]:
         return resolve_model(spec, **{"cache_dir": cache, "endpoint": hub.url, "convert": copy_convert, **options})
 
     return call
+
+
+def pop(repository: Repository, *names: str) -> None:
+    for name in names:
+        del repository.files[name]
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -214,7 +220,7 @@ def test_pinned_hashes_that_fit_are_accepted(hub, tmp_path):
     expected = {name: hashlib.sha256(files[name]).hexdigest() for name in ("config.json", "onnx/model.onnx")}
     ref = HubRef(UNPINNED, hub.repositories[UNPINNED].commit, expected)
     listing = list_repository(ref, endpoint=hub.url)
-    got = download_files(ref, listing, tmp_path / "files", endpoint=hub.url)
+    got = download_files(ref, listing, tmp_path / "files", NEEDED, endpoint=hub.url)
     assert got.keys() == NEEDED
     assert expected.items() <= got.items()
 
@@ -227,7 +233,7 @@ def test_a_local_directory_with_onnx_is_converted_once_per_content(resolve, tmp_
     write_files(directory, model_files())
     converted = []
 
-    def convert(source_dir: Path, out: Path, source: Source) -> None:
+    def convert(source_dir: Path, out: Path, source: Source, label: int | None) -> None:
         converted.append(source_dir)
         copy_convert(source_dir, out, source)
 
@@ -272,10 +278,10 @@ def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(hub, resolve, sp
     assert not hub.requests
 
 
-def test_a_file_is_refused_with_the_advice_to_give_its_directory(resolve, tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(ModelSourceError, match="is a file: give the directory"):
-        resolve(str(tmp_path / "model.onnx"))
+def test_a_file_that_is_no_graph_is_refused_with_the_advice_to_give_one(resolve, tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"")
+    with pytest.raises(ModelSourceError, match=r"is not an ONNX file: give a \.onnx file or a Hugging Face directory"):
+        resolve(str(tmp_path / "model.bin"))
 
 
 # --- what fails: one clear sentence, and nothing left behind ----------------------------------------------------
@@ -293,9 +299,9 @@ def test_a_malformed_id_is_refused_before_any_request(hub, resolve, spec):
     [
         (lambda r: r.files.pop("tokenizer.json"), "has no tokenizer.json"),
         (lambda r: r.files.pop("config.json"), "has no config.json"),
-        (lambda r: r.files.pop("onnx/model.onnx"), r"crossrank export cross-encoder/\S+ --out BUNDLE"),
+        (lambda r: pop(r, "onnx/model.onnx", "onnx/model_O1.onnx"), r"crossrank export cross-encoder/\S+ --out BUNDLE"),
         (
-            lambda r: [r.files.pop("onnx/model.onnx"), r.files.pop("model.safetensors")],
+            lambda r: pop(r, "onnx/model.onnx", "onnx/model_O1.onnx", "model.safetensors"),
             r"only pickled weights \(pytorch_model.bin\)",
         ),
         (lambda r: r.listed_only.add("config.json"), "lists a file that the hub does not have"),
@@ -372,7 +378,7 @@ def test_offline_and_nothing_cached_says_so(hub, resolve):
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, BundleError])
 def test_a_conversion_that_fails_leaves_nothing_and_can_be_repeated(resolve, cache, kind):
-    def convert(source_dir: Path, out: Path, source: Source) -> None:
+    def convert(source_dir: Path, out: Path, source: Source, label: int | None) -> None:
         copy_convert(source_dir, out, source)
         raise kind("the graph\nhas two lines of trouble")
 

@@ -9,7 +9,8 @@ import pytest
 
 from crossrank_server.catalog import BUILTIN, BUILTIN_ID, MODELS, canonical_model_id, catalog_model
 from crossrank_server.errors import ModelSourceError
-from crossrank_server.hub_download import parse_hub_ref, select_files
+from crossrank_server.hub_ref import parse_hub_ref
+from crossrank_server.layout import choose_files
 
 PRICED = "cross-encoder/ms-marco-TinyBERT-L2-v2"
 
@@ -115,4 +116,5 @@ def test_a_malformed_revision_is_refused(revision):
 def test_neither_weights_of_other_formats_nor_paths_that_climb_are_selected():
     names = ["config.json", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_O1.onnx"]
     climbing = ["onnx/model.onnx/../../x", "model.safetensors", "pytorch_model.bin", "README.md"]
-    assert set(select_files([*names, *climbing], "x")) == set(names) - {"onnx/model_O1.onnx"}
+    files = choose_files([*names, *climbing], "x", lambda name: b"{}", kind="onnx")
+    assert {*files.names, *files.data} == set(names) - {"onnx/model_O1.onnx"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from crossrank_export.model_config import read_config
 from crossrank_export.samples import builtin_groups, read_groups
-from crossrank_export.sources import read_config
 from crossrank_export.tokens import read_tokens
 from crossrank_server.errors import SetupError
 from crossrank_server.hub import builtin_path

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from crossrank_export import sources
-from crossrank_export.sources import choose_label, find_source, read_config
+from crossrank_export.model_config import ModelConfig, choose_label, read_config
+from crossrank_export.sources import find_source
 from crossrank_server.errors import ModelSourceError
 
 BERT: dict[str, Any] = {
@@ -104,7 +105,7 @@ def test_a_path_that_is_no_model_is_refused(tmp_path: Path):
         find_source(tmp_path / "weights.bin")
 
 
-def config_of(tmp_path: Path, **changes: Any) -> sources.ModelConfig:
+def config_of(tmp_path: Path, **changes: Any) -> ModelConfig:
     values = {key: value for key, value in {**BERT, **changes}.items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(values))
     return read_config(tmp_path)
@@ -119,7 +120,6 @@ def config_of(tmp_path: Path, **changes: Any) -> sources.ModelConfig:
         ({"architectures": ["BertModel"]}, "no classification head"),
         ({"architectures": ["BertForMaskedLM"]}, "no classification head"),
         ({"hidden_size": None}, "states no hidden_size"),
-        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, "Tanh is not known"),
     ],
 )
 def test_what_gives_no_score_for_a_pair_is_refused(tmp_path: Path, changes: dict[str, Any], words: str):
@@ -142,6 +142,12 @@ def test_an_unreadable_config_is_refused(tmp_path: Path, text: str):
         ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "identity"),
         ({"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}, "sigmoid"),
         ({"id2label": {"0": "no", "1": "yes"}}, "identity"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, "tanh"),
+        ({"sentence_transformers": {"activation_fn": "mine.functions.Tanh"}}, "mine.functions.Tanh"),
+        (
+            {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Hardtanh"},
+            "torch.nn.modules.activation.Hardtanh",
+        ),
     ],
 )
 def test_the_activation_is_what_sentence_transformers_would_apply(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from crossrank_export.sources import ModelConfig
+from crossrank_export.model_config import ModelConfig
 from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_server.bundle import Architecture, PairTemplate
 from crossrank_server.errors import ModelSourceError

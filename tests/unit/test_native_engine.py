@@ -20,7 +20,7 @@ from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import BundleError, EngineFailure, SetupError
 from crossrank_server.native.library import library_path, usable_kernels
-from crossrank_server.native.weights import OFFERED, WORD, offered_kernels, read_weights
+from crossrank_server.native.weights import OFFERED, WORD, Shape, offered_kernels, read_weights
 from tests.conftest import ROOT
 from tests.native_models import each_kernel
 
@@ -44,6 +44,11 @@ def changed(bundle: Bundle, **weights: object) -> Bundle:
     assert bundle.manifest.weights is not None
     record = bundle.manifest.weights.model_copy(update=weights)
     return Bundle(bundle.path, bundle.manifest.model_copy(update={"weights": record}))
+
+
+def read(bundle: Bundle) -> tuple[Shape, dict[str, np.ndarray]]:
+    assert bundle.manifest.weights is not None
+    return read_weights(bundle.path, bundle.manifest.weights, bundle.manifest.architecture)
 
 
 def shaped(bundle: Bundle, hidden: int) -> Bundle:
@@ -195,7 +200,7 @@ def test_auto_takes_the_native_engine_in_bf16_where_it_has_a_kernel(builtin: Bun
 def test_a_bundle_without_weights_is_served_by_another_engine(builtin: Bundle) -> None:
     old = Bundle(builtin.path, builtin.manifest.model_copy(update={"weights": None}))
     assert make_engine(old, "auto", "fp32", threads=1).name == "openvino"
-    with pytest.raises(BundleError, match="holds no weights by role for the native engine: export it again"):
+    with pytest.raises(BundleError, match="holds no weights by role, which engine native reads: use another engine"):
         make_engine(old, "native", "fp32")
 
 
@@ -215,7 +220,7 @@ def test_weights_that_do_not_fit_their_manifest_are_refused(
     builtin: Bundle, weights: dict[str, object], message: str
 ) -> None:
     with pytest.raises(BundleError, match=message):
-        read_weights(changed(builtin, **weights))
+        read(changed(builtin, **weights))
 
 
 @built

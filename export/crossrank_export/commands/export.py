@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import click
 
 from crossrank_server.bundle import Bundle, Precision
+from crossrank_server.model_name import checked_name
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from crossrank_export.sources import Kind, SourceFiles
+    from crossrank_export.sources import SourceFiles
+    from crossrank_server.layout import Kind
 
 
 def _precisions(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[Precision]:
@@ -24,6 +26,10 @@ def _precisions(_: click.Context, __: click.Parameter, values: tuple[str, ...]) 
         if name not in get_args(Precision):
             raise click.BadParameter(f"{name!r} is not one of {', '.join(get_args(Precision))}")
     return cast(list[Precision], names)
+
+
+def _name(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    return value if value is None else checked_name(value)
 
 
 @click.command()
@@ -44,6 +50,7 @@ def _precisions(_: click.Context, __: click.Parameter, values: tuple[str, ...]) 
     "--opset", type=click.IntRange(min=11, max=20), help="ONNX opset; 17 from safetensors, else the file's own."
 )
 @click.option("--label", type=click.IntRange(min=0), help="Which logit is the score, where a model gives several.")
+@click.option("--name", callback=_name, help="The model's id in requests; else its hub id, or its directory's name.")
 @click.option(
     "--pairs",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -67,6 +74,7 @@ def export(
     max_length: int | None,
     opset: int | None,
     label: int | None,
+    name: str | None,
     pairs: Path | None,
     kind: Kind | None,
     card: Path | None,
@@ -94,7 +102,7 @@ def export(
 
     # The dot keeps a file called `reference` apart from the record's own entries.
     groups = {pairs.name if pairs.suffix else f"./{pairs.name}": read_groups(pairs)} if pairs else {}
-    options = ExportOptions(precisions, max_length, opset, label, card, groups)
+    options = ExportOptions(precisions, max_length, opset, label, name, card, groups)
     with _progress() as on_step, _source(model, kind, on_step) as files:
         bundle = export_model(files, out, options, on_step)
     _report(bundle)
@@ -152,10 +160,21 @@ def _report(bundle: Bundle) -> None:
     for graph in manifest.graphs:
         size_mb = sum(bundle.file(name).stat().st_size for name in graph.files) / 1e6
         click.echo(f"{graph.file}: {size_mb:.1f} MB, against {graph.parity['reference']}", err=True)
-        for name, record in graph.parity.items():
-            if isinstance(record, dict):
-                click.echo(f"  {name}: {_agreement(record, graph.precision)}", err=True)
+        _report_agreements(graph.parity, graph.precision)
+    for name, record in manifest.engines.items():
+        click.echo(f"engine {name} ({record['runtime']}), from these files:", err=True)
+        if "refused" in record:
+            click.echo(f"  it cannot serve this bundle: {record['refused']}", err=True)
+        _report_agreements(record, "fp32")
+        if record.get("disagrees"):
+            click.echo("  beyond the limit: --engine auto does not choose it for this bundle", err=True)
     click.echo(str(bundle.path))
+
+
+def _report_agreements(record: dict[str, Any], precision: Precision) -> None:
+    for name, agreement in record.items():
+        if isinstance(agreement, dict):
+            click.echo(f"  {name}: {_agreement(agreement, precision)}", err=True)
 
 
 def _agreement(record: dict[str, Any], precision: Precision) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crossrank_perf.evaluation import Evaluation, Inputs
     from crossrank_perf.scoring import Advance, Reranked, Scorer
 
-_FORWARDED = {"engine", "threads", "offline", "cache_dir"}
+_FORWARDED = {"engine", "label", "threads", "offline", "cache_dir"}
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 _SUITES = ("trec-dl-2019", "trec-dl-2020")
 _FILE = click.Path(path_type=Path)

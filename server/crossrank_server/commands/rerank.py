@@ -18,7 +18,7 @@ from crossrank_server.options import options_from_settings, settings_from_option
 from crossrank_server.request import RerankRequest
 from crossrank_server.settings import ServeSettings
 
-_FORWARDED = {"engine", "precision", "threads", "offline", "cache_dir"}
+_FORWARDED = {"engine", "precision", "label", "threads", "offline", "cache_dir"}
 
 
 @dataclass(frozen=True)

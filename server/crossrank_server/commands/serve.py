@@ -37,9 +37,10 @@ if TYPE_CHECKING:
     multiple=True,
     default=["builtin"],
     show_default=True,
-    help="builtin, a bundle directory, a Hugging Face directory holding ONNX, or a hub id. Repeat it for several; "
-    "the first is the default of requests that name none. All are fetched and checked at start, so that later loads "
-    "need no network and a wrong name is seen at once; only the first and those of --pin are loaded then.",
+    help="builtin, a bundle directory, a Hugging Face directory holding ONNX, or a hub id; NAME=MODEL gives it another "
+    "name. Repeat it for several; the first is the default of requests that name none. All are fetched and checked at "
+    "start, so that later loads need no network and a wrong name is seen at once; only the first and those of --pin "
+    "are loaded then.",
 )
 @options_from_settings(ServeSettings)
 def serve(models: tuple[str, ...], **options: Any) -> None:
@@ -49,7 +50,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     Examples:
       crossrank serve
       crossrank serve --model cross-encoder/ms-marco-TinyBERT-L2-v2 --port 9000
-      crossrank serve --model ./my-bundle --model builtin --precision fp32
+      crossrank serve --model mine=./my-bundle --model builtin --precision fp32
       crossrank serve --grpc-port 9000
 
     \b

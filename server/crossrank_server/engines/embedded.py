@@ -14,6 +14,7 @@ from crossrank_server.bundle import Bundle, Graph
 from crossrank_server.cores import available_cores
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import BundleError, EngineFailure
+from crossrank_server.reasons import reason_of
 
 # Each new shape costs 2 ms and, for good, 0.3 - 0.5 MB (measured with OpenVINO): lengths are padded to a multiple of
 # 16, rows to 1, 2 or a multiple of 4.
@@ -47,6 +48,7 @@ class EmbeddedEngine(ABC):
 
     Args:
         bundle: The model.
+        file: Of the bundle, that holds the weights it computes with.
         precision: The arithmetic in use.
         threads: Inferences at the same time; all available cores if None.
     """
@@ -60,7 +62,8 @@ class EmbeddedEngine(ABC):
     length_step = LENGTH_STEP
     row_step = ROW_STEP
 
-    def __init__(self, bundle: Bundle, precision: str, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, file: str, precision: str, threads: int | None) -> None:
+        self.file = file
         self.precision = precision
         self.concurrency = threads or available_cores()
         self._max_length = bundle.manifest.max_length
@@ -122,7 +125,7 @@ class GraphEngine(EmbeddedEngine):
     pads = True
 
     def __init__(self, bundle: Bundle, graph: Graph, precision: str, threads: int | None) -> None:
-        super().__init__(bundle, precision, threads)
+        super().__init__(bundle, graph.file, precision, threads)
         self._graph = graph
         self._path = bundle.file(graph.file)
         self._num_labels = bundle.manifest.num_labels
@@ -145,21 +148,22 @@ class GraphEngine(EmbeddedEngine):
         expected = {tensor.name: tensor.dtype for tensor in self._graph.inputs}
         if inputs != expected:
             raise BundleError(
-                f"{self._path}: the graph has inputs {inputs}, the manifest says {expected}; export it again"
+                f"{self._path}: the graph has inputs {inputs}, the manifest says {expected}: the two are not of one "
+                "export"
             )
         output = self._graph.output.name
         if outputs.get(output, 0) not in (None, self._num_labels):
             raise BundleError(
                 f"{self._path}: the graph has outputs {outputs} (name and columns), the manifest says {output} with "
-                f"{self._num_labels}; export it again"
+                f"{self._num_labels}: the two are not of one export"
             )
         length = min(self._max_length, PROVED_TOKENS)
         try:
             self.infer(self._padding(1, length))
         except (EngineFailure, IndexError) as error:
             raise BundleError(
-                f"{self._path} cannot score a pair of {length} tokens (max_length is {self._max_length}): {error}; "
-                "export it again"
+                f"{self._path} cannot score a pair of {length} tokens, of max_length {self._max_length} ({error}): "
+                "export the model with a smaller --max-length, or use another --engine"
             ) from error
 
     @abstractmethod
@@ -186,5 +190,5 @@ class GraphEngine(EmbeddedEngine):
         try:
             output = self._infer(inputs)
         except Exception as error:
-            raise EngineFailure(f"{self.name} failed: {error}") from error
+            raise EngineFailure(f"{self.name} failed: {reason_of(error)}") from error
         return np.array(output[: len(batch), self._label], np.float32)

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank_server.bundle import Bundle
+from crossrank_server.engines.agreement import TOLERANCE
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.errors import BundleError, EngineFailure, SetupError
 from crossrank_server.native.library import KERNELS, Kernel, NativeContext, NativeError, NativeModel, usable_kernels
 from crossrank_server.native.weights import Shape, read_weights
 
-# How far a kernel may be from the portable one on the pairs of the self-test, relative to the largest logit.
-_TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 _TEST_LENGTHS = (1, 3, 17, 33, 64, 97)
 _TEST_SEED = 0
 
@@ -53,15 +52,18 @@ class NativeEngine(EmbeddedEngine):
     pads = False
 
     def __init__(self, bundle: Bundle, kernel: Kernel, threads: int | None = None) -> None:
-        super().__init__(bundle, precision_of(kernel), threads)
+        record = bundle.manifest.weights
+        if record is None:
+            raise BundleError(f"{bundle.path} holds no weights by role, which engine native reads: use another engine")
+        super().__init__(bundle, record.file, precision_of(kernel), threads)
         # About ten milliseconds of work of a TinyBERT-L2: a smaller batch costs more calls, a larger one makes urgent
         # requests wait.
         self.batch_tokens = 8192 if self.precision == "bf16" else 2048
-        shape, weights = read_weights(bundle)
+        shape, weights = read_weights(bundle.path, record, bundle.manifest.architecture)
         if self._max_length > shape.positions:
             raise BundleError(
-                f"{bundle.path}: max_length {self._max_length} is over the {shape.positions} positions of its weights; "
-                "export it again"
+                f"{bundle.path}: max_length {self._max_length} is over the {shape.positions} positions of its weights: "
+                "export the model with a smaller --max-length, or use another --engine"
             )
         try:
             self._model = NativeModel(kernel, shape, weights)
@@ -77,7 +79,7 @@ class NativeEngine(EmbeddedEngine):
         ids = generator.integers(0, shape.vocab_size, offsets[-1], np.int32)
         types = generator.integers(0, shape.segments, offsets[-1], np.int32)
         own, expected = (NativeContext(model).score(ids, types, offsets) for model in (self._model, portable))
-        limit = _TOLERANCE[self.precision] * max(1.0, float(np.abs(expected).max()))
+        limit = TOLERANCE[self.precision] * max(1.0, float(np.abs(expected).max()))
         delta = float(np.abs(own - expected).max())
         if not delta <= limit:
             raise SetupError(

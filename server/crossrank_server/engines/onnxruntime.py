@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from crossrank_server.bundle import Bundle, Precision
 from crossrank_server.engines.embedded import GraphEngine
 from crossrank_server.errors import BundleError
+from crossrank_server.reasons import reason_of
 
 
 class OnnxRuntimeEngine(GraphEngine):
@@ -36,7 +37,7 @@ class OnnxRuntimeEngine(GraphEngine):
                 str(self._path), options, ["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
             )
         except Exception as error:  # ONNX Runtime raises its own unexported types
-            raise BundleError(f"ONNX Runtime cannot load {self._path}: {error}") from error
+            raise BundleError(f"ONNX Runtime cannot load {self._path.name} ({reason_of(error)})") from error
         self._check_interface(*session_interface(self._session))
 
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.embedded import GraphEngine
 from crossrank_server.errors import BundleError
+from crossrank_server.reasons import reason_of
 
 
 class OpenVinoEngine(GraphEngine):
@@ -36,12 +37,15 @@ class OpenVinoEngine(GraphEngine):
         try:
             self._model: Any = _core().compile_model(str(self._path), "CPU", settings)
         except Exception as error:  # OpenVINO raises plain RuntimeError
-            raise BundleError(f"OpenVINO cannot load {self._path}: {error}") from error
+            raise BundleError(f"OpenVINO cannot load {self._path.name} ({reason_of(error)})") from error
         dtypes = {"i32": "int32", "i64": "int64"}
-        inputs = {port.get_any_name(): port.get_element_type().get_type_name() for port in self._model.inputs}
+        inputs = {
+            _name(port, {tensor.name for tensor in graph.inputs}): port.get_element_type().get_type_name()
+            for port in self._model.inputs
+        }
         self._check_interface(
             {name: dtypes.get(dtype, dtype) for name, dtype in inputs.items()},
-            {port.get_any_name(): _columns(port.get_partial_shape()) for port in self._model.outputs},
+            {_name(port, {graph.output.name}): _columns(port.get_partial_shape()) for port in self._model.outputs},
         )
 
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
@@ -59,6 +63,12 @@ def _core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+def _name(port: Any, expected: set[str]) -> str:
+    """Return the name of a port: it has several where OpenVINO merged a conversion into an input."""
+    names: set[str] = port.get_names()
+    return min(names & expected or names)
 
 
 def _columns(shape: Any) -> int | None:

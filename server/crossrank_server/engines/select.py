@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from functools import cache
+from collections.abc import Callable
+from functools import cache, cached_property
 from typing import Literal, get_args
 
 from crossrank_server.bundle import Bundle
+from crossrank_server.engines.agreement import Expected, check_logits, expect_logits
 from crossrank_server.engines.cuda import CudaEngine, best_operators
 from crossrank_server.engines.cuda_session import cuda_installed
 from crossrank_server.engines.embedded import EmbeddedEngine, has_bf16
@@ -15,6 +17,7 @@ from crossrank_server.engines.native import NativeEngine, native_kernel
 from crossrank_server.errors import CrossrankError, EngineFailure, SetupError
 from crossrank_server.native.library import usable_kernels
 from crossrank_server.native.weights import OFFERED, offered_kernels
+from crossrank_server.reasons import reason_of
 
 EngineName = Literal["auto", "native", "openvino", "onnxruntime", "cuda"]
 # Those of CPUs, which `crossrank tune` measures.
@@ -27,52 +30,94 @@ _log = logging.getLogger("crossrank")
 def make_engine(
     bundle: Bundle, name: EngineName = "auto", precision: PrecisionName = "auto", threads: int | None = None
 ) -> EmbeddedEngine:
-    """Load a bundle into the engine asked for, or into the fastest one that this machine has.
+    """Load a bundle into the engine asked for, or into the fastest one of this machine that works.
 
     `auto` takes the GPU where the installed ONNX Runtime can use one, else the native encoder where it was measured
     faster than any other that is installed (its own model shapes, from AVX2 on), else OpenVINO where that is installed,
-    and bf16 where the CPU multiplies bf16 natively. `fp16` and `int8` are graphs of the bundle, which ONNX Runtime
-    runs.
+    else ONNX Runtime; and bf16 where the CPU multiplies bf16 natively. An engine that cannot load the bundle, or
+    computes something else than its fp32 graph, is passed over, which is said once. `fp16` and `int8` are graphs of the
+    bundle, which ONNX Runtime runs.
 
     Raises:
-        SetupError: The engine is not installed, or it cannot compute in that precision on this CPU.
+        SetupError: The engine is not installed, it cannot compute in that precision on this CPU, or none works.
         BundleError: The bundle does not fit its manifest or has no such graph.
+        EngineFailure: The engine asked for computes something else than the bundle's fp32 graph.
     """
-    if name == "auto":
-        engine = _cuda_if_usable(bundle, precision, threads)
-        if engine is not None:
-            return engine
-        engine = _native_if_fastest(bundle, precision, threads)
-        if engine is not None:
-            return engine
-        name = "openvino" if _openvino_installed() and precision not in ("fp16", "int8") else "onnxruntime"
-    if name == "cuda":
-        return _cuda_engine(bundle, precision, threads)
-    if name == "native":
-        return _native_engine(bundle, precision, threads)
-    if name == "openvino":
-        if not _openvino_installed():
-            raise SetupError(
-                "engine openvino is not installed: pip install 'crossrank[openvino]', or --engine onnxruntime"
+    reference = _Reference(bundle)
+    if name != "auto":
+        return _load(name, _MAKERS[name], reference, precision, threads)
+    passed_over = []
+    for candidate in auto_engines(precision):
+        make = _native_if_fastest if candidate == "native" else _MAKERS[candidate]
+        try:
+            _refuse_disagreeing(bundle, candidate)
+            engine = _load(candidate, make, reference, precision, threads)
+        except CrossrankError as error:
+            passed_over.append(error.message)
+            _say_once(f"engine {candidate} is not used: {error.message}")
+            continue
+        if candidate == "cuda":
+            _say_once(
+                "engine cuda is used, as ONNX Runtime found a GPU; --engine native, openvino or onnxruntime use the CPU"
             )
-        return _openvino_engine(bundle, precision, threads)
-    if precision == "bf16":
-        raise SetupError("engine onnxruntime has no bf16 on CPUs: use --engine openvino, or --precision fp32")
-    from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(bundle, "fp32" if precision == "auto" else precision, threads)
+        return engine
+    raise SetupError(f"no engine of this machine serves {bundle.manifest.model_id}: {'; '.join(passed_over)}")
 
 
-def _cuda_if_usable(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine | None:
-    """Return the GPU's engine, or None after saying why another serves; without onnxruntime-gpu nothing is said."""
-    if precision in ("bf16", "int8") or not cuda_installed():
-        return None
+def auto_engines(precision: PrecisionName) -> list[EngineName]:
+    """Return the engines that `auto` tries, the fastest first; one that is not installed is not worth a word."""
+    graphs_only = precision in ("fp16", "int8")
+    found: dict[EngineName, bool] = {
+        "cuda": precision not in ("bf16", "int8") and cuda_installed(),
+        "native": not graphs_only,
+        "openvino": not graphs_only and _openvino_installed(),
+        "onnxruntime": True,
+    }
+    return [name for name, wanted in found.items() if wanted]
+
+
+def _refuse_disagreeing(bundle: Bundle, name: EngineName) -> None:
+    """Pass over an engine that was found to give other logits than the source's when the bundle was exported."""
+    record = bundle.manifest.engines.get(name, {})
+    if record.get("disagrees"):
+        raise SetupError(
+            f"its logits were not the source's when {bundle.manifest.model_id} was exported, with {record['runtime']}"
+        )
+
+
+class _Reference:
+    """A bundle, and what its fp32 graph gives in ONNX Runtime, computed when it is first asked for."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+
+    @cached_property
+    def expected(self) -> Expected | None:
+        return expect_logits(self.bundle)
+
+
+_Maker = Callable[[Bundle, PrecisionName, "int | None"], EmbeddedEngine]
+
+
+def _load(
+    name: EngineName, make: _Maker, reference: _Reference, precision: PrecisionName, threads: int | None
+) -> EmbeddedEngine:
+    """Return an engine that computes what the bundle's fp32 graph does.
+
+    Raises:
+        CrossrankError: It does not, or cannot be loaded.
+    """
     try:
-        engine = _cuda_engine(bundle, precision, threads)
-    except CrossrankError as error:
-        _say_once(f"engine cuda is not used: {error.message}")
-        return None
-    _say_once("engine cuda is used, as ONNX Runtime found a GPU; --engine native, openvino or onnxruntime use the CPU")
+        # Before the engine takes memory for its own copy of the weights.
+        expected = reference.expected if name in _CHECKED else None
+        engine = make(reference.bundle, precision, threads)
+    except CrossrankError:
+        raise
+    except Exception as error:  # a broken installation raises anything, on import already
+        _log.debug("engine %s cannot be loaded", name, exc_info=True)
+        raise SetupError(f"engine {name} cannot be loaded here ({reason_of(error)})") from error
+    if expected is not None:
+        check_logits(engine, expected)
     return engine
 
 
@@ -97,27 +142,24 @@ def _cuda_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) 
     return engine
 
 
-def _native_if_fastest(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine | None:
-    """Return the native engine, or None after saying why another serves."""
-    if precision in ("fp16", "int8"):
-        return None
+def _native_if_fastest(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
+    """Return the native engine.
+
+    Raises:
+        CrossrankError: It cannot be used, or another was measured faster.
+    """
     precisions: tuple[PrecisionName, ...] = (precision,)
     if precision == "auto":
         precisions = ("bf16", "fp32") if has_bf16() else ("fp32",)
     fastest = precisions[0]
-    try:
-        if not _openvino_installed():
-            engine = _native_in_place_of_openvino(bundle, precisions, threads)
-            if engine is not None:
-                return engine
-        if native_kernel(fastest) in (None, "portable"):
-            # Not measured faster than OpenVINO.
-            _say_once(f"engine native is not used: {_why_no_kernel(fastest)}")
-            return None
-        return _native_engine(bundle, fastest, threads)
-    except CrossrankError as error:
-        _say_once(f"engine native is not used: {error.message}")
-        return None
+    if not _openvino_installed():
+        engine = _native_in_place_of_openvino(bundle, precisions, threads)
+        if engine is not None:
+            return engine
+    if native_kernel(fastest) in (None, "portable"):
+        # Not measured faster than OpenVINO.
+        raise SetupError(_why_no_kernel(fastest))
+    return _native_engine(bundle, fastest, threads)
 
 
 def _native_in_place_of_openvino(
@@ -188,16 +230,36 @@ def _say_once(message: str) -> None:
 
 
 def _openvino_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
-    from crossrank_server.engines.openvino import OpenVinoEngine
-
+    if not _openvino_installed():
+        raise SetupError("engine openvino is not installed: pip install 'crossrank[openvino]', or --engine onnxruntime")
     if precision == "auto":
         precision = "bf16" if has_bf16() else "fp32"
     if precision not in ("fp32", "bf16"):
         raise SetupError(f"engine openvino serves fp32 and bf16, not {precision}: use --engine onnxruntime")
     if precision == "bf16" and not has_bf16():
         raise SetupError("this CPU has no bf16 arithmetic (neither AMX nor AVX-512 BF16): use --precision fp32")
+    from crossrank_server.engines.openvino import OpenVinoEngine
+
     return OpenVinoEngine(bundle, precision, threads)
+
+
+def _onnxruntime_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
+    if precision == "bf16":
+        raise SetupError("engine onnxruntime has no bf16 on CPUs: use --engine openvino, or --precision fp32")
+    from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(bundle, "fp32" if precision == "auto" else precision, threads)
 
 
 def _openvino_installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
+
+
+_MAKERS: dict[str, _Maker] = {
+    "cuda": _cuda_engine,
+    "native": _native_engine,
+    "openvino": _openvino_engine,
+    "onnxruntime": _onnxruntime_engine,
+}
+# Those that are compared here; engine cuda compares itself, to fall back on another of the bundle's graphs.
+_CHECKED = ("native", "openvino")

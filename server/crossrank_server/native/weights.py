@@ -13,14 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
-from crossrank_server.bundle import Architecture, Bundle
+from crossrank_server.bundle import Architecture, Weights
 from crossrank_server.errors import BundleError
 
 WORD = "embeddings.word"
@@ -104,25 +105,39 @@ def offered_kernels(architecture: Architecture) -> tuple[str, ...]:
     return OFFERED.get((architecture.hidden, architecture.heads), ()) if architecture.model_type == "bert" else ()
 
 
-def read_weights(bundle: Bundle) -> tuple[Shape, dict[str, NDArray[np.float32]]]:
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write arrays as safetensors, each in the order of its own elements.
+
+    The library writes the memory under a strided view as it lies there, so that `weight[:, 1]` would become the first
+    elements of `weight`: an array that is not contiguous is copied.
+
+    Source: https://github.com/safetensors/safetensors/issues/825
+    """
+    contiguous = {role: np.ascontiguousarray(array, "<f4") for role, array in arrays.items()}
+    path.write_bytes(save(contiguous))  # save_file would make it readable for its owner only
+
+
+def read_weights(directory: Path, record: Weights, sizes: Architecture) -> tuple[Shape, dict[str, NDArray[np.float32]]]:
     """Read a bundle's weights, whose files have been compared with their hashes when it was loaded.
 
+    Args:
+        directory: The bundle's.
+        record: What its manifest says of them.
+        sizes: Of the model.
+
     Raises:
-        BundleError: It has none, or they do not fit its manifest.
+        BundleError: They do not fit the manifest.
     """
-    record, sizes = bundle.manifest.weights, bundle.manifest.architecture
-    if record is None:
-        raise BundleError(f"{bundle.path} holds no weights by role for the native engine: export it again")
     integers = {name: getattr(sizes, name) for name in ("layers", "hidden", "heads", "ffn", "vocab_size")}
     shape = Shape(**integers, positions=record.positions, segments=record.segments, epsilon=record.epsilon)
     expected = shape.arrays()
     try:
-        arrays = load_file(bundle.file(record.file))
+        arrays = load_file(directory / record.file)
         for role, tensor in record.shared.items():
             dims = expected.get(role, ())
-            numbers = np.fromfile(bundle.file(tensor.file), "<f4", math.prod(dims), offset=tensor.offset)
+            numbers = np.fromfile(directory / tensor.file, "<f4", math.prod(dims), offset=tensor.offset)
             arrays[role] = numbers.astype(np.float32, copy=False).reshape(dims)
         shape.check(arrays)
     except (OSError, ValueError, SafetensorError) as error:
-        raise BundleError(f"{bundle.file(record.file)} does not fit the manifest ({error}); export it again") from error
+        raise BundleError(f"{directory / record.file} does not fit the manifest ({error}); export it again") from error
     return shape, arrays

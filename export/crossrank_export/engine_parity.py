@@ -1,0 +1,83 @@
+"""Whether the engines of this machine give the source's logits from the bundle as it was written.
+
+The graph's own parity says that the graph is right. An engine may read other files than the graph (native), fuse what
+it should not, or refuse the graph: `auto` may choose any of them, so each is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrank_export.parity import THRESHOLDS, SampleSet, compare
+from crossrank_server.bundle import Bundle
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.engines.buckets import take_pairs
+from crossrank_server.engines.embedded import EmbeddedEngine
+from crossrank_server.engines.select import EngineName, auto_engines, make_engine
+from crossrank_server.errors import CrossrankError
+
+# Tokens of a call: enough to be efficient, few enough to keep every core busy.
+_CALL_TOKENS = 2048
+_PACKAGES = {"native": "crossrank", "cuda": "onnxruntime-gpu"}
+
+
+def compare_engines(bundle: Bundle, samples: Sequence[SampleSet]) -> dict[str, dict[str, Any]]:
+    """Score the pairs in fp32 with each engine that `auto` may choose here for a bundle.
+
+    Args:
+        bundle: As it lies on disk.
+        samples: Pairs with the source's logits.
+
+    Returns:
+        By engine: `runtime` with its version, and the agreement by name of the sample set; or, where it cannot serve,
+        `refused`, the reason. `disagrees` is true where a logit is beyond the threshold of fp32.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in auto_engines("fp32"):
+        if name == "native" and bundle.manifest.weights is None:
+            continue
+        found[name] = _compare(bundle, name, samples)
+    return found
+
+
+def _compare(bundle: Bundle, name: EngineName, samples: Sequence[SampleSet]) -> dict[str, Any]:
+    record: dict[str, Any] = {"runtime": _runtime(name)}
+    try:
+        engine = make_engine(bundle, name, "fp32")
+        agreements = {sample.name: compare(sample, _score(engine, sample.batch)) for sample in samples}
+    except CrossrankError as error:
+        return {**record, "refused": error.message}
+    record |= {key: agreement.as_dict() for key, agreement in agreements.items()}
+    # Written so that NaN disagrees too.
+    record["disagrees"] = not all(a.max_abs_delta <= THRESHOLDS["fp32"] for a in agreements.values())
+    return record
+
+
+def _score(engine: EmbeddedEngine, batch: PairBatch) -> NDArray[np.float32]:
+    """Return the logits, float32 [pairs], in calls of similar pairs, as many at a time as there are cores."""
+    order = np.argsort(batch.lengths, kind="stable")
+    calls: list[list[int]] = [[]]
+    for row in order:
+        if calls[-1] and (len(calls[-1]) + 1) * batch.lengths[row] > _CALL_TOKENS:
+            calls.append([])
+        calls[-1].append(int(row))
+    logits = np.empty(len(batch), np.float32)
+    with ThreadPoolExecutor(engine.concurrency) as pool:
+        parts = pool.map(lambda rows: engine.infer(take_pairs(batch, np.array(rows))), calls)
+        for rows, part in zip(calls, parts, strict=True):
+            logits[rows] = part
+    return logits
+
+
+def _runtime(name: str) -> str:
+    package = _PACKAGES.get(name, name)
+    try:
+        return f"{name} {version(package)}"
+    except PackageNotFoundError:
+        return name

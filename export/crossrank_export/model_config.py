@@ -1,0 +1,199 @@
+"""What config.json and its companions say of a model, and which models give no score for a pair."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crossrank_server.bundle import Architecture
+from crossrank_server.errors import ModelSourceError
+from crossrank_server.layout import CONFIG, MODULES, Kind, own_code, read_object, why_own_code
+
+logger = logging.getLogger(__name__)
+
+_GENERATIVE = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ForSeq2SeqLM")
+_CLASSIFIER = "ForSequenceClassification"
+_SETTINGS = "config_sentence_transformers.json"
+# Those of torch.nn that keep the order of scores, and softmax over labels.
+_ACTIVATIONS = frozenset({"identity", "sigmoid", "tanh", "softplus", "logsigmoid", "softmax", "relu"})
+# Models whose position ids start after the padding id, so that the table is longer than the window.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "mpnet")
+# How config.json of each family spells the same number.
+_SPELLINGS = {
+    "layers": ("num_hidden_layers", "n_layers", "num_layers"),
+    "hidden": ("hidden_size", "dim", "d_model"),
+    "heads": ("num_attention_heads", "n_heads"),
+    "ffn": ("intermediate_size", "hidden_dim", "d_ff"),
+    "vocab_size": ("vocab_size",),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What config.json says of a model.
+
+    Attributes:
+        architecture: Its shape.
+        num_labels: Logits a pair gets.
+        activation: What its authors apply to the logit: `identity`, `sigmoid` ..., the class's own name in lower case.
+        window: Positions of the encoder in tokens, None where the config names no limit.
+        pad_token_id: Id that fills a batch.
+        segment_types: Rows of the segment embedding; 0 or 1 where segments mean nothing.
+    """
+
+    architecture: Architecture
+    num_labels: int
+    activation: str
+    window: int | None
+    pad_token_id: int
+    segment_types: int
+
+
+def read_config(directory: Path, kind: Kind = "onnx") -> ModelConfig:
+    """Read config.json, and what sentence-transformers writes beside it.
+
+    Args:
+        directory: The model's.
+        kind: What its graph is made from; safetensors need the class that the config names.
+
+    Raises:
+        ModelSourceError: It is unreadable, incomplete, of a model that gives no score for a pair, or of one that needs
+            code of its own.
+    """
+    path = directory / CONFIG
+    config = _read(directory, CONFIG)
+    code = own_code(config)
+    if kind == "safetensors" and code is not None and not _is_of_transformers(config, code):
+        raise ModelSourceError(why_own_code(str(directory), code))
+    _refuse_modules(directory)
+    _refuse_architecture(config, path)
+    model_type = str(config.get("model_type", ""))
+    numbers: dict[str, int] = {}
+    for name, spellings in _SPELLINGS.items():
+        value = next((config[key] for key in spellings if isinstance(config.get(key), int)), None)
+        if value is None:
+            raise ModelSourceError(f"{path} states no {spellings[0]}: it is not the config of an encoder")
+        numbers[name] = value
+    num_labels = _num_labels(config)
+    pad_token_id = config.get("pad_token_id")
+    pad_token_id = pad_token_id if isinstance(pad_token_id, int) else 0
+    positions = config.get("max_position_embeddings")
+    window = positions if isinstance(positions, int) and positions > 0 else None
+    if window is not None and model_type in _OFFSET_POSITIONS:
+        window -= pad_token_id + 1
+    return ModelConfig(
+        architecture=Architecture(model_type=model_type, **numbers),
+        num_labels=num_labels,
+        activation=_activation(directory, config, num_labels),
+        window=window,
+        pad_token_id=pad_token_id,
+        segment_types=int(config.get("type_vocab_size") or 0),
+    )
+
+
+def choose_label(num_labels: int, label: int | None, where: str) -> int:
+    """Return which logit is the score.
+
+    Raises:
+        ModelSourceError: There are several and none is named, or there is no such label.
+    """
+    if label is None and num_labels > 1:
+        raise ModelSourceError(
+            f"{where} gives {num_labels} logits a pair, and a score is one: say which with "
+            f"--label 0..{num_labels - 1} of crossrank serve or crossrank export"
+        )
+    if label is not None and not 0 <= label < num_labels:
+        raise ModelSourceError(f"--label {label} is not among the {num_labels} of {where}: give 0..{num_labels - 1}")
+    return label or 0
+
+
+def _read(directory: Path, name: str) -> dict[str, Any]:
+    return read_object(name, str(directory), lambda file: (directory / file).read_bytes())
+
+
+def _is_of_transformers(config: dict[str, Any], name: str) -> bool:
+    """Tell whether transformers has the class: a config.json may still name code that it once needed."""
+    if importlib.util.find_spec("transformers") is None:
+        return False
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(str(config.get("model_type"))) == name
+
+
+def _refuse_modules(directory: Path) -> None:
+    """Refuse what sentence-transformers computes beside the classifier: modules after it, and a default prompt.
+
+    Source: `CrossEncoder` of https://github.com/huggingface/sentence-transformers, from version 5.4 on
+    """
+    if (directory / MODULES).is_file():
+        try:
+            modules = json.loads((directory / MODULES).read_bytes())
+            kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+            folders = [str(module.get("path", "")) for module in modules]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelSourceError(f"{directory / MODULES} lists no modules ({error!r}): download it again") from error
+        if kinds != ["Transformer"] or folders not in ([""], ["."]):
+            raise ModelSourceError(
+                f"{directory} is a chain of modules ({', '.join(kinds)}), of which only a Transformer with its own "
+                f"classifier (*{_CLASSIFIER}) is read here"
+            )
+    if (directory / _SETTINGS).is_file():
+        prompt = _read(directory, _SETTINGS).get("default_prompt_name")
+        if prompt:
+            raise ModelSourceError(
+                f"{directory / _SETTINGS}: the default prompt {prompt!r} belongs before every query, which is not done "
+                "here: its scores would be others"
+            )
+
+
+def _refuse_architecture(config: dict[str, Any], path: Path) -> None:
+    names = config.get("architectures") or []
+    for name in map(str, names):
+        if name.endswith(_GENERATIVE):
+            raise ModelSourceError(
+                f"{path}: {name} generates text; crossrank serves cross-encoders, whose architecture is a "
+                f"*{_CLASSIFIER}"
+            )
+    if names and not any(str(name).endswith(_CLASSIFIER) for name in names):
+        raise ModelSourceError(
+            f"{path}: {names[0]} has no classification head, so it gives no score for a pair; crossrank serves "
+            f"cross-encoders, whose architecture is a *{_CLASSIFIER}"
+        )
+
+
+def _num_labels(config: dict[str, Any]) -> int:
+    """Return the number of logits; transformers leaves its default of two out of config.json."""
+    if isinstance(config.get("num_labels"), int):
+        return int(config["num_labels"])
+    labels = config.get("id2label")
+    return len(labels) if isinstance(labels, dict) and labels else 2
+
+
+def _activation(directory: Path, config: dict[str, Any], num_labels: int) -> str:
+    """Return what CrossEncoder.predict applies by default; one that is not known is said and serves as its name.
+
+    Source: `CrossEncoder.get_default_activation_fn`, https://github.com/huggingface/sentence-transformers
+    """
+    section = config.get("sentence_transformers")
+    settings = _read(directory, _SETTINGS) if (directory / _SETTINGS).is_file() else {}
+    candidates = (
+        settings.get("activation_fn"),
+        section.get("activation_fn") if isinstance(section, dict) else None,
+        config.get("sbert_ce_default_activation_function"),
+    )
+    named = next((str(name) for name in candidates if name), None)
+    if named is None:
+        return "sigmoid" if num_labels == 1 else "identity"
+    kind = named.rpartition(".")[2].lower()
+    if kind not in _ACTIVATIONS or not named.startswith("torch."):
+        logger.warning(
+            "%s: its activation %s is not known here: raw_scores gives the model's logits, other scores are sigmoids",
+            directory,
+            named,
+        )
+        return named
+    return kind

@@ -1,0 +1,114 @@
+"""Graphs that come in less than fp32: fp16 becomes fp32 again, what is quantized is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from crossrank_export.passes.report import PassReport
+from crossrank_server.errors import ModelSourceError
+
+NAME = "widen"
+# Operators of products and tables of few bits, beside those that say so in their names (DynamicQuantizeLinear, QGemm).
+_QUANTIZED = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "MatMulNBits", "MatMulBnb4"})
+_COMPUTED = frozenset(
+    {
+        ir.DataType.FLOAT,
+        ir.DataType.FLOAT16,
+        ir.DataType.DOUBLE,
+        ir.DataType.INT64,
+        ir.DataType.INT32,
+        ir.DataType.BOOL,
+    }
+)
+
+
+def _factors() -> dict[float, float]:
+    """Return roots by what fp16 makes of them: of GELU's 2 and of 2 / pi, and of the sizes that heads have."""
+    numbers = [2 / np.pi, *(float(size) for size in range(2, 513))]
+    exact = [0.044715, *np.sqrt(numbers), *(1 / np.sqrt(numbers))]
+    return {float(np.float16(number)): float(number) for number in exact}
+
+
+_FACTORS = _factors()
+
+
+def refuse_quantized(model: ir.Model, where: str) -> None:
+    """Refuse a graph whose weights or products are of fewer bits than fp16's.
+
+    A dynamically quantized product scales its input by the largest number in the whole batch, so that a pair's score
+    depends on what it shares the batch with, and every runtime fuses it otherwise.
+    Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
+
+    Raises:
+        ModelSourceError: Says how it is quantized and what to give instead.
+    """
+    operators = sorted({node.op_type for node in _nodes(model) if _is_quantized(node.op_type)})
+    if operators:
+        how = "dynamically to int8" if {"MatMulInteger", "DynamicQuantizeLinear"} & set(operators) else "to few bits"
+        raise ModelSourceError(
+            f"{where} is quantized {how} ({', '.join(operators[:3])}): its scores change with what shares the batch "
+            "and from engine to engine, so it is not served. Give the model's fp32 graph (onnx/model.onnx) or its "
+            "safetensors; `crossrank export --precision fp32,int8` writes int8 beside fp32 and states its drift"
+        )
+    tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    strange = sorted({str(tensor.dtype) for tensor in tensors if tensor.size > 1 and tensor.dtype not in _COMPUTED})
+    if strange:
+        raise ModelSourceError(
+            f"{where} has weights of type {strange[0]}, which ONNX Runtime does not compute with on CPUs: give the "
+            "model's fp32 graph (onnx/model.onnx) or its safetensors"
+        )
+
+
+def widen_fp16(model: ir.Model) -> PassReport | None:
+    """Make every fp16 tensor of a graph fp32, which holds each of its numbers exactly, in place.
+
+    The factors of GELU and of attention, which are no weights, get the digits back that fp16 has cut.
+
+    Returns:
+        None where the graph has none.
+    """
+    count = 0
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT16:
+            value.const_value = _wide(value.const_value, value.name, [use.node for use in value.uses()])
+            count += 1
+    for node in _nodes(model):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == ir.DataType.FLOAT16:
+                readers = [use.node for output in node.outputs for use in output.uses()]
+                node.attributes[name] = ir.AttrTensor(name, _wide(attribute.value, attribute.value.name, readers))
+                count += 1
+        if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT16:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+            count += 1
+        for output in node.outputs:
+            _widen_type(output)
+    if not count:
+        return None
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        _widen_type(value)
+    return PassReport(NAME, True, f"{count} fp16 tensors became fp32, with the same numbers.")
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Return all nodes, those of branches and loops included."""
+    return iter(ir.traversal.RecursiveGraphIterator(model.graph))
+
+
+def _is_quantized(operator: str) -> bool:
+    return operator in _QUANTIZED or "Quant" in operator or (operator[0] == "Q" and operator[1:2].isupper())
+
+
+def _wide(tensor: ir.TensorProtocol, name: str | None, readers: list[ir.Node]) -> ir.TensorProtocol:
+    array = tensor.numpy().astype(np.float32)
+    if array.size == 1 and readers and all(node.op_type in ("Mul", "Div") for node in readers):
+        array = np.full_like(array, _FACTORS.get(float(array.reshape(-1)[0]), array.reshape(-1)[0]))
+    return ir.tensor(array, name=name)
+
+
+def _widen_type(value: ir.Value) -> None:
+    if value.dtype == ir.DataType.FLOAT16:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
