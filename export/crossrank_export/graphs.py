@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Scorer = Callable[[PairBatch], NDArray[np.float32]]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS, _ATTENTION_TOKENS = 4096, 512
 
 
 def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
@@ -190,7 +190,7 @@ def score_in_batches(
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _BATCH_TOKENS:
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _most_tokens(lengths[order[stop]]):
             stop += 1
         part = _take(batch, order[start:stop])
         results.append(run(*part.padded(int(part.lengths.max()), pad_token_id)))
@@ -199,6 +199,11 @@ def score_in_batches(
     restored = np.empty_like(logits)
     restored[order] = logits
     return restored
+
+
+def _most_tokens(length: int) -> int:
+    """Return the tokens of a batch whose attention scores, rows x length^2, are no more than those of 512 tokens."""
+    return min(_BATCH_TOKENS, _BATCH_TOKENS * _ATTENTION_TOKENS // length)
 
 
 def _take(batch: PairBatch, indices: NDArray[np.int64]) -> PairBatch:

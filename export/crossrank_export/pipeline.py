@@ -6,6 +6,7 @@ bundle_from_onnx  an ONNX source, without torch or transformers: what `crossrank
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -47,6 +48,7 @@ from crossrank_server.bundle import (
     write_manifest,
 )
 from crossrank_server.errors import SetupError
+from crossrank_server.memory import return_memory
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -91,13 +93,12 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class _Model:
-    """A source that has been read: its facts and its graph."""
+    """What has been read of a source, but for its weights."""
 
     files: SourceFiles
     config: ModelConfig
     tokens: PairTokens
     label: int
-    graph: onnx_ir.Model
     scorer_name: str
     widened: PassReport | None
 
@@ -138,17 +139,20 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     refuse_occupied(out)
     precisions = [name for name in FILES if name == "fp32" or name in options.precisions]
     card = _read_card(files, options)
-    with tempfile.TemporaryDirectory(prefix="crossrank-export-") as scratch, replacing(out) as partial:
-        model, scorer = _read(files, options, Path(scratch), on_step)
+    with replacing(out) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
+        model, graph, scorer = _read(files, options, Path(scratch), on_step)
         reference = _reference(model, scorer, options, on_step)
-        del scorer  # the source's own weights go before the passes need theirs
-        graphs, facts = write_variants(model.graph, precisions, reference, partial, on_step, options.inline_bytes)
+        del scorer
+        _collect()  # the source's own weights go before the passes need theirs
+        graphs, facts = write_variants(graph, precisions, reference, partial, on_step, options.inline_bytes)
         if model.widened is not None:
             facts["passes"] = [model.widened.as_dict(), *facts["passes"]]
         on_step("writing and checking the weights by role")
         facts["weights"] = write_weights(
-            model.graph, model.config.architecture, model.label, reference.samples, partial / FILES["fp32"]
+            graph, model.config.architecture, model.label, reference.samples, partial / FILES["fp32"]
         )
+        del graph
+        _collect()
         on_step("writing the manifest")
         model.tokens.write(partial)
         if card is not None:
@@ -162,7 +166,9 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     return replace(bundle, path=out)
 
 
-def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep) -> tuple[_Model, Scorer]:
+def _read(
+    files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep
+) -> tuple[_Model, onnx_ir.Model, Scorer]:
     """Read configuration and tokenizer first: what must be refused is refused before anything heavy is loaded."""
     config = read_config(files.directory, files.kind)
     label = choose_label(config.num_labels, options.label, str(files.directory))
@@ -194,7 +200,7 @@ def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: On
         if widened is not None:
             scorer = agreeing(model_scorer(graph, entry, config.pad_token_id), scorer, "fp16", where)
             name = f"source ONNX, its fp16 made fp32, in onnxruntime {version('onnxruntime')}"
-    return _Model(files, config, tokens, label, graph, name, widened), scorer
+    return _Model(files, config, tokens, label, name, widened), graph, scorer
 
 
 def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: OnStep) -> Reference:
@@ -206,6 +212,12 @@ def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: O
     for name, groups in options.groups.items():
         samples.append(prepare(name, groups, model.tokens, scorer, labels, label))
     return Reference(model.scorer_name, samples, labels, label, model.config.pad_token_id)
+
+
+def _collect() -> None:
+    """Free weights that nobody reads any more: models and graphs are full of references in circles."""
+    gc.collect()
+    return_memory()
 
 
 def _manifest(model: _Model, name: str | None, graphs: list[Graph], facts: dict[str, Any], partial: Path) -> Manifest:

@@ -19,6 +19,7 @@ from crossrank_export.parity import SampleSet, check, compare
 from crossrank_export.passes.report import PassReport
 from crossrank_server.bundle import Graph, Precision
 from crossrank_server.errors import CrossrankError
+from crossrank_server.memory import return_memory
 from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Reference:
             agreement = compare(sample, scorer(sample.batch)[:, self.label])
             check(agreement, entry.precision, f"the {sample.name} pairs")
             record[sample.name] = agreement.as_dict()
+        del scorer
+        return_memory()
         return entry.model_copy(update={"parity": record})
 
 
