@@ -3,6 +3,7 @@
     write_checkpoint(path, "TinyBERT-L2")                      true shape, a vocabulary of 30522
     write_checkpoint(path, "roberta", num_labels=2)            small relatives of other families
     write_checkpoint(path, "MiniLM-L12", vocab_size=200)       any field of the config can be changed
+    write_family(path, "mpnet", num_labels=3)                  with the kind of tokenizer that the family has
 
 Random weights say nothing about quality. They are drawn wider than a training run starts with, so that logits differ
 from pair to pair and a lost token or segment shows.
@@ -13,6 +14,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+
+from tests.family_tokenizers import special_ids, write_tokenizer_of
 
 SEED = 20240217
 
@@ -51,7 +54,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "roberta": _small("roberta", **_ROBERTA, max_position_embeddings=514),
     "xlm-roberta": _small("xlm-roberta", **_ROBERTA, max_position_embeddings=514),
     "mpnet": _small("mpnet", max_position_embeddings=514),
+    "distilbert": {
+        "model_type": "distilbert",
+        "n_layers": 2,
+        "dim": 32,
+        "n_heads": 4,
+        "hidden_dim": 64,
+        "vocab_size": 400,
+    },
     "deberta-v2": _small("deberta-v2", relative_attention=True, position_buckets=32, pos_att_type=["p2c", "c2p"]),
+    # Every second layer sees eight tokens to each side.
+    "modernbert": _small("modernbert", num_hidden_layers=4, global_attn_every_n_layers=2, local_attention=16),
 }
 """One small model of each family; ELECTRA's embeddings are narrower than its layers, as in electra-small."""
 
@@ -72,6 +85,37 @@ def write_checkpoint(path: Path, name: str, *, seed: int = SEED, num_labels: int
     return path
 
 
+def write_family(
+    path: Path,
+    name: str,
+    *,
+    seed: int = SEED,
+    num_labels: int = 1,
+    window: int = 128,
+    segments: bool = True,
+    **changes: Any,
+) -> Path:
+    """Do the same with a tokenizer of the family's own kind, whose vocabulary the model takes.
+
+    Args:
+        path: Directory to write; made if absent.
+        name: A key of NINE or SMALL.
+        seed: Seed of the weights.
+        num_labels: Labels of the classifier.
+        window: Tokens of a pair.
+        segments: False where the tokenizer keeps them from the model, which then sees the first one everywhere.
+        changes: Fields of the config to change.
+    """
+    family = {**NINE, **SMALL}[name]["model_type"]
+    path.mkdir(parents=True, exist_ok=True)
+    vocab_size = write_tokenizer_of(family, path, window, segments=segments)
+    # These count positions on from the padding id.
+    positions = window + 2 if family in ("roberta", "xlm-roberta", "mpnet") else window
+    config = {"vocab_size": vocab_size, "max_position_embeddings": positions, **special_ids(family), **changes}
+    build_model(name, seed=seed, num_labels=num_labels, **config).save_pretrained(path, safe_serialization=True)
+    return path
+
+
 def build_model(name: str, *, seed: int = SEED, num_labels: int = 1, attention: str = "eager", **changes: Any) -> Any:
     """Return the model itself, in evaluation mode.
 
@@ -87,7 +131,7 @@ def build_model(name: str, *, seed: int = SEED, num_labels: int = 1, attention: 
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
         for key, weights in model.named_parameters():
-            if "LayerNorm" in key:
+            if "norm" in key.lower():
                 weights.add_(0.1 * torch.randn_like(weights))
             else:
                 # Products keep the size of what they multiply; embeddings are of size one.

@@ -21,12 +21,14 @@ def make_app(bundle: Bundle, engine: Engine | None = None, **options: Any) -> Fa
     Args:
         bundle: The model.
         engine: In place of ONNX Runtime.
-        options: `strict_names` of the pool; `max_documents` and `accounts` of the service.
+        options: `strict_names` of the pool; `cors_origins` of the application; `max_documents` and `accounts` of the
+            service.
     """
     served = ServedModel(bundle, engine or make_engine(bundle, "onnxruntime", "fp32", 1), 10_000)
     pool = ModelPool([served], strict_names=options.pop("strict_names", True))
+    cors_origins = options.pop("cors_origins", ())
     service = RerankService(pool, **{"max_documents": 100, "timeout_s": 60, **options})
-    return create_app(service, max_body_bytes=1_000_000)
+    return create_app(service, max_body_bytes=1_000_000, cors_origins=cors_origins)
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:

@@ -97,7 +97,7 @@ def export_onnx(model: Any, exporter: Exporter, path: Path) -> ir.Model:
 def random_batch(names: list[str], pairs: int, tokens: int, vocabulary: int = 200) -> dict[str, NDArray[Any]]:
     """Return seeded int64 inputs [pairs, tokens] with padding and both segments; ids 0 - 4 are special tokens."""
     rng = np.random.default_rng(1000 * pairs + tokens)
-    lengths = np.array([tokens, *rng.integers(2, tokens + 1, pairs - 1)])
+    lengths = np.array([tokens, *rng.integers(min(2, tokens), tokens + 1, pairs - 1)])
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
     ids = np.where(mask == 1, rng.integers(5, vocabulary, (pairs, tokens)), 1)
     types = ((np.arange(tokens) >= lengths[:, None] // 2) & (mask == 1)).astype(np.int64)

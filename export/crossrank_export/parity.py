@@ -16,7 +16,8 @@ from crossrank_export.samples import SampleGroup
 from crossrank_export.tokens import PairTokens
 from crossrank_server.bundle import Precision
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.errors import SetupError
+from crossrank_server.engines.buckets import take_pairs
+from crossrank_server.errors import ModelSourceError, SetupError
 
 # How far any logit of a variant may be from its source's. Rank agreement is reported and not judged: where documents
 # are all but tied, exact copies among them, it falls with a difference that means nothing.
@@ -27,6 +28,9 @@ THRESHOLDS: Mapping[Precision, float] = MappingProxyType(
         "int8": 1.0,  # scaled by whatever else is in the batch: loose, and never what is served unasked
     }
 )
+
+# Of a pair that another is padded to: a scorer would not take two much longer ones together.
+_PADDED_TO_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def prepare(
 
     Raises:
         SetupError: The source gives another number of logits than its config says, or one that is not finite.
+        ModelSourceError: A pair's logits depend on what it is padded to.
     """
     pairs = [(group.query, document) for group in groups for document in group.documents]
     batch = tokens.encode(pairs, max_length)
@@ -109,8 +114,27 @@ def prepare(
         )
     if not np.isfinite(logits).all():
         raise SetupError("the source itself gives logits that are not finite: its weights are damaged")
+    _refuse_padding_in_logits(batch, reference)
     cut = max_length is not None and max_length < tokens.max_length
     return SampleSet(name, groups, batch, logits[:, label], cut)
+
+
+def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer) -> None:
+    """Refuse a model whose logits of the shortest pair change beside a much longer one.
+
+    ConvBERT convolves over padding, and Nystromformer's landmarks move with the length.
+    """
+    order = np.argsort(batch.lengths, kind="stable")
+    together = batch.lengths[order] <= _PADDED_TO_TOKENS
+    rows = order[together][[0, -1]] if together.any() else order[:1]
+    alone, beside = reference(take_pairs(batch, rows[:1]))[0], reference(take_pairs(batch, rows))[0]
+    delta = float(np.abs(alone - beside).max())
+    if not delta <= THRESHOLDS["fp32"]:
+        raise ModelSourceError(
+            f"the model's logits depend on padding: a pair of {batch.lengths[rows[0]]} tokens scores {delta:.3g} "
+            f"otherwise beside one of {batch.lengths[rows[-1]]} tokens (limit {THRESHOLDS['fp32']:g}); it has no score "
+            "of its own, so it is not served"
+        )
 
 
 def agreeing(scorer: Scorer, other: Scorer, precision: Precision, where: str) -> Scorer:

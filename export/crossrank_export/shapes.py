@@ -15,7 +15,8 @@ from crossrank_export.graph_files import WEIGHT_BYTES, set_aside
 def infer_shapes(model: ir.Model) -> None:
     """Write the inferred shape and dtype into every value of the main graph.
 
-    What inference leaves open stays as the exporter noted it.
+    What inference leaves open stays as the exporter noted it. A dimension's name then stands for one number wherever
+    it occurs: those that an earlier inference made up are gone.
 
     Args:
         model: Changed in place. Shapes of its inputs are taken as given.
@@ -51,13 +52,14 @@ def fixed_dims_of(value: ir.Value | None) -> list[int] | None:
 def _set_type(value: ir.Value, inferred: onnx.TypeProto.Tensor) -> None:
     if inferred.elem_type:
         value.type = ir.TensorType(ir.DataType(inferred.elem_type))
-    if not inferred.HasField("shape"):
-        return
-    known = dims_of(value)
-    dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in inferred.shape.dim]
-    if known is not None and len(known) == len(dims):
-        dims = [old if _is_unknown(new) else new for new, old in zip(dims, known, strict=True)]
-    value.shape = ir.Shape(dims)
+    # Each inference counts its made-up names from the start.
+    known = [None if _is_unknown(dim) else dim for dim in dims] if (dims := dims_of(value)) is not None else None
+    if inferred.HasField("shape"):
+        found = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in inferred.shape.dim]
+        if known is not None and len(known) == len(found):
+            found = [new if old is None or not _is_unknown(new) else old for new, old in zip(found, known, strict=True)]
+        known = found
+    value.shape = None if known is None else ir.Shape(known)
 
 
 def _is_unknown(dim: int | str | None) -> bool:

@@ -51,10 +51,9 @@ def find_source(path: Path, *, kind: Kind | None = None, source: Source | None =
         # The one graph among those there.
         names = [name for name in names if name == given or not name.endswith((".onnx", ".safetensors"))]
         kind = "onnx"
-    files = choose_files(
-        names, str(directory), lambda name: (directory / name).read_bytes(), kind=kind, torch=torch_is_installed()
-    )
-    if files.graph is None and not torch_is_installed():
+    torch = kind != "onnx" and torch_is_installed()
+    files = choose_files(names, str(directory), lambda name: (directory / name).read_bytes(), kind=kind, torch=torch)
+    if files.graph is None and not torch:
         raise ModelSourceError(
             f"{directory} has safetensors, which need PyTorch to become a graph: pip install 'crossrank[export]', or "
             "give a directory that has onnx/model.onnx"

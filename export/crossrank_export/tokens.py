@@ -56,9 +56,10 @@ class PairTokens:
         tokenizer.enable_truncation(min(max_length or self.max_length, self.max_length), strategy="longest_first")
         encodings = tokenizer.encode_batch(pairs)
         offsets = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
+        types = np.concatenate([np.array(encoding.type_ids, np.int32) for encoding in encodings])
         return PairBatch(
             np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings]),
-            np.concatenate([np.array(encoding.type_ids, np.int32) for encoding in encodings]),
+            types if self.template.segments != (0, 0) else np.zeros_like(types),
             offsets.astype(np.int64),
         )
 
@@ -68,7 +69,7 @@ def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) ->
 
     Args:
         directory: Holds tokenizer.json, perhaps tokenizer_config.json and special_tokens_map.json.
-        config: For the encoder's window and its padding id.
+        config: For the encoder's window, its padding id and its segments.
         max_length: The user's cap in tokens, None for the whole window.
 
     Raises:
@@ -86,6 +87,8 @@ def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) ->
     _refuse_added_tokens(tokenizer, config.architecture.vocab_size, path)
     template = _pair_template(definition, path)
     _check_template(tokenizer, template, path)
+    if not _has_segments(config, special_files[0]):
+        template = template.model_copy(update={"segments": (0, 0)})
     special = _special_token_ids(tokenizer, template, config, special_files)
     limits = [special_files[0].get("model_max_length"), modules.get("max_seq_length")]
     window = _max_length(config.window, limits, max_length, template, directory)
@@ -197,6 +200,15 @@ def _check_template(tokenizer: Any, template: PairTemplate, path: Path) -> None:
                 f"{path} frames pairs in a way that no pair template expresses: {own.ids} with segments {own.type_ids} "
                 f"where {first + second} with {types} was expected"
             )
+
+
+def _has_segments(config: ModelConfig, tokenizer_config: dict[str, Any]) -> bool:
+    """Tell whether the model is given the tokenizer's segments: transformers gives only what the tokenizer names.
+
+    Source: `model_input_names`, https://huggingface.co/docs/transformers/main_classes/tokenizer
+    """
+    names = tokenizer_config.get("model_input_names")
+    return config.segment_types != 1 and (not isinstance(names, list) or "token_type_ids" in names)
 
 
 def _special_token_ids(

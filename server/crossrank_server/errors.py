@@ -1,20 +1,22 @@
 """Every error a caller can see, and how each protocol reports it.
 
 CrossrankError
-|- InvalidRequest        400  the request cannot be scored as it stands
-|  `- RequestTooLarge    413  the body is over the limit
-|- Unauthorized          401  the API key is missing, unknown, expired or revoked
-|- PaymentRequired       402  the prepaid credit is spent
-|- Forbidden             403  the API key may not do this
-|- ModelNotFound         404  no such model is served here
-|- Overloaded            429  the queue is full: retry after `retry_after_s`
-|- RateLimited           429  the API key's own limit is reached: retry after `retry_after_s`
-|- EngineFailure         500  the engine broke or answered nonsense; only an error id is shown
-|- BackendError          502  an upstream engine answered with an error
-|- BackendUnavailable    503  no engine can take requests now: retry after `retry_after_s`
+|- InvalidRequest         400  the request cannot be scored as it stands
+|  |- RequestTooLarge     413  the body is over the limit
+|  |- UnsupportedEncoding 415  the body is compressed in a way that is not known here
+|  `- ExpectationFailed   417  the header Expect asks for what is not known here
+|- Unauthorized           401  the API key is missing, unknown, expired or revoked
+|- PaymentRequired        402  the prepaid credit is spent
+|- Forbidden              403  the API key may not do this
+|- ModelNotFound          404  no such model is served here
+|- Overloaded             429  the queue is full: retry after `retry_after_s`
+|- RateLimited            429  the API key's own limit is reached: retry after `retry_after_s`
+|- EngineFailure          500  the engine broke or answered nonsense; only an error id is shown
+|- BackendError           502  an upstream engine answered with an error
+|- BackendUnavailable     503  no engine can take requests now: retry after `retry_after_s`
 |  `- ModelWarming        503  the model was asleep and is being loaded: retry after `retry_after_s`
-|- BackendTimeout        504  the deadline passed
-`- SetupError            --   start-up or command line: shown on stderr, exit code 1
+|- BackendTimeout         504  the deadline passed
+`- SetupError             --   start-up or command line: shown on stderr, exit code 1
    |- BundleError             a bundle does not fit its manifest
    `- ModelSourceError        a model cannot be found, fetched or trusted
 """
@@ -89,6 +91,20 @@ class RequestTooLarge(InvalidRequest):
     http_status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
     default_code = "request_too_large"
+
+
+class UnsupportedEncoding(InvalidRequest):
+    """The body is compressed in a way that the server cannot undo; Accept-Encoding names those it can."""
+
+    http_status = 415
+    default_code = "unsupported_encoding"
+
+
+class ExpectationFailed(InvalidRequest):
+    """The header Expect asks for something other than 100-continue."""
+
+    http_status = 417
+    default_code = "expectation_failed"
 
 
 class Unauthorized(CrossrankError):

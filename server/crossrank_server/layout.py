@@ -78,13 +78,12 @@ def choose_files(
     present = set(names)
     _refuse_adapter(present, where, read)
     graph, weights = graph_among(present), weights_among(present, where, read)
-    if kind is None:
-        kind = "safetensors" if weights and (graph is None or torch) else "onnx"
-    if (graph if kind == "onnx" else weights) in (None, []):
+    prefers_weights = kind == "safetensors" or (kind is None and bool(weights) and (graph is None or torch))
+    if not (weights if prefers_weights else graph):
         raise ModelSourceError(_why_nothing(present, where, read, kind))
     _refuse_incomplete(present, where)
     common = [CONFIG, TOKENIZER, *(name for name in COMPANIONS if name in present)]
-    if graph is None or kind == "safetensors":
+    if graph is None or prefers_weights:
         return ModelFiles("safetensors", None, [*common, *weights], [])
     return ModelFiles("onnx", graph, [*common, graph], _data_beside(graph, present))
 
@@ -191,7 +190,7 @@ def _refuse_incomplete(present: set[str], where: str) -> None:
         )
 
 
-def _why_nothing(present: set[str], where: str, read: Read, kind: Kind) -> str:
+def _why_nothing(present: set[str], where: str, read: Read, kind: Kind | None) -> str:
     """Say what to do about a model without what was looked for, judging by what it has instead."""
     if any(name.endswith(".safetensors") for name in present):
         code = own_code(read_object(CONFIG, where, read)) if CONFIG in present else None
@@ -219,7 +218,7 @@ def _why_nothing(present: set[str], where: str, read: Read, kind: Kind) -> str:
             return f"{where} has its weights as {form} only ({foreign}), which is not read here: get its ONNX graph"
     if kind == "onnx":
         return f"{where} has no ONNX graph: looked for {' and '.join(_GRAPHS)}"
-    return f"{where} has no weights: looked for {_WEIGHTS} and {_INDEX}"
+    return f"{where} has no weights: looked for {', '.join((_WEIGHTS, _INDEX, *_GRAPHS))}"
 
 
 _FOREIGN = {".gguf": "GGUF", ".xml": "OpenVINO IR", ".h5": "TensorFlow", ".msgpack": "Flax", ".tflite": "TFLite"}

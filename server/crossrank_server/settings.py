@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,11 +11,30 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from crossrank_server.bundle_cache import default_cache_dir
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
 
 def _worker_number(value: str) -> str:
     if value != "auto" and not (value.isascii() and value.isdigit() and 1 <= int(value) <= 999):
         raise ValueError("it must be auto or a number from 1 to 999")
     return value
+
+
+def _origins(value: str) -> str:
+    if value.strip() == "*":
+        return "*"
+    return ",".join(_origin(part.strip().lower()) for part in value.split(",") if part.strip())
+
+
+def _origin(value: str) -> str:
+    """Return an origin as browsers send it."""
+    if not _ORIGIN.fullmatch(value):
+        raise ValueError(
+            f"{value[:80]!r} is no origin: write scheme://host or scheme://host:port, without a path, several "
+            "separated by commas, or * alone for all"
+        )
+    return value.removesuffix(_DEFAULT_PORTS.get(value.partition("://")[0], ""))
 
 
 class ServeSettings(BaseSettings):
@@ -88,6 +108,11 @@ class ServeSettings(BaseSettings):
     )
     max_body_bytes: int = Field(
         10_000_000, ge=1024, description="Size of one request body. Refused before it is read whole."
+    )
+    cors_origin: Annotated[str, AfterValidator(_origins)] = Field(
+        "",
+        description="Origins whose pages may call the server by script, like https://app.example.org, separated by"
+        " commas; * is every page that a caller's browser has open. Empty: none but the server's own page.",
     )
     max_waiting_documents: int = Field(
         20_000,

@@ -192,10 +192,13 @@ def fail_to_run(graph: onnx_ir.Model) -> None:
 @pytest.mark.parametrize(
     ("fail", "reason"),
     [
-        (fail_to_make, "ZeroDivisionError: surprise$"),
+        (fail_to_make, "ZeroDivisionError: surprise; at length$"),
         (fail_to_save, "SerdeError: "),
         (fail_to_load, "ONNX Runtime does not accept model.fp16.onnxruntime.onnx"),
-        (fail_to_run, r"\w+: \[ONNXRuntimeError\]"),
+        (
+            fail_to_run,
+            "Non-zero status code returned while running EmbedLayerNormalization node.*input index out of range",
+        ),
     ],
 )
 def test_a_graph_for_onnx_runtime_that_cannot_be_had_never_ends_the_export(
@@ -472,16 +475,23 @@ def test_a_hub_id_is_fetched_verified_and_exported(onnx_dir: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("kind", "graph"), [("safetensors", "model.safetensors"), ("onnx", "onnx/model.onnx")])
-def test_a_hub_repository_gives_only_the_files_of_the_kind_that_is_read(tmp_path: Path, kind: str, graph: str):
+def test_a_hub_repository_gives_only_the_files_of_the_kind_that_is_read(
+    tmp_path: Path, kind: str, graph: str, builtin: Bundle
+):
     program = f"""
 from pathlib import Path
 from crossrank_export.hub_source import fetch_source
 files = fetch_source("owner/both", Path({str(tmp_path / "files")!r}), {kind!r})
 print(files.kind, *sorted(files.source.sha256))
 """
-    names = ("config.json", "tokenizer.json", "README.md", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx")
+    write_config(tmp_path)
+    files = {
+        "config.json": (tmp_path / "config.json").read_bytes(),
+        "tokenizer.json": builtin.file("tokenizer.json").read_bytes(),
+        **{name: name.encode() for name in ("README.md", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx")},
+    }
     with FakeHub() as hub:
-        hub.repositories["owner/both"] = Repository({name: name.encode() for name in names})
+        hub.repositories["owner/both"] = Repository(files)
         done = subprocess.run(
             [sys.executable, "-c", program],
             env={**_environment(tmp_path), "HF_ENDPOINT": hub.url},

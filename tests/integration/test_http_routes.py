@@ -23,7 +23,16 @@ GETS = [
     "/openapi.json",
     "/v1/openapi.json",
 ]
-POSTS = ["/v1/rerank", "/v2/rerank", "/rerank", "/v1/score", "/score", "/v1/ranking", "/v1/retrieval/a/b/reranking"]
+POSTS = [
+    "/v1/rerank",
+    "/v2/rerank",
+    "/v3/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/v1/ranking",
+    "/v1/retrieval/a/b/reranking",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +62,26 @@ def test_other_methods_of_a_scoring_route_are_refused_naming_the_allowed_ones(se
         assert response.headers["allow"] == "OPTIONS, POST"
     assert httpx.options(server.base_url + path).headers["allow"] == "OPTIONS, POST"
     assert httpx.options(server.base_url + "/nowhere").status_code == 404
+
+
+@pytest.mark.parametrize("path", [*GETS, "/", "/docs", "/metrics", "/account", "/page/page.js"])
+def test_a_slash_too_many_is_as_if_it_were_not_there(server: RunningServer, path: str) -> None:
+    plain = httpx.get(server.base_url + path)
+    assert plain.status_code == 200
+    for variant in (path + "/", path + "//", "/" + path):
+        for method in ("GET", "HEAD", "OPTIONS"):
+            answer = httpx.request(method, server.base_url + variant)
+            assert answer.status_code == (204 if method == "OPTIONS" else 200)
+        assert httpx.get(server.base_url + variant).headers["content-type"] == plain.headers["content-type"]
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_a_post_with_a_slash_too_many_gets_the_answer_itself_and_no_redirect(server: RunningServer, path: str) -> None:
+    plain = httpx.post(server.base_url + path, content=b"{}")
+    assert plain.status_code == 400
+    for variant in (path + "/", "/" + path):
+        answer = httpx.post(server.base_url + variant, content=b"{}")
+        assert (answer.status_code, answer.json()) == (400, plain.json())
 
 
 def test_models_are_listed_as_openai_lists_them_and_found_by_id(server: RunningServer) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
 from crossrank_export.cost import measure_cost
 from crossrank_export.passes import optimize
-from tests.checkpoints import NINE
-from tests.onnx_exports import BATCHES, Exporter, export_named, logits_of, random_batch
+from tests.checkpoints import NINE, build_model
+from tests.onnx_exports import BATCHES, Exporter, export_named, export_onnx, logits_of, random_batch
 
 EXPORTERS = [
     Exporter(False, "eager", 11),
@@ -66,20 +68,23 @@ def test_optimized_graphs_give_the_same_logits_with_less_arithmetic(source):
 
 @pytest.mark.parametrize("family", ["bert", "electra", "roberta"])
 def test_openvino_gives_the_logits_of_the_source(family, tmp_path):
-    import openvino
-
     source = export_named(family, Exporter(False, "eager", 17), tmp_path / "model.onnx")
     optimized, _ = optimize(source)
-    compiled = openvino.Core().compile_model(
-        openvino.Core().read_model(ir.to_proto(optimized).SerializeToString()),
-        "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1},
-    )
-    names = [value.name for value in source.graph.inputs]
-    batches = [random_batch(names, *shape) for shape in BATCHES]
-    logits = [compiled({name: array.astype(np.int32) for name, array in batch.items()})[0].copy() for batch in batches]
 
-    assert np.abs(np.concatenate(logits) - logits_of(source)).max() <= 1e-5
+    assert np.abs(openvino_logits(optimized, BATCHES) - logits_of(source)).max() <= 1e-5
+
+
+def openvino_logits(model: ir.Model, batches: tuple[tuple[int, int], ...]) -> NDArray[np.float32]:
+    import openvino
+
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = core.compile_model(core.read_model(ir.to_proto(model).SerializeToString()), "CPU", settings)
+    rows = []
+    for shape in batches:
+        batch = random_batch([str(value.name) for value in model.graph.inputs], *shape)
+        rows.append(compiled({name: array.astype(np.int32) for name, array in batch.items()})[0].copy())
+    return np.concatenate(rows)
 
 
 def test_several_labels_stay_in_their_order(tmp_path):
@@ -98,15 +103,45 @@ def test_a_position_bias_of_each_head_is_kept(tmp_path):
     assert np.abs(logits_of(optimized) - logits_of(source)).max() <= 1e-5
 
 
+# As DeBERTa-v3 rerankers are (the projections of words serve positions too), and what else there is.
+DEBERTAS: dict[str, dict[str, Any]] = {
+    "v3": {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0},
+    "v2": {"conv_kernel_size": 3, "conv_act": "gelu"},
+    "no-buckets": {"position_buckets": -1, "max_relative_positions": 40},
+}
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # by transformers
-def test_a_graph_with_branches_keeps_its_logits(tmp_path):
-    source = export_named("deberta-v2", Exporter(False, "eager", 17), tmp_path / "model.onnx")
+@pytest.mark.parametrize("changes", DEBERTAS.values(), ids=DEBERTAS)
+def test_branches_that_are_always_taken_keep_every_logit_at_any_length(changes: dict[str, Any], tmp_path: Path):
+    model = build_model("deberta-v2", **changes)
+    source = export_onnx(model, Exporter(False, "eager", 14), tmp_path / "model.onnx")
     assert "If" in {node.op_type for node in source.graph}
     optimized, reports = optimize(source)
 
-    assert not next(report for report in reports if report.name == "first_token").applied
-    assert len(optimized.graph) < len(source.graph)
-    assert np.abs(logits_of(optimized) - logits_of(source)).max() <= 1e-5
+    assert {node.op_type for node in optimized.graph.all_nodes()}.isdisjoint({"If"})
+    assert next(report for report in reports if report.name == "branches").detail == (
+        "2 branches are always taken; 0 depend on the input."
+    )
+    # One token, both sides of the 32 buckets, and the window.
+    lengths = (1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 511, 512)
+    batches = tuple((pairs, tokens) for tokens in lengths for pairs in (1, 3))
+    before = logits_of(source, batches)
+    assert before.std() > 0.02, "logits that do not differ would prove nothing"
+    assert np.abs(logits_of(optimized, batches) - before).max() <= 1e-6
+    assert np.abs(pytorch_logits(model, batches) - before).max() <= 1e-5
+    assert np.abs(openvino_logits(optimized, batches) - before).max() <= 1e-5
+
+
+def pytorch_logits(model: Any, batches: tuple[tuple[int, int], ...]) -> NDArray[np.float32]:
+    import torch
+
+    rows = []
+    with torch.inference_mode():
+        for pairs, tokens in batches:
+            batch = random_batch(["input_ids", "attention_mask"], pairs, tokens)
+            rows.append(model(**{name: torch.from_numpy(array) for name, array in batch.items()}).logits.numpy())
+    return np.concatenate(rows)
 
 
 def test_optimizing_twice_changes_no_logit(tmp_path):

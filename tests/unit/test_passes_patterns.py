@@ -11,6 +11,7 @@ import pytest
 
 from crossrank_export.passes import PassReport, optimize
 from crossrank_export.passes.attention import find_attention
+from crossrank_export.passes.branches import fold_branches
 from crossrank_export.passes.clean import clean_graph, inline_functions
 from crossrank_export.passes.embeddings import fold_embeddings
 from crossrank_export.passes.first_token import prune_to_first_token
@@ -302,3 +303,106 @@ def test_what_depends_on_fixed_dimensions_only_is_computed_beforehand():
     assert operators(model) == ["Div"]
     assert list(model.graph.initializers) == [model.graph[0].inputs[1].name]
     assert model.graph[0].inputs[1].const_value.numpy().tolist() == [4.0]
+
+
+# Whether x has as many rows as its own negative, or as y, which has others.
+BRANCHES = """g (float[N,S,4] x, float[M,S,4] y) => (float[] out)
+<int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}>
+{ negative = Neg(x)
+  own = Shape(x)  rows = Slice(own, zero, one)  other_own = Shape(OTHER)  other = Slice(other_own, zero, one)
+  same = COMPARISON(rows, other)  scalar = Squeeze(same, zero)
+  chosen = If(scalar) <then_branch = then () => (float[A,B,4] a) { twice = Add(negative, negative)  a = Neg(twice) },
+                       else_branch = otherwise () => (float[C] b) { twice = ReduceSum(y)  b = Unsqueeze(twice, zero) }>
+  doubled = Add(chosen, chosen)  out = ReduceSum<keepdims = 0>(doubled) }"""
+
+
+def branches(other: str, comparison: str = "Equal") -> ir.Model:
+    return parsed(BRANCHES.replace("OTHER", other).replace("COMPARISON", comparison))
+
+
+@pytest.mark.parametrize(
+    ("comparison", "taken"),
+    [("Equal", "x"), ("LessOrEqual", "x"), ("GreaterOrEqual", "x"), ("Less", "y"), ("Greater", "y")],
+)
+def test_the_branch_that_is_taken_at_every_length_replaces_the_choice(comparison, taken):
+    model = branches("negative", comparison)
+    feeds = {name: np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32) for name in ("x", "y")}
+    feeds["y"] += 1
+    before = run(model, **feeds)
+
+    assert fold_branches(model).applied
+    assert "If" not in operators(model)
+    assert bool(model.graph.inputs[0].uses()) == (taken == "x")
+    assert bool(model.graph.inputs[1].uses()) == (taken == "y"), "the branch that is dropped reads nothing"
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    np.testing.assert_array_equal(run(model, **feeds), before)
+
+
+def test_a_branch_that_depends_on_the_input_stays():
+    model = branches("y")
+    report = fold_branches(model)
+
+    assert not report.applied
+    assert report.detail == "0 branches are always taken; 1 depend on the input."
+    rng = np.random.default_rng(0)
+    x, same, longer = (rng.normal(size=(rows, 3, 4)).astype(np.float32) for rows in (2, 2, 5))
+    assert run(model, x=x, y=same) == pytest.approx(4 * x.sum(), abs=1e-4)
+    assert run(model, x=x, y=longer) == pytest.approx(2 * longer.sum(), abs=1e-4)
+
+
+def test_choices_inside_the_branch_that_is_taken_are_decided_too():
+    model = parsed(
+        """g (float[N,1,4] x, bool[1] flag) => (float[N,4] y)
+        <int64[1] axis = {1}, int64 one = {1}>
+        { shape = Shape(x)  length = Gather(shape, one)  is_one = Equal(length, one)
+          y = If(is_one) <
+            then_branch = squeezed () => (float[N,4] a) {
+              inner = If(is_one) <
+                then_branch = deep () => (float[N,4] c) { twice = Squeeze(x, axis)  c = Neg(twice) },
+                else_branch = deeper () => (float[N,4] c) { twice = Squeeze(x, axis)  c = Abs(twice) }>
+              twice = If(flag) <
+                then_branch = plus () => (float[N,4] d) { d = Add(inner, inner) },
+                else_branch = minus () => (float[N,4] d) { d = Sub(inner, inner) }>
+              a = Identity(twice) },
+            else_branch = kept () => (float[N,1,4] b) { b = Identity(x) }> }"""
+    )
+    x = np.random.default_rng(0).normal(size=(2, 1, 4)).astype(np.float32)
+    report = fold_branches(model)
+
+    assert report.detail == "2 branches are always taken; 1 depend on the input."
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    np.testing.assert_array_equal(run(model, x=x, flag=np.array([True])), -2 * x[:, 0])
+    np.testing.assert_array_equal(run(model, x=x, flag=np.array([False])), 0 * x[:, 0])
+
+
+def test_names_of_an_earlier_inference_make_no_dimensions_equal():
+    model = parsed(
+        """g (float[N] x, int64[1] a, int64[1] b) => (float[] out)
+        { p = Expand(x, a)  q = Expand(x, b)  ps = Shape(p)  qs = Shape(q)  same = Equal(ps, qs)
+          chosen = If(same) <then_branch = then () => (float[P] t) { t = Neg(p) },
+                             else_branch = otherwise () => (float[Q] e) { e = Abs(q) }>
+          out = ReduceSum<keepdims = 0>(chosen) }"""
+    )
+    first, second = (next(n for n in model.graph if n.inputs[1:] == (i,)) for i in model.graph.inputs[1:])
+    # What inference names one way, an earlier one had named the other way, and knew no rank of the other value.
+    first.outputs[0].shape, second.outputs[0].shape = ir.Shape(["unk__1"]), None
+    clean_graph(model)
+    x = np.array([1], np.float32)
+
+    assert not fold_branches(model).applied
+    for count, expected in ((3, -3), (2, 2)):
+        assert run(model, x=x, a=np.array([3]), b=np.array([count])) == expected
+
+
+def test_old_opsets_are_raised_inside_branches_too():
+    model = parsed(
+        """g (float[N,4] x, bool[1] flag) => (float[N,1,4] y) {
+          y = If(flag) <then_branch = then () => (float[N,1,4] a) { a = Unsqueeze<axes: ints = [1]>(x) },
+                        else_branch = otherwise () => (float[N,1,4] b) { n = Neg(x)  b = Unsqueeze<axes: ints = [1]>(n) }> }""",
+        12,
+    )
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    assert raise_opset(model).applied
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    for flag, expected in ((True, x), (False, -x)):
+        np.testing.assert_array_equal(run(model, x=x, flag=np.array([flag])), expected[:, None])

@@ -108,6 +108,7 @@ def test_a_model_with_another_activation_gets_no_weights_and_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = tiny(tmp_path, hidden_act="relu")
+    ir.save(model, tmp_path / "model.onnx")
     with caplog.at_level(logging.WARNING):
         assert write_weights(model, TINY, 0, samples(model), tmp_path / "model.onnx") is None
     assert "read as BERT's they give logits" in caplog.text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import click
 
 from crossrank_server.bundle import Bundle, Precision
+from crossrank_server.errors import CrossrankError
 from crossrank_server.model_name import checked_name
 
 if TYPE_CHECKING:
@@ -123,7 +124,11 @@ def _source(model: str, kind: Kind | None, on_step: Callable[[str], None]) -> It
 
     on_step(f"fetching {model}")
     with tempfile.TemporaryDirectory(prefix="crossrank-hub-") as folder:
-        yield fetch_source(model, Path(folder), kind)
+        try:
+            yield fetch_source(model, Path(folder), kind)
+        except CrossrankError as error:
+            # The user knows the model by its id; the folder will be gone.
+            raise type(error)(error.message.replace(folder, model)) from error
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Graph passes over ONNX: the same answers with less arithmetic, in standard operators only.
 
-    opset        opset 11 - 16 rewritten as 17             layer_norm   its pieces made one node
-    clean        constants folded, dead nodes removed      narrow_mask  one row for all queries
-    first_token  the last layer for one token only         merge_qkv    one product, scale folded in
-    embeddings   constant tables added up beforehand       interface    int32 inputs, output `logits`
+    opset        opset 11 - 16 rewritten as 17             narrow_mask  one row for all queries
+    clean        constants folded, dead nodes removed      first_token  the last layer for one token only
+    branches     those always taken in place of the If     merge_qkv    one product, scale folded in
+    layer_norm   its pieces made one node                  interface    int32 inputs, output `logits`
+    embeddings   constant tables added up beforehand
 
 They find what they look for by structure (attention.py) and write through emit.py. They need onnx, onnx_ir and numpy,
 nothing of torch: serving runs them over hub ONNX files.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from crossrank_export.passes.branches import fold_branches
 from crossrank_export.passes.clean import clean_graph, inline_functions
 from crossrank_export.passes.embeddings import fold_embeddings
 from crossrank_export.passes.first_token import prune_to_first_token
@@ -37,7 +39,7 @@ def optimize(model: ir.Model) -> tuple[ir.Model, list[PassReport]]:
     """
     optimized = model.clone()
     inline_functions(optimized)
-    reports = [raise_opset(optimized), clean_graph(optimized)]
+    reports = [raise_opset(optimized), clean_graph(optimized), fold_branches(optimized)]
     for run in (
         fuse_layer_norm,
         narrow_masks,

@@ -17,6 +17,8 @@ from crossrank_export.shapes import dims_of, infer_shapes
 
 NAME = "clean"
 _GROWTH_BYTES = 1 << 16
+# Whether they hold for two equal numbers.
+_COMPARISONS = {"Equal": True, "LessOrEqual": True, "GreaterOrEqual": True, "Less": False, "Greater": False}
 _INT64_MAX = np.iinfo(np.int64).max
 _NEVER_FOLDED = frozenset(
     {"RandomNormal", "RandomUniform", "Bernoulli", "Multinomial", "If", "Loop", "Scan", "QuantizeLinear"}
@@ -99,6 +101,8 @@ def _fold(node: ir.Node, opset: int) -> NDArray[Any] | None:
         if dims is not None and all(isinstance(dim, int) for dim in dims):
             scalar = node.outputs[0].shape is not None and len(node.outputs[0].shape) == 0
             return np.array(dims[0] if scalar else dims, np.int64)
+    if node.op_type in _COMPARISONS and node.outputs[0].shape is not None and _are_equal_dims(*node.inputs):
+        return np.full([1] * len(node.outputs[0].shape), _COMPARISONS[node.op_type])
     if node.op_type in _NEVER_FOLDED or not node.inputs:
         return None
     feeds: dict[str, NDArray[Any]] = {}
@@ -123,6 +127,12 @@ def _evaluate(node: ir.Node, opset: int, feeds: dict[str, NDArray[Any]]) -> NDAr
     results: Any = ReferenceEvaluator(model).run(None, feeds)
     result = np.asarray(results[0])
     return result if result.nbytes <= _GROWTH_BYTES + sum(array.nbytes for array in feeds.values()) else None
+
+
+def _are_equal_dims(left: ir.Value | None, right: ir.Value | None) -> bool:
+    """Tell whether both are one and the same dimension, whatever its length: a name stands for one number."""
+    dims = _known_dims(left), _known_dims(right)
+    return dims[0] == dims[1] and dims[0] is not None and len(dims[0]) == 1 and dims[0][0] is not None
 
 
 def _known_dims(value: ir.Value | None) -> list[int | str | None] | None:

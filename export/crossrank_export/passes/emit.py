@@ -75,6 +75,25 @@ class Emitter:
         """Append a Gather that keeps position 0 of an axis, with the axis (whose length inference then knows)."""
         return self.op("Gather", value, self.dims(0), like=value, axis=axis)
 
+    def adopt(self, subgraph: ir.Graph) -> list[ir.Value]:
+        """Move the nodes and initializers of a subgraph without inputs here; return what were its outputs.
+
+        Their names were free in the subgraph only, so they get new ones.
+        """
+        outputs, nodes = list(subgraph.outputs), list(subgraph)
+        subgraph.outputs.clear()
+        for value in list(subgraph.initializers.values()):
+            del subgraph.initializers[str(value.name)]
+            value.name = self._free_name("constant")
+            self._graph.register_initializer(value)
+        subgraph.remove(nodes)
+        for node in nodes:
+            for value in node.outputs:
+                value.name = self._free_name(node.op_type)
+            node.name = node.outputs[0].name
+        self._graph.extend(nodes)
+        return outputs
+
     def _append(self, node: ir.Node, dtype: ir.DataType | None) -> Sequence[ir.Value]:
         for value in node.outputs:
             value.name = self._free_name(node.op_type)

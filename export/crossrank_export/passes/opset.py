@@ -17,11 +17,11 @@ _SOFTMAX = {"Softmax", "LogSoftmax"}
 # Operators whose meaning is the same in opsets 11 to 17.
 # fmt: off
 _UNCHANGED = frozenset({
-    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "CumSum", "Div", "Equal",
-    "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gemm", "Greater",
-    "Identity", "Less", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Range",
-    "Reciprocal", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid", "Sign", "Slice", "Sqrt", "Sub",
-    "Tanh", "Tile", "Transpose", "Where",
+    "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "CumSum", "Div",
+    "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gemm",
+    "Greater", "GreaterOrEqual", "Identity", "If", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul",
+    "Neg", "Not", "Or", "Pow", "Range", "Reciprocal", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid",
+    "Sign", "Slice", "Sqrt", "Sub", "Tanh", "Tile", "Transpose", "Where",
 })
 # fmt: on
 
@@ -34,25 +34,25 @@ def raise_opset(model: ir.Model) -> PassReport:
     if opset < 11:
         return PassReport(NAME, False, f"Opset {opset} is older than 11: left as it is.")
     known = _UNCHANGED | _SOFTMAX | set(_AXES_TO_INPUT)
-    strange = sorted({node.op_type for node in model.graph if node.domain or node.op_type not in known})
+    strange = sorted({node.op_type for node in model.graph.all_nodes() if node.domain or node.op_type not in known})
     if strange:
         return PassReport(NAME, False, f"Left at opset {opset}: {', '.join(strange)} may mean something else later.")
     trial = model.clone()
     _convert(trial)
     infer_shapes(trial)
-    if opset < 13 and any(_is_flattening_softmax(node) for node in trial.graph):
+    if opset < 13 and any(_is_flattening_softmax(node) for node in trial.graph.all_nodes()):
         return PassReport(NAME, False, f"Left at opset {opset}: a softmax runs over several axes.")
     _convert(model)
-    for node in model.graph:
+    for node in model.graph.all_nodes():
         if node.op_type in _SOFTMAX and opset < 13:
             node.attributes["axis"] = ir.AttrInt64("axis", -1)
     return PassReport(NAME, True, f"Opset {opset} rewritten as {TARGET}.")
 
 
 def _convert(model: ir.Model) -> None:
-    """Move attributes that became inputs."""
+    """Move attributes that became inputs, in branches too, which read the constants of the graph around them."""
     emit = Emitter(model.graph, NAME)
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         attribute = _AXES_TO_INPUT.get(node.op_type)
         if attribute is not None and attribute in node.attributes:
             axes = node.attributes.pop(attribute).as_ints()

@@ -129,7 +129,12 @@ def _run(
     # Tracing first: it gives the line of the log its trace id.
     observers = Observers([*([tracing] if tracing else []), metrics, AccessLog()])
     service = load_service(models, settings, observers)
-    app = create_app(service, max_body_bytes=settings.max_body_bytes, metrics=metrics)
+    app = create_app(
+        service,
+        max_body_bytes=settings.max_body_bytes,
+        metrics=metrics,
+        cors_origins=settings.cors_origin.split(",") if settings.cors_origin else (),
+    )
     rpc = None if grpc_port is None else _rpc_server(service, settings, grpc_port, tls, shared)
 
     def began() -> None:

@@ -34,8 +34,9 @@ class OpenVinoEngine(GraphEngine):
             # Pinned, every process would take the first cores: two Triton instances would share one.
             "ENABLE_CPU_PINNING": False,
         }
+        core = _core()
         try:
-            self._model: Any = _core().compile_model(str(self._path), "CPU", settings)
+            self._model: Any = core.compile_model(str(self._path), "CPU", settings)
         except Exception as error:  # OpenVINO raises plain RuntimeError
             raise BundleError(f"OpenVINO cannot load {self._path.name} ({reason_of(error)})") from error
         dtypes = {"i32": "int32", "i64": "int64"}

@@ -15,6 +15,7 @@ from crossrank_server.engines.cuda_session import cuda_installed
 from crossrank_server.engines.embedded import EmbeddedEngine, has_bf16
 from crossrank_server.engines.native import NativeEngine, native_kernel
 from crossrank_server.errors import CrossrankError, EngineFailure, SetupError
+from crossrank_server.memory import return_memory
 from crossrank_server.native.library import usable_kernels
 from crossrank_server.native.weights import OFFERED, offered_kernels
 from crossrank_server.reasons import reason_of
@@ -118,6 +119,7 @@ def _load(
         raise SetupError(f"engine {name} cannot be loaded here ({reason_of(error)})") from error
     if expected is not None:
         check_logits(engine, expected)
+    return_memory()  # of other copies of the weights, which loading makes
     return engine
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from crossrank_server.http.cross_origin import allow_origins
 from crossrank_server.http.error_handlers import add_error_handlers
+from crossrank_server.http.forms import FormsMiddleware
 from crossrank_server.http.gateway import Gateway
-from crossrank_server.http.methods import HeadMiddleware
 from crossrank_server.http.middleware import ObservingMiddleware
 from crossrank_server.http.openapi import openapi_document
 from crossrank_server.http.routes.account import account_routes
@@ -27,22 +29,33 @@ from crossrank_server.service import RerankService
 from crossrank_server.telemetry.metrics import Metrics
 
 
-def create_app(service: RerankService, *, max_body_bytes: int, metrics: Metrics | None = None) -> FastAPI:
+def create_app(
+    service: RerankService,
+    *,
+    max_body_bytes: int,
+    metrics: Metrics | None = None,
+    cors_origins: Sequence[str] = (),
+) -> FastAPI:
     """Return the ASGI application in front of a service.
 
     Args:
         service: Scores.
         max_body_bytes: Of one request.
         metrics: The one of the service's observers that GET /metrics shows.
+        cors_origins: Whose pages may call it by script; `*` is all.
     """
     app = FastAPIOffline(
         title="crossrank",
         version=version("crossrank"),
         summary="Reranks documents with cross-encoders.",
         description="Scores are sigmoid probabilities in [0, 1]; `raw_scores` gives the model's logits.",
+        redirect_slashes=False,
     )
-    app.add_middleware(HeadMiddleware)
+    # Each goes around those before it.
+    app.add_middleware(FormsMiddleware)
     app.add_middleware(ObservingMiddleware, observers=service.observers)
+    if cors_origins:
+        allow_origins(app, cors_origins)
     add_error_handlers(app)
     gateway = Gateway(service, max_body_bytes)
     for routes in (

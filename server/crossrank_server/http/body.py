@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,19 +13,22 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from crossrank_server.errors import Overloaded, RequestTooLarge
+from crossrank_server.http.codings import BodyDecoder
 
 # Bodies of the largest size that may be held at a time; small ones are counted by their bytes.
 _LARGEST_BODIES_HELD = 8
 # How long, and how much of, a refused body is still read (and thrown away) so that the client sees the refusal.
 _LINGER_S = 2.0
 _LINGER_BYTES = 64_000_000
+# Of decompressing at a time, until others have their turn.
+_TURN_S = 0.002
 
 
 class BodyReader:
     """Holds request bodies in memory, within a limit for each and one for all.
 
     Args:
-        max_bytes: Of one body.
+        max_bytes: Of one body, as it comes and decompressed.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -39,7 +43,7 @@ class BodyReader:
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request, *, yields: bool = False) -> AsyncIterator[bytes]:
-        """Give the body of a request; it counts as held until the block ends.
+        """Give the body of a request, its content codings undone; it counts as held until the block ends.
 
         Args:
             request: Its stream is read.
@@ -48,30 +52,42 @@ class BodyReader:
         Raises:
             RequestTooLarge: It is over the limit, known from its declared length or as soon as that much has come.
             Overloaded: The bodies of all requests under way are over theirs.
+            UnsupportedEncoding: It is in a coding that is not known here.
+            InvalidRequest: It is not in the coding that it is said to be in.
         """
         body = bytearray()
         most_held_bytes = self._max_held_bytes // 2 if yields else self._max_held_bytes
         # An answer to a body that was not read whole must be sent as LingeringResponse.
         request.state.body_unread = True
+        decoder = BodyDecoder(request.headers.getlist("content-encoding"))
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large(f"{declared} bytes")
         try:
             async for chunk in request.stream():
-                body += chunk
-                self._held_bytes += len(chunk)
-                if len(body) > self._max_bytes:
-                    raise self._too_large(f"over {len(body) - 1} bytes")
-                if self._held_bytes > most_held_bytes:
-                    raise Overloaded(
-                        f"requests under way hold {self._held_bytes} bytes, the limit is {most_held_bytes}; "
-                        "try again in a second, or send smaller requests",
-                        retry_after_s=1.0,
-                    )
+                turn_ends = time.perf_counter() + _TURN_S
+                for piece in decoder.pieces(chunk):
+                    body += piece
+                    self._held_bytes += len(piece)
+                    self._check(decoder.size, most_held_bytes)
+                    if time.perf_counter() > turn_ends:
+                        await asyncio.sleep(0)
+                        turn_ends = time.perf_counter() + _TURN_S
             request.state.body_unread = False
+            decoder.finish()
             yield bytes(body)
         finally:
             self._held_bytes -= len(body)
+
+    def _check(self, size: int, most_held_bytes: int) -> None:
+        if size > self._max_bytes:
+            raise self._too_large(f"over {size - 1} bytes")
+        if self._held_bytes > most_held_bytes:
+            raise Overloaded(
+                f"requests under way hold {self._held_bytes} bytes, the limit is {most_held_bytes}; "
+                "try again in a second, or send smaller requests",
+                retry_after_s=1.0,
+            )
 
     def _too_large(self, size: str) -> RequestTooLarge:
         return RequestTooLarge(

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from crossrank_server.errors import CrossrankError, InvalidRequest, shown_error
 from crossrank_server.http.body import JsonResponse, LingeringResponse
+from crossrank_server.http.codings import CODINGS
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 # The word of nginx for a client that did not wait for its answer.
@@ -42,6 +43,8 @@ def error_response(
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))
     if error.http_status == 401:
         headers["www-authenticate"] = "Bearer"
+    if error.http_status == 415:
+        headers["accept-encoding"] = ", ".join(CODINGS)
     return kind(error.as_body(), status_code=error.http_status, headers=headers)
 
 
@@ -51,9 +54,10 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
     if allowed:
         methods = {*allowed.split(", "), "OPTIONS", *(["HEAD"] if "GET" in allowed else [])}
         error.headers = {**(error.headers or {}), "Allow": ", ".join(sorted(methods))}
-    if request.method == "OPTIONS" and error.status_code == 405:
+    path = request.scope["path"]
+    if request.method == "OPTIONS" and (error.status_code == 405 or path == "*"):
         return Response(status_code=204, headers=error.headers)
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}; the routes are listed at /docs"
+    message = f"{request.method} {path[:200]}: {error.detail}; the routes are listed at /docs"
     code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     request.state.exchange.code = code
     body = InvalidRequest(message, code=code).as_body()

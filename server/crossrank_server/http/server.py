@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI
 
+from crossrank_server.http.protocol import LenientProtocol
 from crossrank_server.service import RerankService
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.logs import log_loop_failure
@@ -62,7 +63,8 @@ class GracefulServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=LenientProtocol,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 timeout_keep_alive=75,

@@ -21,8 +21,9 @@ from crossrank_server.http.schema.answers import (
 from crossrank_server.http.schema.bodies import RerankBody, body_schema
 from crossrank_server.service import Ranking
 
-# Beside /v1, /v2 and /rerank itself: what clients make of a base URL that ends in /v1, and llama.cpp's names.
-_ALIASES = ("/v1/v1/rerank", "/v1/v2/rerank", "/v1/reranking", "/reranking")
+# Beside /v1, /v2 and /rerank itself: what clients make of a base URL that ends in /v1, llama.cpp's names, and that of
+# OpenVINO Model Server.
+_ALIASES = ("/v1/v1/rerank", "/v1/v2/rerank", "/v1/reranking", "/reranking", "/v3/rerank")
 # A request with no other field, unless to Cohere's /v2, may come from one of Voyage's clients, which read `data`.
 _VOYAGE_FIELDS = {"query", "documents", "model", "top_k", "return_documents", "truncation"}
 
@@ -39,7 +40,7 @@ def rerank_routes(gateway: Gateway) -> APIRouter:
                 return await rank_texts(gateway.service, data, call)
             body = RerankBody.read(data)
             ranking = await gateway.service.rerank(body.request(), call)
-            return response_from_ranking(request.url.path, call, data, body, ranking)
+            return response_from_ranking(request.scope["path"], call, data, body, ranking)
 
         return await gateway.answer(request, respond)
 

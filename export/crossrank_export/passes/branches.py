@@ -1,0 +1,58 @@
+"""Put the branch that is always taken in the place of an If.
+
+Scripted functions leave them: DeBERTa asks at each layer whether queries and keys are equally many, which shape
+inference can answer, and squeezing an axis of unknown length asks whether that is 1. OpenVINO cannot load an If whose
+branches differ in rank, and no other pass looks into one.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from crossrank_export.passes.clean import clean_graph
+from crossrank_export.passes.emit import Emitter, constant_of, redirect
+from crossrank_export.passes.report import PassReport
+
+NAME = "branches"
+
+
+def fold_branches(model: ir.Model) -> PassReport:
+    """Replace every If whose condition is a constant by what its branch holds, nested ones too, in place.
+
+    Args:
+        model: A graph after clean_graph, which folds the conditions that can be decided for every batch and length.
+    """
+    folded = 0
+    while decided := [node for node in model.graph if _condition_of(node) is not None]:
+        for node in decided:
+            _splice(model.graph, node)
+        model.graph.sort()
+        clean_graph(model)
+        folded += len(decided)
+    left = sum(node.op_type == "If" for node in model.graph.all_nodes())
+    if not folded and not left:
+        return PassReport(NAME, False, "The graph has no branches.")
+    return PassReport(NAME, folded > 0, f"{folded} branches are always taken; {left} depend on the input.")
+
+
+def _condition_of(node: ir.Node) -> bool | None:
+    """Return the constant condition of an If, None where it is computed, or of any other node."""
+    condition = constant_of(node.inputs[0]) if node.op_type == "If" and not node.domain else None
+    return None if condition is None else bool(condition.reshape(-1)[0])
+
+
+def _splice(graph: ir.Graph, node: ir.Node) -> None:
+    """Move the nodes of the branch that is taken to the end of the graph, and drop the If."""
+    taken, other = ("then_branch", "else_branch") if _condition_of(node) else ("else_branch", "then_branch")
+    results = Emitter(graph, NAME).adopt(node.attributes[taken].as_graph())
+    for output, result in zip(node.outputs, results, strict=True):
+        redirect(output, result)
+    _detach(node.attributes[other].as_graph())
+    graph.remove(node, safe=True)
+
+
+def _detach(branch: ir.Graph) -> None:
+    """Make the nodes of a dropped branch no readers of the values around it, which passes count."""
+    for node in branch.all_nodes():
+        for place in range(len(node.inputs)):
+            node.replace_input_with(place, None)

@@ -1,0 +1,189 @@
+"""HTTP/1.1 as uvicorn and httptools speak it, where they would lose a request or an answer.
+
+An offer to change the protocol is ignored, as if it were not there, instead of the body that follows it. What is no
+HTTP is refused with the one error body, after the answers to the requests before it. Fields of trailers are no headers,
+and a head without an end is not kept. Of pipelined requests, too, the work is dropped when the client goes away.
+
+Sources:
+    https://www.rfc-editor.org/rfc/rfc9110#section-7.8 (Upgrade)
+    https://www.rfc-editor.org/rfc/rfc9112#section-3.2 (forms of the request target)
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from crossrank_server.errors import InvalidRequest
+
+# Of a request's head, or of a body's trailers; one more segment may come on top.
+_MAX_HEAD_BYTES = 65_536
+# How long a connection whose request was refused is still read, and what comes thrown away: closing it with unread data
+# resets it, and the client would lose the answer.
+_LINGER_S = 2.0
+
+
+class LenientProtocol(HttpToolsProtocol):
+    """One connection. Its parameters are those of uvicorn's protocol."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The answer to what cannot be read, once there is any; nothing is read after it.
+        self._refusal: bytes | None = None
+        self._running: RequestResponseCycle | None = None
+        self._head_bytes = 0
+        self._advanced = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request under way that nobody waits for it; uvicorn tells the last one that came."""
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read a segment."""
+        if self._refusal is not None:
+            return
+        self._unset_keepalive_if_required()
+        self._advanced = False
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            self._refuse_malformed(error)
+            return
+        self._head_bytes = 0 if self._advanced else self._head_bytes + len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._refuse(
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+                f"the request's headers have over {_MAX_HEAD_BYTES} bytes, which is the limit; send fewer or shorter",
+            )
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser; it stops behind a head that offers another protocol, and a new one goes on."""
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as stop:
+                if self.parser.get_method() == b"CONNECT":
+                    self._refuse(
+                        HTTPStatus.NOT_IMPLEMENTED,
+                        "CONNECT asks for a proxy, which this server is not; send it the requests themselves",
+                    )
+                    return
+                rest = rest[stop.args[0] :]
+                head = self._head_without_offer()
+                # A new one, as the old one reads nothing more if the head also says `close`.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.parser.feed_data(head)
+
+    def _head_without_offer(self) -> bytes:
+        """Return the head that was just parsed, as it would be without the offer."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def on_headers_complete(self) -> None:
+        """Begin a request, unless its head will be read once more without the offer."""
+        self._advanced = True
+        if self.parser.should_upgrade():
+            return
+        if self.parser.get_http_version() == "1.0":
+            # Whoever sent it does not know an answer 100.
+            self.expect_100_continue = False
+        if not self.url.startswith(b"/"):
+            self.url = _origin_form(self.url)
+        super().on_headers_complete()
+        # The request keeps its list; trailers go into this one.
+        self.headers = []
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        self._advanced = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request's body."""
+        self._advanced = True
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or refuse what came after the last."""
+        last = not self.pipeline
+        super().on_response_complete()
+        if last and self._refusal is not None:
+            self._send_refusal(self._refusal)
+
+    def _refuse_malformed(self, error: httptools.HttpParserError) -> None:
+        self.logger.warning("Invalid HTTP request received.")
+        if self.parser.get_method() == b"PRI":
+            self._refuse(
+                HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+                "this port does not speak HTTP/2; send HTTP/1.1, or put a proxy that speaks HTTP/2 in front",
+            )
+            return
+        reason = str(error)
+        if isinstance(error, httptools.HttpParserCallbackError):
+            reason = (
+                f"its target {self.url[:100].decode('ascii', 'backslashreplace')} is neither a path nor a URL in ASCII"
+            )
+        self._refuse(HTTPStatus.BAD_REQUEST, f"the request cannot be read as HTTP/1.1: {reason}")
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        """Answer what cannot be served, when the requests before it are answered, and then close the connection."""
+        code = status.phrase.lower().replace(" ", "_")
+        self._refusal = self._rendered(status, orjson.dumps(InvalidRequest(message, code=code).as_body()))
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body and not cycle.response_complete:
+            # It is within the body of this request, which therefore gets this answer and no other.
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if self.pipeline:
+                self.pipeline.popleft()
+                return
+        elif self.pipeline or (cycle is not None and not cycle.response_complete):
+            return
+        self._send_refusal(b"" if cycle is not None and cycle.more_body and cycle.response_started else self._refusal)
+
+    def _rendered(self, status: HTTPStatus, body: bytes) -> bytes:
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        return b"".join([STATUS_LINE[status], *(b"%s: %s\r\n" % field for field in headers), b"\r\n", body])
+
+    def _send_refusal(self, answer: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        self.transport.write(answer)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
+
+
+def _origin_form(target: bytes) -> bytes:
+    """Return a request target without scheme and host: what follows them, at least `/`; `*` stays.
+
+    Raises:
+        httptools.HttpParserInvalidURLError: It is none of the forms.
+    """
+    url = httptools.parse_url(target)
+    query = b"" if url.query is None else b"?" + url.query
+    return (url.path or b"/") + query
