@@ -35,7 +35,7 @@ from crossrank_export.replacing import refuse_occupied, replacing
 from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
 from crossrank_export.sources import CARD, SourceFiles, find_source
 from crossrank_export.tokens import PairTokens, read_tokens
-from crossrank_export.variants import FILES, Reference, write_variants
+from crossrank_export.variants import Reference, write_fp32, write_others
 from crossrank_server.bundle import (
     MANIFEST,
     Bundle,
@@ -137,27 +137,25 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     """
     out = out.resolve()  # `.` has no name, and what a link leads to is replaced, not the link
     refuse_occupied(out)
-    precisions = [name for name in FILES if name == "fp32" or name in options.precisions]
     card = _read_card(files, options)
     with replacing(out) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
         model, graph, scorer = _read(files, options, Path(scratch), on_step)
         reference = _reference(model, scorer, options, on_step)
         del scorer
         _collect()  # the source's own weights go before the passes need theirs
-        graphs, facts = write_variants(graph, precisions, reference, partial, on_step, options.inline_bytes)
-        if model.widened is not None:
-            facts["passes"] = [model.widened.as_dict(), *facts["passes"]]
+        fp32, passes, cost = write_fp32(graph, reference, partial, on_step, options.inline_bytes)
         on_step("writing and checking the weights by role")
-        facts["weights"] = write_weights(
-            graph, model.config.architecture, model.label, reference.samples, partial / FILES["fp32"]
-        )
+        weights = write_weights(graph, model.config.architecture, model.label, reference.samples, partial / fp32.file)
         del graph
         _collect()
+        others, further = write_others(options.precisions, fp32, reference, partial, on_step)
+        reports = [*([model.widened] if model.widened is not None else []), *passes, *further]
+        facts = {"weights": weights, "passes": [report.as_dict() for report in reports], "cost": cost}
         on_step("writing the manifest")
         model.tokens.write(partial)
         if card is not None:
             (partial / CARD).write_bytes(card)
-        manifest = _manifest(model, options.name, graphs, facts, partial)
+        manifest = _manifest(model, options.name, [fp32, *others], facts, partial)
         write_manifest(partial, manifest)
         on_step("comparing the engines of this machine")
         engines = compare_engines(load_bundle(partial), reference.samples)
@@ -234,9 +232,7 @@ def _manifest(model: _Model, name: str | None, graphs: list[Graph], facts: dict[
         pair_template=model.tokens.template,
         activation=model.config.activation,
         graphs=graphs,
-        weights=facts["weights"],
-        passes=facts["passes"],
-        cost=facts["cost"],
+        **facts,
         files={
             path.name: sha256_of(path) for path in sorted(partial.iterdir()) if path.is_file() and path.name != MANIFEST
         },
