@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Scorer = Callable[[PairBatch], NDArray[np.float32]]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
 
 
 def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
@@ -68,7 +68,7 @@ def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplat
     """Refuse a graph that is not a cross-encoder as this server feeds it.
 
     Raises:
-        ModelSourceError: Unexpected inputs or outputs, fixed shapes, or lost token_type_ids.
+        ModelSourceError: Unexpected inputs, fixed shapes, or lost token_type_ids.
     """
     names = [value.name for value in model.graph.inputs]
     unknown = [name for name in names if name not in INPUTS]
@@ -89,9 +89,6 @@ def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplat
             raise ModelSourceError(
                 f"{where}: input {value.name} has shape {value.shape}: batch and sequence must be dynamic"
             )
-    outputs = [value.name for value in model.graph.outputs]
-    if len(outputs) != 1 and "logits" not in outputs:
-        raise ModelSourceError(f"{where} has outputs {outputs}: a cross-encoder has one, `logits`")
 
 
 def describe_graph(
@@ -183,6 +180,9 @@ def score_in_batches(
 
     Returns:
         float32 [pairs, labels], in the order of the batch.
+
+    Raises:
+        ModelSourceError: The model cannot score them, or gives something else than a row for each.
     """
     lengths = batch.lengths
     order = np.argsort(lengths, kind="stable")
@@ -190,15 +190,34 @@ def score_in_batches(
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _BATCH_TOKENS:
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= BATCH_TOKENS:
             stop += 1
         part = _take(batch, order[start:stop])
-        results.append(run(*part.padded(int(part.lengths.max()), pad_token_id)))
+        results.append(_run(run, part, pad_token_id))
         start = stop
     logits = np.concatenate(results).astype(np.float32)
     restored = np.empty_like(logits)
     restored[order] = logits
     return restored
+
+
+def _run(
+    run: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float32]], part: PairBatch, pad_token_id: int
+) -> NDArray[np.float32]:
+    longest = int(part.lengths.max())
+    try:
+        logits = run(*part.padded(longest, pad_token_id))
+    except Exception as error:  # PyTorch and ONNX Runtime raise types of their own
+        raise ModelSourceError(
+            f"the model cannot score {len(part)} pairs of up to {longest} tokens ({reason_of(error)}): if it has fewer "
+            "positions than its config.json says, cap them with --max-length"
+        ) from error
+    if logits.ndim != 2 or len(logits) != len(part):
+        raise ModelSourceError(
+            f"the model gives an array of shape {list(logits.shape)} for {len(part)} pairs, where a cross-encoder "
+            "gives one row of logits each: export it with its classification head (task text-classification)"
+        )
+    return logits
 
 
 def _take(batch: PairBatch, indices: NDArray[np.int64]) -> PairBatch:

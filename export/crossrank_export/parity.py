@@ -18,7 +18,9 @@ from crossrank_server.bundle import Precision
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import SetupError
 
-# How far any logit of a variant may be from its source's. Rank agreement is reported and not judged: where documents
+# How far any logit of a variant may be from its source's, where these span up to _RANGE: wider ones are sums of larger
+# numbers, whose last bits weigh more. fp32 has 24 bits: 1e-4 in 100 are 17 times 2^-24 of the range, which sums of some
+# thousand terms come to in another order, layer after layer. Rank agreement is reported and not judged: where documents
 # are all but tied, exact copies among them, it falls with a difference that means nothing.
 THRESHOLDS: Mapping[Precision, float] = MappingProxyType(
     {
@@ -27,6 +29,12 @@ THRESHOLDS: Mapping[Precision, float] = MappingProxyType(
         "int8": 1.0,  # scaled by whatever else is in the batch: loose, and never what is served unasked
     }
 )
+_RANGE = 100.0
+
+
+def limit_of(precision: Precision, logit_range: float) -> float:
+    """Return how far a logit may be from its source's, where the source's logits span that range."""
+    return THRESHOLDS[precision] * max(1.0, logit_range / _RANGE)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,14 @@ class Agreement:
     ndcg10_source: float | None = None
     ndcg10: float | None = None
     longest_pair_tokens: int | None = None
+
+    def within(self, precision: Precision) -> bool:
+        """Tell whether no logit is beyond the limit; NaN always is."""
+        return self.max_abs_delta <= limit_of(precision, self.logit_range)
+
+    def judged_as(self, precision: Precision) -> dict[str, Any]:
+        """Return what the manifest records, with the limit."""
+        return {**self.as_dict(), "limit": limit_of(precision, self.logit_range)}
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the manifest records, without what was not measured."""
@@ -103,9 +119,10 @@ def prepare(
     pairs = [(group.query, document) for group in groups for document in group.documents]
     batch = tokens.encode(pairs, max_length)
     logits = reference(batch)
-    if logits.ndim != 2 or logits.shape[1] != num_labels:
+    if logits.shape[1] != num_labels:
         raise SetupError(
-            f"the source gives logits of shape {list(logits.shape)} where config.json promises {num_labels} a pair"
+            f"the source gives {logits.shape[1]} numbers a pair where config.json promises {num_labels}: give the graph of "
+            "the whole model, with its classification head, or the config.json that belongs to it"
         )
     if not np.isfinite(logits).all():
         raise SetupError("the source itself gives logits that are not finite: its weights are damaged")
@@ -126,10 +143,11 @@ def agreeing(scorer: Scorer, other: Scorer, precision: Precision, where: str) ->
     def score(batch: PairBatch) -> NDArray[np.float32]:
         logits = scorer(batch)
         delta = float(np.abs(logits - other(batch)).max())
-        if not delta <= THRESHOLDS[precision]:
+        limit = limit_of(precision, float(np.ptp(logits)))
+        if not delta <= limit:
             raise SetupError(
-                f"{where} made fp32 gives logits {delta:.3g} off its own in {precision} (limit "
-                f"{THRESHOLDS[precision]:g}): give the model's fp32 graph or its safetensors"
+                f"{where} made fp32 gives logits {delta:.3g} off its own in {precision} (limit {limit:g}): give the "
+                "model's fp32 graph or its safetensors"
             )
         return logits
 
@@ -169,12 +187,16 @@ def check(agreement: Agreement, precision: Precision, where: str) -> None:
     Raises:
         SetupError: Says by how much and on which pairs.
     """
-    limit = THRESHOLDS[precision]
-    # Written so that NaN fails too.
-    if not agreement.max_abs_delta <= limit:
+    if not agreement.within(precision):
+        limit = limit_of(precision, agreement.logit_range)
+        remedy = (
+            "which is a fault of crossrank that no option mends: report this model"
+            if precision == "fp32"
+            else f"export without {precision} or report this model"
+        )
         raise SetupError(
             f"the {precision} graph is not the source model: on {where} its logits differ by up to "
-            f"{agreement.max_abs_delta:.3g}, the limit is {limit:g}; nothing was written, export without "
-            f"{precision} or report this model",
+            f"{agreement.max_abs_delta:.3g} in a range of {agreement.logit_range:.3g}, the limit is {limit:g}; nothing "
+            f"was written, {remedy}",
             code="parity",
         )

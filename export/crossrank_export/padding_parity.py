@@ -1,0 +1,43 @@
+"""Whether padding leaves a model's logits alone: else a pair's score would depend on what shares its batch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crossrank_export.graphs import BATCH_TOKENS, Scorer
+from crossrank_export.parity import limit_of
+from crossrank_server.engines.base import PairBatch
+from crossrank_server.engines.buckets import take_pairs
+from crossrank_server.errors import ModelSourceError
+
+# Shorter pairs that are scored alone, at most.
+_PAIRS = 4
+
+
+def refuse_padded_otherwise(batch: PairBatch, scorer: Scorer, where: str) -> None:
+    """Score pairs of several lengths alone, and padded beside a long one, and refuse a model that tells them apart.
+
+    Args:
+        batch: Pairs of all lengths.
+        scorer: The model; pairs that it gets together are padded to the longest.
+        where: What the scorer is, for the message.
+
+    Raises:
+        ModelSourceError: The logits differ by more than fp32 explains.
+    """
+    order = np.argsort(batch.lengths, kind="stable")
+    # With more of them, or a longer one, the scorer would make two batches of it.
+    long = order[batch.lengths[order] <= BATCH_TOKENS // 2][-1:]
+    if not len(long):
+        return
+    count = min(_PAIRS, BATCH_TOKENS // int(batch.lengths[long[0]]) - 1, len(order) - 1)
+    short = order[np.linspace(0, len(order) // 2, count).astype(np.int64)]
+    padded = scorer(take_pairs(batch, np.concatenate([short, long])))[:-1]
+    alone = np.concatenate([scorer(take_pairs(batch, short[i : i + 1])) for i in range(count)])
+    delta, limit = float(np.abs(padded - alone).max()), limit_of("fp32", float(np.ptp(alone)))
+    if not delta <= limit:
+        raise ModelSourceError(
+            f"{where}: padding changes this model's logits, by up to {delta:.3g} (limit {limit:g}), as parts of it do "
+            "not heed attention_mask (convolutions and pooling over tokens do not): a pair's score would depend on what "
+            "it is scored with, so it is not served"
+        )
