@@ -82,6 +82,12 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
         configure = TasksManager.get_exporter_config_constructor(
             exporter="onnx", model=model, task="text-classification", library_name="transformers"
         )
+    except (KeyError, ValueError) as error:  # which lists all that it does know
+        raise ModelSourceError(
+            f"optimum does not know how to export {model.config.model_type} as a text classifier: give an ONNX graph of "
+            "it (torch.onnx.export) with inputs input_ids, attention_mask and token_type_ids and the output logits"
+        ) from error
+    try:
         is_large = sum(parameter.nbytes for parameter in model.parameters()) > inline_bytes
         with tempfile.TemporaryDirectory(prefix="crossrank-export-") as folder, warnings.catch_warnings():
             # The tracer warns of every shape that it reads; the parity check is what tells whether it mattered.

@@ -75,11 +75,13 @@ def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplat
     if unknown or not {"input_ids", "attention_mask"} <= set(names):
         raise ModelSourceError(
             f"{where} has inputs {names}: a cross-encoder has input_ids, attention_mask and perhaps token_type_ids"
+            + (f", and nothing says here what {unknown[0]} is to be" if unknown else "")
         )
     if "token_type_ids" not in names and config.segment_types > 1 and template.segments[0] != template.segments[1]:
         raise ModelSourceError(
             f"{where} has lost the input token_type_ids, which {config.architecture.model_type} needs to tell query "
-            "from document: export it again with it"
+            "from document: export it again with it, or say that the model was trained without (model_input_names of "
+            "tokenizer_config.json)"
         )
     for value in model.graph.inputs:
         dtype = str(value.dtype).lower()
@@ -209,13 +211,13 @@ def _run(
         logits = run(*part.padded(longest, pad_token_id))
     except Exception as error:  # PyTorch and ONNX Runtime raise types of their own
         raise ModelSourceError(
-            f"the model cannot score {len(part)} pairs of up to {longest} tokens ({reason_of(error)}): if it has fewer "
+            f"{len(part)} pairs of up to {longest} tokens cannot be scored ({reason_of(error)}): if the model has fewer "
             "positions than its config.json says, cap them with --max-length"
         ) from error
     if logits.ndim != 2 or len(logits) != len(part):
         raise ModelSourceError(
-            f"the model gives an array of shape {list(logits.shape)} for {len(part)} pairs, where a cross-encoder "
-            "gives one row of logits each: export it with its classification head (task text-classification)"
+            f"the model gives an array of shape {list(logits.shape)} for {len(part)} pairs, and a cross-encoder gives "
+            "one row of logits each: export it with its classification head (task text-classification)"
         )
     return logits
 

@@ -100,7 +100,10 @@ def read_config(directory: Path, kind: Kind = "onnx") -> ModelConfig:
     for name, spellings in _SPELLINGS.items():
         value = next((config[key] for key in spellings if isinstance(config.get(key), int)), None)
         if value is None:
-            raise ModelSourceError(f"{path} states no {spellings[0]}: it is not the config of an encoder")
+            raise ModelSourceError(
+                f"{path} states no {spellings[0]}: {model_type or 'its model'} is no stack of equal layers, as the "
+                "encoders are that crossrank reads"
+            )
         numbers[name] = value
     num_labels = _num_labels(config)
     pad_token_id = _pad_token_id(config, numbers["vocab_size"])

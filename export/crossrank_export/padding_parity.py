@@ -38,6 +38,6 @@ def refuse_padded_otherwise(batch: PairBatch, scorer: Scorer, where: str) -> Non
     if not delta <= limit:
         raise ModelSourceError(
             f"{where}: padding changes this model's logits, by up to {delta:.3g} (limit {limit:g}), as parts of it do "
-            "not heed attention_mask (convolutions and pooling over tokens do not): a pair's score would depend on what "
-            "it is scored with, so it is not served"
+            "not heed attention_mask (convolutions and pooling over tokens do not): a pair's score would depend on "
+            "what it is scored with, so it is not served"
         )

@@ -121,8 +121,8 @@ def prepare(
     logits = reference(batch)
     if logits.shape[1] != num_labels:
         raise SetupError(
-            f"the source gives {logits.shape[1]} numbers a pair where config.json promises {num_labels}: give the graph of "
-            "the whole model, with its classification head, or the config.json that belongs to it"
+            f"the source gives {logits.shape[1]} numbers a pair where config.json promises {num_labels}: give the "
+            "graph of the whole model, with its classification head, or the config.json that belongs to it"
         )
     if not np.isfinite(logits).all():
         raise SetupError("the source itself gives logits that are not finite: its weights are damaged")

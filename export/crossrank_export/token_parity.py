@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,8 +45,6 @@ def refuse_other_tokens(directory: Path, tokens: PairTokens, config: ModelConfig
     Raises:
         ModelSourceError: Some tokens differ; names the first.
     """
-    if importlib.util.find_spec("transformers") is None:
-        return
     pairs = _pairs(tokens)
     for limit, chosen in ((tokens.max_length, pairs), (min(tokens.max_length, _CUT_TOKENS), _long(pairs))):
         theirs = _theirs(directory, chosen, limit)
@@ -81,8 +78,10 @@ def _ours(tokens: PairTokens, pairs: list[tuple[str, str]], limit: int) -> list[
 
 def _theirs(directory: Path, pairs: Sequence[tuple[str, str]], limit: int) -> Any:
     """Return transformers' encodings as it makes them for a batch of pairs; None, with a note, where it cannot."""
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        return None
     load: Any = AutoTokenizer.from_pretrained
     try:
         tokenizer = load(directory, local_files_only=True, trust_remote_code=False)
