@@ -86,7 +86,14 @@ def write_checkpoint(path: Path, name: str, *, seed: int = SEED, num_labels: int
 
 
 def write_family(
-    path: Path, name: str, *, seed: int = SEED, num_labels: int = 1, window: int = 128, **changes: Any
+    path: Path,
+    name: str,
+    *,
+    seed: int = SEED,
+    num_labels: int = 1,
+    window: int = 128,
+    segments: bool = True,
+    **changes: Any,
 ) -> Path:
     """Do the same with a tokenizer of the family's own kind, whose vocabulary the model takes.
 
@@ -96,11 +103,12 @@ def write_family(
         seed: Seed of the weights.
         num_labels: Labels of the classifier.
         window: Tokens of a pair.
+        segments: False where the tokenizer keeps them from the model, which then sees the first one everywhere.
         changes: Fields of the config to change.
     """
     family = {**NINE, **SMALL}[name]["model_type"]
     path.mkdir(parents=True, exist_ok=True)
-    vocab_size = write_tokenizer_of(family, path, window)
+    vocab_size = write_tokenizer_of(family, path, window, segments=segments)
     # These count positions on from the padding id.
     positions = window + 2 if family in ("roberta", "xlm-roberta", "mpnet") else window
     config = {"vocab_size": vocab_size, "max_position_embeddings": positions, **special_ids(family), **changes}

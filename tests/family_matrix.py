@@ -33,12 +33,14 @@ class Checkpoint:
         num_labels: Labels of the classifier.
         changes: Fields of the config to change.
         variant: Tells checkpoints of one family apart.
+        segments: See write_family.
     """
 
     name: str
     num_labels: int
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     variant: str = ""
+    segments: bool = True
 
     def __str__(self) -> str:
         return f"{self.name}{self.variant}-{self.num_labels}"
@@ -69,6 +71,7 @@ _TRUE_WIDTHS = {"TinyBERT-L2-v2": "-128", "TinyBERT-L4": "-312", "MiniLM-L2-v2":
 FAMILIES = [
     Member(Checkpoint("bert", 1)),
     Member(Checkpoint("bert", 2), 1, "onnx"),
+    Member(Checkpoint("bert", 3, variant="-one-segment", segments=False), 1),
     Member(Checkpoint("electra", 1), road="onnx"),
     Member(Checkpoint("electra", 3), 1),
     Member(Checkpoint("roberta", 1)),
@@ -128,7 +131,12 @@ class Matrix:
     def _checkpoint(self, checkpoint: Checkpoint) -> Path:
         path = self._folder / "checkpoints" / str(checkpoint)
         return write_family(
-            path, checkpoint.name, num_labels=checkpoint.num_labels, window=WINDOW, **checkpoint.changes
+            path,
+            checkpoint.name,
+            num_labels=checkpoint.num_labels,
+            window=WINDOW,
+            segments=checkpoint.segments,
+            **checkpoint.changes,
         )
 
     def _optimum_file(self, checkpoint: Checkpoint) -> Path:

@@ -39,20 +39,21 @@ _CLASSES = {
 }
 
 
-def write_tokenizer_of(family: str, path: Path, window: int) -> int:
+def write_tokenizer_of(family: str, path: Path, window: int, *, segments: bool = True) -> int:
     """Save a tokenizer of the family as transformers does; return the size of its vocabulary.
 
     Args:
         family: A `model_type`.
         path: The checkpoint's directory.
         window: `model_max_length` in tokens.
+        segments: Whether models with segments are given them.
     """
     import transformers
 
     settings: dict[str, Any] = {f"{role}_token": token for role, token in _roles(family).items()}
     if family == "distilbert":
         settings["do_lower_case"] = False
-    if family in ("distilbert", "modernbert"):
+    if not segments or family in ("distilbert", "modernbert"):
         settings["model_input_names"] = ["input_ids", "attention_mask"]
     backend = _trained(family)
     kind = getattr(transformers, _CLASSES[family])

@@ -80,7 +80,7 @@ class RunningServer:
 
 @contextlib.contextmanager
 def running_server(
-    *args: str, env: Mapping[str, str] | None = None, tls: ssl.SSLContext | None = None
+    *args: str, env: Mapping[str, str] | None = None, tls: ssl.SSLContext | None = None, start_s: float = _START_S
 ) -> Iterator[RunningServer]:
     """Run `crossrank serve` on a free port of loopback until the block ends.
 
@@ -88,6 +88,7 @@ def running_server(
         args: Further arguments of `serve`.
         env: Added to the environment, from which all other settings (CROSSRANK_*) are removed.
         tls: How it is asked whether it is ready, where it speaks HTTPS.
+        start_s: Seconds within which it has to be ready.
 
     Raises:
         RuntimeError: It did not become ready; the message ends with its log.
@@ -101,14 +102,14 @@ def running_server(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**inherited, **(env or {})}
             )
         try:
-            yield RunningServer(_wait_until_ready(process, log, tls), log, process)
+            yield RunningServer(_wait_until_ready(process, log, tls, start_s), log, process)
         finally:
             _stop(process)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, tls: ssl.SSLContext | None) -> str:
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, tls: ssl.SSLContext | None, start_s: float) -> str:
     """Return the address once /health/ready answers 200."""
-    give_up_at = time.monotonic() + _START_S
+    give_up_at = time.monotonic() + start_s
     while process.poll() is None and time.monotonic() < give_up_at:
         address = _LISTENING.search(log.read_text())
         if address and _ready(address[1], tls):

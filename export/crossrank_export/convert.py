@@ -84,8 +84,8 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
         )
     except (KeyError, ValueError) as error:  # which lists all that it does know
         raise ModelSourceError(
-            f"optimum does not know how to export {model.config.model_type} as a text classifier: give an ONNX graph of "
-            "it (torch.onnx.export) with inputs input_ids, attention_mask and token_type_ids and the output logits"
+            f"optimum does not know how to export {model.config.model_type} as a text classifier: give an ONNX graph "
+            "of it (torch.onnx.export) with inputs input_ids, attention_mask and token_type_ids and the output logits"
         ) from error
     try:
         is_large = sum(parameter.nbytes for parameter in model.parameters()) > inline_bytes

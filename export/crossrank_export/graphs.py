@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Scorer = Callable[[PairBatch], NDArray[np.float32]]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-BATCH_TOKENS = 4096
+_BATCH_TOKENS, _ATTENTION_TOKENS = 4096, 512
 
 
 def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
@@ -192,7 +192,7 @@ def score_in_batches(
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= BATCH_TOKENS:
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= most_tokens(lengths[order[stop]]):
             stop += 1
         part = _take(batch, order[start:stop])
         results.append(_run(run, part, pad_token_id))
@@ -216,10 +216,15 @@ def _run(
         ) from error
     if logits.ndim != 2 or len(logits) != len(part):
         raise ModelSourceError(
-            f"the model gives an array of shape {list(logits.shape)} for {len(part)} pairs, and a cross-encoder gives "
-            "one row of logits each: export it with its classification head (task text-classification)"
+            f"the model gives an array of shape {list(logits.shape)} for {len(part)} pairs, and a cross-encoder "
+            "gives one row of logits each: export it with its classification head (task text-classification)"
         )
     return logits
+
+
+def most_tokens(length: int) -> int:
+    """Return the tokens of a batch whose attention scores, rows x length^2, are no more than those of 512 tokens."""
+    return min(_BATCH_TOKENS, _BATCH_TOKENS * _ATTENTION_TOKENS // length)
 
 
 def _take(batch: PairBatch, indices: NDArray[np.int64]) -> PairBatch:

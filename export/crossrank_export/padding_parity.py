@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from crossrank_export.graphs import BATCH_TOKENS, Scorer
+from crossrank_export.graphs import Scorer, most_tokens
 from crossrank_export.parity import limit_of
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.buckets import take_pairs
@@ -26,11 +26,12 @@ def refuse_padded_otherwise(batch: PairBatch, scorer: Scorer, where: str) -> Non
         ModelSourceError: The logits differ by more than fp32 explains.
     """
     order = np.argsort(batch.lengths, kind="stable")
-    # With more of them, or a longer one, the scorer would make two batches of it.
-    long = order[batch.lengths[order] <= BATCH_TOKENS // 2][-1:]
-    if not len(long):
+    # Of a longer one the scorer would make a batch by itself.
+    long = [row for row in order if 2 * batch.lengths[row] <= most_tokens(batch.lengths[row])][-1:]
+    if not long:
         return
-    count = min(_PAIRS, BATCH_TOKENS // int(batch.lengths[long[0]]) - 1, len(order) - 1)
+    longest = int(batch.lengths[long[0]])
+    count = min(_PAIRS, most_tokens(longest) // longest - 1)
     short = order[np.linspace(0, len(order) // 2, count).astype(np.int64)]
     padded = scorer(take_pairs(batch, np.concatenate([short, long])))[:-1]
     alone = np.concatenate([scorer(take_pairs(batch, short[i : i + 1])) for i in range(count)])

@@ -16,7 +16,8 @@ from crossrank_export.samples import SampleGroup
 from crossrank_export.tokens import PairTokens
 from crossrank_server.bundle import Precision
 from crossrank_server.engines.base import PairBatch
-from crossrank_server.errors import SetupError
+from crossrank_server.engines.buckets import take_pairs
+from crossrank_server.errors import ModelSourceError, SetupError
 
 # How far any logit of a variant may be from its source's, where these span up to _RANGE: wider ones are sums of larger
 # numbers, whose last bits weigh more. fp32 has 24 bits: 1e-4 in 100 are 17 times 2^-24 of the range, which sums of some
@@ -35,6 +36,10 @@ _RANGE = 100.0
 def limit_of(precision: Precision, logit_range: float) -> float:
     """Return how far a logit may be from its source's, where the source's logits span that range."""
     return THRESHOLDS[precision] * max(1.0, logit_range / _RANGE)
+
+
+# Of a pair that another is padded to: a scorer would not take two much longer ones together.
+_PADDED_TO_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def prepare(
 
     Raises:
         SetupError: The source gives another number of logits than its config says, or one that is not finite.
+        ModelSourceError: A pair's logits depend on what it is padded to.
     """
     pairs = [(group.query, document) for group in groups for document in group.documents]
     batch = tokens.encode(pairs, max_length)
@@ -126,8 +132,27 @@ def prepare(
         )
     if not np.isfinite(logits).all():
         raise SetupError("the source itself gives logits that are not finite: its weights are damaged")
+    _refuse_padding_in_logits(batch, reference)
     cut = max_length is not None and max_length < tokens.max_length
     return SampleSet(name, groups, batch, logits[:, label], cut)
+
+
+def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer) -> None:
+    """Refuse a model whose logits of the shortest pair change beside a much longer one.
+
+    ConvBERT convolves over padding, and Nystromformer's landmarks move with the length.
+    """
+    order = np.argsort(batch.lengths, kind="stable")
+    together = batch.lengths[order] <= _PADDED_TO_TOKENS
+    rows = order[together][[0, -1]] if together.any() else order[:1]
+    alone, beside = reference(take_pairs(batch, rows[:1]))[0], reference(take_pairs(batch, rows))[0]
+    delta = float(np.abs(alone - beside).max())
+    if not delta <= THRESHOLDS["fp32"]:
+        raise ModelSourceError(
+            f"the model's logits depend on padding: a pair of {batch.lengths[rows[0]]} tokens scores {delta:.3g} "
+            f"otherwise beside one of {batch.lengths[rows[-1]]} tokens (limit {THRESHOLDS['fp32']:g}); it has no score "
+            "of its own, so it is not served"
+        )
 
 
 def agreeing(scorer: Scorer, other: Scorer, precision: Precision, where: str) -> Scorer:

@@ -6,6 +6,7 @@ bundle_from_onnx  an ONNX source, without torch or transformers: what `crossrank
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
 from crossrank_export.sources import CARD, SourceFiles, find_source
 from crossrank_export.token_parity import refuse_other_tokens
 from crossrank_export.tokens import PairTokens, read_tokens
-from crossrank_export.variants import FILES, Reference, write_variants
+from crossrank_export.variants import Reference, write_fp32, write_others
 from crossrank_server.bundle import (
     MANIFEST,
     Bundle,
@@ -51,6 +52,7 @@ from crossrank_server.bundle import (
     write_manifest,
 )
 from crossrank_server.errors import SetupError
+from crossrank_server.memory import return_memory
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -95,13 +97,12 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class _Model:
-    """A source that has been read: its facts and its graph, with what was done to it before the passes."""
+    """What has been read of a source, but for its weights, with what was done to its graph before the passes."""
 
     files: SourceFiles
     config: ModelConfig
     tokens: PairTokens
     label: int
-    graph: onnx_ir.Model
     scorer_name: str
     prepared: list[PassReport]
 
@@ -140,23 +141,25 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     """
     out = out.resolve()  # `.` has no name, and what a link leads to is replaced, not the link
     refuse_occupied(out)
-    precisions = [name for name in FILES if name == "fp32" or name in options.precisions]
     card = _read_card(files, options)
-    with tempfile.TemporaryDirectory(prefix="crossrank-export-") as scratch, replacing(out) as partial:
-        model, scorer = _read(files, options, Path(scratch), on_step)
+    with replacing(out) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
+        model, graph, scorer = _read(files, options, Path(scratch), on_step)
         reference = _reference(model, scorer, options, on_step)
-        del scorer  # the source's own weights go before the passes need theirs
-        graphs, facts = write_variants(model.graph, precisions, reference, partial, on_step, options.inline_bytes)
-        facts["passes"] = [*(report.as_dict() for report in model.prepared), *facts["passes"]]
+        del scorer
+        _collect()  # the source's own weights go before the passes need theirs
+        fp32, passes, cost = write_fp32(graph, reference, partial, on_step, options.inline_bytes)
         on_step("writing and checking the weights by role")
-        facts["weights"] = write_weights(
-            model.graph, model.config.architecture, model.label, reference.samples, partial / FILES["fp32"]
-        )
+        weights = write_weights(graph, model.config.architecture, model.label, reference.samples, partial / fp32.file)
+        del graph
+        _collect()
+        others, further = write_others(options.precisions, fp32, reference, partial, on_step)
+        reports = [*model.prepared, *passes, *further]
+        facts = {"weights": weights, "passes": [report.as_dict() for report in reports], "cost": cost}
         on_step("writing the manifest")
         model.tokens.write(partial)
         if card is not None:
             (partial / CARD).write_bytes(card)
-        manifest = _manifest(model, options.name, graphs, facts, partial)
+        manifest = _manifest(model, options.name, [fp32, *others], facts, partial)
         write_manifest(partial, manifest)
         on_step("comparing the engines of this machine")
         engines = compare_engines(load_bundle(partial), reference.samples)
@@ -165,7 +168,9 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
     return replace(bundle, path=out)
 
 
-def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep) -> tuple[_Model, Scorer]:
+def _read(
+    files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep
+) -> tuple[_Model, onnx_ir.Model, Scorer]:
     """Read configuration and tokenizer first: what must be refused is refused before anything heavy is loaded."""
     config = read_config(files.directory, files.kind)
     label = choose_label(config.num_labels, options.label, str(files.directory))
@@ -192,7 +197,7 @@ def _read(files: SourceFiles, options: ExportOptions, scratch: Path, on_step: On
     check_graph(graph, config, tokens.template, where)
     if files.kind == "onnx":
         scorer, name = _graph_scorer(file, graph, prepared, config, tokens.pad_token_id)
-    return _Model(files, config, tokens, label, graph, name, prepared), scorer
+    return _Model(files, config, tokens, label, name, prepared), graph, scorer
 
 
 def _graph_scorer(
@@ -231,6 +236,12 @@ def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: O
     return Reference(model.scorer_name, samples, labels, label, model.tokens.pad_token_id)
 
 
+def _collect() -> None:
+    """Free weights that nobody reads any more: models and graphs are full of references in circles."""
+    gc.collect()
+    return_memory()
+
+
 def _manifest(model: _Model, name: str | None, graphs: list[Graph], facts: dict[str, Any], partial: Path) -> Manifest:
     tools = _TOOLS + (_TORCH_TOOLS if model.files.kind == "safetensors" else ())
     return Manifest(
@@ -246,9 +257,7 @@ def _manifest(model: _Model, name: str | None, graphs: list[Graph], facts: dict[
         truncation_side=model.tokens.truncation_side,
         activation=model.config.activation,
         graphs=graphs,
-        weights=facts["weights"],
-        passes=facts["passes"],
-        cost=facts["cost"],
+        **facts,
         files={
             path.name: sha256_of(path) for path in sorted(partial.iterdir()) if path.is_file() and path.name != MANIFEST
         },

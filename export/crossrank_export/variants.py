@@ -13,12 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossrank_export.graph_files import INLINE_BYTES, data_file, save_graph, weight_bytes
+from crossrank_export.graph_files import INLINE_BYTES, data_file, open_graph, save_graph, weight_bytes
 from crossrank_export.graphs import describe_graph, session_scorer
 from crossrank_export.parity import SampleSet, check, compare
 from crossrank_export.passes.report import PassReport
 from crossrank_server.bundle import Graph, Precision
 from crossrank_server.errors import CrossrankError
+from crossrank_server.memory import return_memory
 from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
@@ -65,56 +66,91 @@ class Reference:
             agreement = compare(sample, scorer(sample.batch)[:, self.label])
             check(agreement, entry.precision, f"the {sample.name} pairs")
             record[sample.name] = agreement.judged_as(entry.precision)
+        del scorer
+        return_memory()
         return entry.model_copy(update={"parity": record})
 
 
-def write_variants(
+def write_fp32(
     source: onnx_ir.Model,
-    precisions: Sequence[Precision],
     reference: Reference,
     directory: Path,
     on_step: Callable[[str], None],
     inline_bytes: int = INLINE_BYTES,
-) -> tuple[list[Graph], dict[str, Any]]:
-    """Optimize a graph, write and check each variant; return the manifest's graphs and its facts of passes and cost.
+) -> tuple[Graph, list[PassReport], dict[str, Any]]:
+    """Optimize a graph, write and check it.
 
     Args:
-        source: The graph as it was exported.
-        precisions: Which variants.
-        reference: What each has to agree with.
-        directory: Where they are written.
+        source: The graph as it was exported; left as it is.
+        reference: What it has to agree with.
+        directory: Where it is written.
         on_step: Told what begins.
-        inline_bytes: Weights of the fp32 graph that stay in the graph files; larger ones go beside each.
+        inline_bytes: Weights that stay in the graph file; where there are more, those of all variants lie beside it.
+
+    Returns:
+        The manifest's entry, what each pass did, and the cost before and after.
 
     Raises:
-        SetupError: A variant cannot be made, or it is beyond its threshold.
+        SetupError: It is beyond its threshold.
     """
     from crossrank_export.cost import measure_cost
     from crossrank_export.passes import optimize
-    from crossrank_export.precision import fp16_from_fp32, write_int8
 
     on_step("optimizing the graph")
     optimized, reports = optimize(source)
     cost = {"before": measure_cost(source).as_dict(), "after": measure_cost(optimized).as_dict()}
-    external = weight_bytes(optimized) > inline_bytes
-    graphs = []
-    for precision in precisions:
+    on_step("writing and checking fp32")
+    path = directory / FILES["fp32"]
+    data = save_graph(optimized, path, external=weight_bytes(optimized) > inline_bytes)
+    entry = describe_graph(optimized, path.name, "fp32", reference.num_labels, data)
+    return reference.prove(entry, directory), reports, cost
+
+
+def write_others(
+    precisions: Sequence[Precision],
+    fp32: Graph,
+    reference: Reference,
+    directory: Path,
+    on_step: Callable[[str], None],
+) -> tuple[list[Graph], list[PassReport]]:
+    """Write and check the variants that are made from the fp32 graph.
+
+    Args:
+        precisions: Which; fp32 itself is passed over.
+        fp32: As it was written.
+        reference: What each has to agree with.
+        directory: Where the fp32 graph lies and the others go.
+        on_step: Told what begins.
+
+    Returns:
+        The manifest's entries, and what was done for ONNX Runtime's fp16 graph.
+
+    Raises:
+        SetupError: A variant cannot be made, or it is beyond its threshold.
+    """
+    from crossrank_export.precision import fp16_from_fp32, write_int8
+
+    wanted = [precision for precision in FILES if precision in precisions and precision != "fp32"]
+    if not wanted:
+        return [], []
+    optimized, external = open_graph(directory / fp32.file), fp32.data_file is not None
+    graphs: list[Graph] = []
+    reports: list[PassReport] = []
+    for precision in wanted:
         on_step(f"writing and checking {precision}")
         path = directory / FILES[precision]
-        if precision == "fp32":
-            data = save_graph(optimized, path, external=external)
-        elif precision == "fp16":
+        if precision == "fp16":
             data = save_graph(fp16_from_fp32(optimized), path, external=external)
         else:
             data = write_int8(optimized, path, external=external)
         entry = describe_graph(optimized, path.name, precision, reference.num_labels, data)
         graphs.append(reference.prove(entry, directory))
-    if "fp16" in precisions:
+    if "fp16" in wanted:
         on_step("writing and checking fp16 for ONNX Runtime on GPUs")
         graph, report = _write_for_onnxruntime(optimized, reference, directory, external)
         graphs += [graph] if graph is not None else []
-        reports = [*reports, report]
-    return graphs, {"passes": [report.as_dict() for report in reports], "cost": cost}
+        reports.append(report)
+    return graphs, reports
 
 
 def _write_for_onnxruntime(

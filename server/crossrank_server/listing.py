@@ -27,6 +27,7 @@ def model_entry(service: RerankService, model: ModelSlot) -> dict[str, Any]:
         "status": model.status,
         "pinned": model.pinned,
         "max_length": model.bundle.manifest.max_length,
+        "activation": model.bundle.manifest.activation,
         "pricing": {
             "currency": "USD",
             "per_1000_documents": {tier: service.prices.usd_per_1000(model.id, tier) for tier in get_args(Tier)},

@@ -111,7 +111,7 @@ def test_an_engine_refuses_a_graph_whose_inputs_are_not_those_of_the_manifest(ed
         (lambda m: m["graphs"][0]["inputs"][0].update(dtype="int64"), "the graph has inputs .* the manifest says"),
         (lambda m: m["graphs"][0]["output"].update(name="other"), "the graph has outputs .* the manifest says other"),
         (lambda m: m.update(num_labels=3), "the graph has outputs .* the manifest says logits with 3"),
-        (lambda m: m.update(max_length=2048), "cannot score a pair of max_length 2048 tokens"),
+        (lambda m: m.update(max_length=2048), "cannot score a pair of 1024 tokens, max_length being 2048"),
     ],
 )
 def test_an_engine_refuses_a_graph_that_does_not_fit_the_manifest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -42,6 +43,19 @@ def test_builtin_pairs_reach_from_short_to_the_full_window(tmp_path: Path, windo
 
 def test_builtin_pairs_are_the_same_every_time():
     assert builtin_groups(512) == builtin_groups(512)
+
+
+@pytest.mark.parametrize(
+    ("documents", "digest"),
+    [
+        (16, "48f5d8a5bd2f6fbdae78076aacfa52b0d63cefeac1dc479d071968dba2110a7a"),
+        (8, "ecb5da3f5a951983470a240d39faca29853972cb40d34a9f0052364cfe429f0c"),
+        (4, "0fce38a281172cb24a6819f0bb6782988b3df337c8021b5b0a97cdc4b67fbe50"),
+    ],
+)
+def test_builtin_pairs_are_those_that_recorded_figures_were_measured_on(documents: int, digest: str):
+    groups = [[group.query, group.documents, group.docids] for group in builtin_groups(512, documents)]
+    assert hashlib.sha256(json.dumps(groups).encode()).hexdigest() == digest
 
 
 def test_both_forms_of_a_users_file_are_read_with_their_judgments(tmp_path: Path):

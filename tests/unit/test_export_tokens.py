@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,26 @@ def test_special_ids_come_from_the_companions_and_else_from_template_and_config(
     assert read(tmp_path).special_token_ids == {"cls": 0, "sep": 2, "pad": 1}
     (tmp_path / "special_tokens_map.json").write_text('{"unk_token": {"content": "<unk>"}, "pad_token": "<pad>"}')
     assert read(tmp_path).special_token_ids == {"cls": 0, "sep": 2, "pad": 1, "unk": 3}
+
+
+@pytest.mark.parametrize(
+    ("rows", "input_names"),
+    [(1, None), (1, ["input_ids", "token_type_ids"]), (2, ["input_ids", "attention_mask"])],
+    ids=["the model has one segment", "and is given it", "the tokenizer keeps them from it"],
+)
+def test_segments_that_the_model_never_sees_are_all_the_first(
+    rows: int, input_names: list[str] | None, tmp_path: Path
+) -> None:
+    directory = write(tmp_path, BERT_TEMPLATE)
+    if input_names is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps({"model_input_names": input_names}))
+    tokens = read_tokens(directory, replace(config(), segment_types=rows), None)
+    assert tokens.template.segments == (0, 0)
+    assert tokens.encode([("what is", "a b")]).token_type_ids.tolist() == [0] * 7
+
+
+def test_segments_are_kept_where_the_tokenizer_names_them(tmp_path: Path) -> None:
+    directory = write(tmp_path, BERT_TEMPLATE)
+    names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    (directory / "tokenizer_config.json").write_text(json.dumps(names))
+    assert read_tokens(directory, config(), None).template.segments == (0, 1)

@@ -336,3 +336,7 @@ def test_pairs_are_made_as_vllm_makes_them(data: dict[str, Any], pairs: list[tup
 @pytest.mark.parametrize("text", ["\x00", "\x1b[31m", " ", "", "a\u0300", "\U0001f469\u200d\U0001f467", "\ufffe"])
 def test_odd_but_legal_text_is_accepted(text: str) -> None:
     assert parse_request(orjson.dumps({"query": "q", "documents": [text]})).documents == [text]
+
+
+def test_a_byte_order_mark_before_the_json_is_no_part_of_it():
+    assert parse_object(b'\xef\xbb\xbf{"query": "q"}') == {"query": "q"}

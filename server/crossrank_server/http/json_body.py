@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
         InvalidRequest: It is not UTF-8, not JSON, or no object.
     """
     try:
-        data = orjson.loads(body)
+        # A byte order mark, which some Windows clients send, may be ignored (RFC 8259, 8.1).
+        data = orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError as error:
         raise _refusal(body, error) from None
     if not isinstance(data, dict):

@@ -2,7 +2,7 @@
 
 An offer to change the protocol is ignored, as if it were not there, instead of the body that follows it. What is no
 HTTP is refused with the one error body, after the answers to the requests before it. Fields of trailers are no headers,
-and a head without an end is not kept.
+and a head without an end is not kept. Of pipelined requests, too, the work is dropped when the client goes away.
 
 Sources:
     https://www.rfc-editor.org/rfc/rfc9110#section-7.8 (Upgrade)
@@ -16,7 +16,7 @@ from typing import Any
 
 import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from crossrank_server.errors import InvalidRequest
 
@@ -34,8 +34,16 @@ class LenientProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         # The answer to what cannot be read, once there is any; nothing is read after it.
         self._refusal: bytes | None = None
+        self._running: RequestResponseCycle | None = None
         self._head_bytes = 0
         self._advanced = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request under way that nobody waits for it; uvicorn tells the last one that came."""
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Read a segment."""
@@ -96,6 +104,10 @@ class LenientProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         # The request keeps its list; trailers go into this one.
         self.headers = []
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""

@@ -21,7 +21,7 @@ class Pricing(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that is served."""
+    """A model that is served; `activation` is what its authors apply to its logits, by name."""
 
     id: str
     object: str
@@ -32,6 +32,7 @@ class Model(BaseModel):
     status: Literal["ready", "warming", "asleep"]
     pinned: bool
     max_length: int
+    activation: str
     pricing: Pricing
 
 
