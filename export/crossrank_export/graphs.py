@@ -211,8 +211,8 @@ def _run(
         logits = run(*part.padded(longest, pad_token_id))
     except Exception as error:  # PyTorch and ONNX Runtime raise types of their own
         raise ModelSourceError(
-            f"{len(part)} pairs of up to {longest} tokens cannot be scored ({reason_of(error)}): if the model has fewer "
-            "positions than its config.json says, cap them with --max-length"
+            f"{len(part)} pairs of up to {longest} tokens cannot be scored ({reason_of(error)}): if the model has "
+            "fewer positions than its config.json says, cap them with --max-length"
         ) from error
     if logits.ndim != 2 or len(logits) != len(part):
         raise ModelSourceError(

@@ -45,8 +45,8 @@ def refuse_other_tokens(directory: Path, tokens: PairTokens, config: ModelConfig
     Raises:
         ModelSourceError: Some tokens differ; names the first.
     """
-    pairs = _pairs(tokens)
-    for limit, chosen in ((tokens.max_length, pairs), (min(tokens.max_length, _CUT_TOKENS), _long(pairs))):
+    cut = min(tokens.max_length, _CUT_TOKENS)
+    for limit, chosen in ((tokens.max_length, _pairs(tokens)), (cut, _long(cut))):
         theirs = _theirs(directory, chosen, limit)
         if theirs is None:
             return
@@ -63,11 +63,11 @@ def _pairs(tokens: PairTokens) -> list[tuple[str, str]]:
     return [(query, text) for text in texts] + [(text, query) for text in texts if text.strip()]
 
 
-def _long(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return pairs over the window: the document, the query, and both."""
-    query, text = pairs[1]
-    numbered = " ".join(f"{i} {text}" for i in range(_CUT_TOKENS // 4))
-    return [(query, numbered), (numbered, query), (numbered, numbered[len(numbered) // 3 :])]
+def _long(words: int) -> list[tuple[str, str]]:
+    """Return pairs over a window of so many tokens: by the document, the query, and both."""
+    counted = " ".join(f"{i} people" for i in range(words))
+    # No longer than that: the tokenizer makes all combinations of the parts that it cuts off.
+    return [("museums", counted), (counted, "museums"), (counted, counted[len(counted) // 3 :])]
 
 
 def _ours(tokens: PairTokens, pairs: list[tuple[str, str]], limit: int) -> list[tuple[list[int], list[int]]]:
