@@ -192,7 +192,7 @@ def score_in_batches(
     start = 0
     while start < len(order):
         stop = start + 1
-        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= most_tokens(lengths[order[stop]]):
+        while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _most_tokens(lengths[order[stop]]):
             stop += 1
         part = _take(batch, order[start:stop])
         results.append(_run(run, part, pad_token_id))
@@ -222,7 +222,7 @@ def _run(
     return logits
 
 
-def most_tokens(length: int) -> int:
+def _most_tokens(length: int) -> int:
     """Return the tokens of a batch whose attention scores, rows x length^2, are no more than those of 512 tokens."""
     return min(_BATCH_TOKENS, _BATCH_TOKENS * _ATTENTION_TOKENS // length)
 

@@ -39,7 +39,7 @@ def limit_of(precision: Precision, logit_range: float) -> float:
 
 
 # Of a pair that another is padded to: a scorer would not take two much longer ones together.
-_PADDED_TO_TOKENS = 512
+_PADDED_ROWS, _PADDED_TO_TOKENS = 4, 512
 
 
 @dataclass(frozen=True)
@@ -132,26 +132,30 @@ def prepare(
         )
     if not np.isfinite(logits).all():
         raise SetupError("the source itself gives logits that are not finite: its weights are damaged")
-    _refuse_padding_in_logits(batch, reference)
+    _refuse_padding_in_logits(batch, reference, float(np.ptp(logits)))
     cut = max_length is not None and max_length < tokens.max_length
     return SampleSet(name, groups, batch, logits[:, label], cut)
 
 
-def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer) -> None:
-    """Refuse a model whose logits of the shortest pair change beside a much longer one.
+def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer, logit_range: float) -> None:
+    """Refuse a model whose logits of some pair change beside a much longer one.
 
     ConvBERT convolves over padding, and Nystromformer's landmarks move with the length.
     """
     order = np.argsort(batch.lengths, kind="stable")
-    together = batch.lengths[order] <= _PADDED_TO_TOKENS
-    rows = order[together][[0, -1]] if together.any() else order[:1]
-    alone, beside = reference(take_pairs(batch, rows[:1]))[0], reference(take_pairs(batch, rows))[0]
-    delta = float(np.abs(alone - beside).max())
-    if not delta <= THRESHOLDS["fp32"]:
+    together = order[batch.lengths[order] <= _PADDED_TO_TOKENS]
+    if len(together) < 2:
+        return
+    *short, long = together[np.linspace(0, len(together) - 1, _PADDED_ROWS).astype(np.int64)].tolist()
+    beside = reference(take_pairs(batch, np.array([*short, long])))[:-1]
+    alone = np.concatenate([reference(take_pairs(batch, np.array([row]))) for row in short])
+    deltas, limit = np.abs(alone - beside).max(axis=1), limit_of("fp32", logit_range)
+    if not (deltas <= limit).all():
         raise ModelSourceError(
-            f"the model's logits depend on padding: a pair of {batch.lengths[rows[0]]} tokens scores {delta:.3g} "
-            f"otherwise beside one of {batch.lengths[rows[-1]]} tokens (limit {THRESHOLDS['fp32']:g}); it has no score "
-            "of its own, so it is not served"
+            f"the model's logits depend on padding: a pair of {batch.lengths[short[int(deltas.argmax())]]} tokens "
+            f"scores {deltas.max():.3g} otherwise beside one of {batch.lengths[long]} tokens (limit {limit:g}), as "
+            "parts of it do not heed attention_mask (convolutions over tokens do not); it has no score of its own, so it "
+            "is not served"
         )
 
 

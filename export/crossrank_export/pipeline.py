@@ -30,7 +30,6 @@ from crossrank_export.graphs import (
 from crossrank_export.model_config import ModelConfig, choose_label, read_config
 from crossrank_export.native_weights import write_weights
 from crossrank_export.outputs import take_logits
-from crossrank_export.padding_parity import refuse_padded_otherwise
 from crossrank_export.parity import agreeing, prepare
 from crossrank_export.passes.report import PassReport
 from crossrank_export.reduced import refuse_quantized, widen_fp16
@@ -229,7 +228,6 @@ def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: O
     builtin = builtin_groups(model.tokens.max_length, options.documents)
     labels, label = model.config.num_labels, model.label
     samples = [prepare("builtin", builtin, model.tokens, scorer, labels, label, BUILTIN_TOKENS)]
-    refuse_padded_otherwise(samples[0].batch, scorer, model.scorer_name)
     # A user's own pairs are compared as long as they are.
     for name, groups in options.groups.items():
         samples.append(prepare(name, groups, model.tokens, scorer, labels, label))

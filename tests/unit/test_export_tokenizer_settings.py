@@ -39,7 +39,7 @@ PAIRS = [
     (" leading  spaces ", LONG),
     (LONG, "end"),
     (LONG, LONG[40:]),
-    ("", "a"),
+    ("", "museumX <x> d"),
 ]
 Change = Callable[[dict[str, Any]], Any]
 
