@@ -26,6 +26,7 @@ MODULES = "modules.json"
 COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
     MODULES,

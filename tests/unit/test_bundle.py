@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from crossrank_server.bundle import Bundle, load_bundle, sha256_of
+from crossrank_server.bundle import Bundle, load_bundle, sha256_of, write_manifest
 from crossrank_server.encoding import PairEncoder
 from crossrank_server.engines.select import make_engine
 from crossrank_server.errors import BundleError, SetupError
@@ -208,3 +208,11 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path: Path) -> None:
     with (tmp_path / "m.onnx").open("ab") as file:
         file.write(b"\x00" * 3_000_000)
     assert sha256_of(tmp_path / "m.onnx") != before
+
+
+def test_the_side_of_truncation_is_written_where_it_is_not_the_usual_one(copy: Path) -> None:
+    manifest = load_bundle(copy).manifest
+    assert manifest.truncation_side == "right"
+    assert "truncation_side" not in json.loads(manifest.model_dump_json())  # earlier versions know no such field
+    write_manifest(copy, manifest.model_copy(update={"truncation_side": "left"}))
+    assert load_bundle(copy).manifest.truncation_side == "left"
