@@ -154,8 +154,8 @@ def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer, logit_range: 
         raise ModelSourceError(
             f"the model's logits depend on padding: a pair of {batch.lengths[short[int(deltas.argmax())]]} tokens "
             f"scores {deltas.max():.3g} otherwise beside one of {batch.lengths[long]} tokens (limit {limit:g}), as "
-            "parts of it do not heed attention_mask (convolutions over tokens do not); it has no score of its own, so it "
-            "is not served"
+            "parts of it do not heed attention_mask (convolutions over tokens do not); it has no score of its own, so "
+            "it is not served"
         )
 
 
