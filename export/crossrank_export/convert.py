@@ -185,10 +185,8 @@ def checkpoint_scorer(model: Any) -> Scorer:
     """Return a function that scores with PyTorch in fp32."""
     import torch
 
-    # Not forward.__code__: transformers wraps forward in decorators, through which signature() sees. A table of one
-    # segment is read at its one row, whatever the tokenizer says.
-    takes_segments = "token_type_ids" in inspect.signature(model.forward).parameters
-    has_segments = takes_segments and (getattr(model.config, "type_vocab_size", None) or 0) > 1
+    # Not forward.__code__: transformers wraps forward in decorators, through which signature() sees.
+    has_segments = "token_type_ids" in inspect.signature(model.forward).parameters
 
     def run(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
         feeds = {"input_ids": ids, "attention_mask": mask}

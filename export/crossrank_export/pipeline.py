@@ -152,6 +152,7 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
         del graph
         _collect()
         others, further = write_others(options.precisions, fp32, reference, partial, on_step)
+        _collect()
         reports = [*model.prepared, *passes, *further]
         facts = {"weights": weights, "passes": [report.as_dict() for report in reports], "cost": cost}
         on_step("writing the manifest")

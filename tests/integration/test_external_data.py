@@ -209,16 +209,6 @@ def test_an_opset_is_refused_for_more_weights_than_the_converter_takes(tmp_path:
         load_graph(tmp_path / "model.onnx", 18)
 
 
-def test_a_model_of_one_segment_is_exported_with_a_tokenizer_of_two(tmp_path: Path):
-    source = write_checkpoint(tmp_path / "source", "roberta")
-    bert = write_checkpoint(tmp_path / "bert", "bert")
-    shutil.copy(bert / "tokenizer.json", source / "tokenizer.json")
-    bundle = export_model(find_source(source), tmp_path / "bundle", ExportOptions(documents=2))
-    assert bundle.manifest.pair_template.segments == (0, 0)
-    scores = make_engine(bundle, "onnxruntime", "fp32", threads=1).infer(pairs(bundle))
-    np.testing.assert_allclose(scores, logits_of_pytorch(source), atol=1e-4, rtol=0)
-
-
 # --- more than 2 GB, in truth -------------------------------------------------------------------------------------
 
 _WORDS = 4_400_000
