@@ -48,6 +48,7 @@ def exchange_from_operation(operation: Operation[Answer]) -> Exchange[Answer]:
 
 
 def _rerank(operation: Rerank) -> Exchange[RerankResponse]:
+    side = operation.truncation_direction
     try:
         request = pb.RerankRequest(
             query=operation.query,
@@ -57,7 +58,7 @@ def _rerank(operation: Rerank) -> Exchange[RerankResponse]:
             return_documents=operation.return_documents,
             raw_scores=operation.raw_scores,
             truncate=operation.truncate,
-            truncation_direction=f"TRUNCATION_DIRECTION_{operation.truncation_direction.upper()}",
+            truncation_direction=side and f"TRUNCATION_DIRECTION_{side.upper()}",
             max_tokens_per_doc=operation.max_tokens_per_doc,
             max_chunks_per_doc=operation.max_chunks_per_doc,
         )

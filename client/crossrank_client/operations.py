@@ -63,7 +63,7 @@ class RerankOptions(TypedDict, total=False):
         raw_scores: Give the model's logits, not their sigmoid.
         model: One of `models()`; None is the server's first.
         truncate: False has a document that does not fit the model's window refused, not cut.
-        truncation_direction: The side of a text that is cut.
+        truncation_direction: The side of a text that is cut; None is the one that the model's own tokenizer cuts.
         max_tokens_per_doc: Tokens of a document that are read at most.
         max_chunks_per_doc: A document that does not fit is scored in up to this many chunks (billed each), of which
             the best counts.
@@ -77,7 +77,7 @@ class RerankOptions(TypedDict, total=False):
     raw_scores: bool
     model: str | None
     truncate: bool
-    truncation_direction: Literal["right", "left"]
+    truncation_direction: Literal["right", "left"] | None
     max_tokens_per_doc: int | None
     max_chunks_per_doc: int | None
     tier: Literal["realtime", "batch"]
@@ -98,7 +98,7 @@ class Rerank(Operation[RerankResponse]):
     raw_scores: bool = False
     model: str | None = None
     truncate: bool = True
-    truncation_direction: Literal["right", "left"] = "right"
+    truncation_direction: Literal["right", "left"] | None = None
     max_tokens_per_doc: int | None = None
     max_chunks_per_doc: int | None = None
     tier: Literal["realtime", "batch"] = "realtime"
@@ -128,7 +128,7 @@ class Rerank(Operation[RerankResponse]):
             "raw_scores": self.raw_scores or None,
             "model": self.model,
             "truncate": None if self.truncate else False,
-            "truncation_direction": None if self.truncation_direction == "right" else self.truncation_direction,
+            "truncation_direction": self.truncation_direction,
             "max_tokens_per_doc": self.max_tokens_per_doc,
             "max_chunks_per_doc": self.max_chunks_per_doc,
         }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from crossrank_export.graph_files import INLINE_BYTES, put_back
 from crossrank_export.graphs import Scorer, load_graph, score_in_batches
@@ -27,8 +28,12 @@ DEFAULT_OPSET = 17
 _TABLE_ROWS = 1024
 
 
-def load_checkpoint(directory: Path) -> Any:
+def load_checkpoint(directory: Path, pad_token_id: int = 0) -> Any:
     """Load a sequence classifier in fp32 from safetensors, for inference.
+
+    Args:
+        directory: The model's.
+        pad_token_id: Fills shorter pairs where its configuration has nothing for that.
 
     Raises:
         ModelSourceError: The files do not make a complete sequence classifier.
@@ -46,12 +51,16 @@ def load_checkpoint(directory: Path) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and torch raise trees of their own
-        raise ModelSourceError(f"{directory} cannot be loaded by transformers ({reason_of(error)})") from error
+        remedy = ": download it again" if isinstance(error, SafetensorError) else ""
+        raise ModelSourceError(f"{directory} cannot be loaded by transformers ({reason_of(error)}){remedy}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelSourceError(
             f"{directory} lacks weights ({missing}), which would be random: it is not a complete cross-encoder"
         )
+    stated = model.config.pad_token_id
+    if stated is None or not 0 <= stated < model.config.vocab_size:
+        model.config.pad_token_id = pad_token_id
     # Whatever type the file has: fp32 holds every fp16 and bf16 weight exactly.
     return model.float().eval()
 
@@ -75,6 +84,12 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
         configure = TasksManager.get_exporter_config_constructor(
             exporter="onnx", model=model, task="text-classification", library_name="transformers"
         )
+    except (KeyError, ValueError) as error:  # which lists all that it does know
+        raise ModelSourceError(
+            f"optimum does not know how to export {model.config.model_type} as a text classifier: give an ONNX graph "
+            "of it (torch.onnx.export) with inputs input_ids, attention_mask and token_type_ids and the output logits"
+        ) from error
+    try:
         is_large = sum(parameter.nbytes for parameter in model.parameters()) > inline_bytes
         with tempfile.TemporaryDirectory(prefix="crossrank-export-") as folder, warnings.catch_warnings():
             # The tracer warns of every shape that it reads; the parity check is what tells whether it mattered.
@@ -113,6 +128,8 @@ def _trace(model: Any, settings: Any, file: Path, opset: int, *, with_weights: b
     for name, value in (settings.values_override or {}).items():
         setattr(model.config, name, value)
     dummies = settings.rename_ambiguous_inputs(settings.generate_dummy_inputs(framework="pt"))
+    if getattr(model.config, "type_vocab_size", None) == 1 and "token_type_ids" in dummies:
+        dummies["token_type_ids"] *= 0  # optimum's are of two types
     if not with_weights:
         dummies["input_ids"] %= _TABLE_ROWS
     cut = nullcontext() if with_weights else _short_tables(model)
@@ -182,5 +199,4 @@ def checkpoint_scorer(model: Any) -> Scorer:
             logits: NDArray[np.float32] = model(**tensors).logits.float().numpy()
         return logits
 
-    pad_token_id = model.config.pad_token_id or 0
-    return lambda batch: score_in_batches(batch, pad_token_id, run)
+    return lambda batch: score_in_batches(batch, model.config.pad_token_id, run)

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_export.parity import THRESHOLDS, SampleSet, compare
+from crossrank_export.parity import SampleSet, compare
 from crossrank_server.bundle import Bundle
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.buckets import take_pairs
 from crossrank_server.engines.embedded import EmbeddedEngine
 from crossrank_server.engines.select import EngineName, auto_engines, make_engine
 from crossrank_server.errors import CrossrankError
+from crossrank_server.reasons import reason_of
 
 # Tokens of a call: enough to be efficient, few enough to keep every core busy.
 _CALL_TOKENS = 2048
@@ -53,9 +54,10 @@ def _compare(bundle: Bundle, name: EngineName, samples: Sequence[SampleSet]) -> 
         agreements = {sample.name: compare(sample, _score(engine, sample.batch)) for sample in samples}
     except CrossrankError as error:
         return {**record, "refused": error.message}
-    record |= {key: agreement.as_dict() for key, agreement in agreements.items()}
-    # Written so that NaN disagrees too.
-    record["disagrees"] = not all(a.max_abs_delta <= THRESHOLDS["fp32"] for a in agreements.values())
+    except Exception as error:  # of whatever type its runtime raises
+        return {**record, "refused": reason_of(error)}
+    record |= {key: agreement.judged_as("fp32") for key, agreement in agreements.items()}
+    record["disagrees"] = not all(agreement.within("fp32") for agreement in agreements.values())
     return record
 
 

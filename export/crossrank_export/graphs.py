@@ -53,7 +53,9 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
     except ModelSourceError:
         raise
     except Exception as error:  # protobuf and onnx_ir raise trees of their own
-        raise ModelSourceError(f"{path} is not a readable ONNX graph ({reason_of(error)})") from error
+        raise ModelSourceError(
+            f"{path} is not a readable ONNX graph ({reason_of(error)}): download it again"
+        ) from error
     try:
         from onnx import version_converter
 
@@ -68,18 +70,20 @@ def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplat
     """Refuse a graph that is not a cross-encoder as this server feeds it.
 
     Raises:
-        ModelSourceError: Unexpected inputs or outputs, fixed shapes, or lost token_type_ids.
+        ModelSourceError: Unexpected inputs, fixed shapes, or lost token_type_ids.
     """
     names = [value.name for value in model.graph.inputs]
     unknown = [name for name in names if name not in INPUTS]
     if unknown or not {"input_ids", "attention_mask"} <= set(names):
         raise ModelSourceError(
             f"{where} has inputs {names}: a cross-encoder has input_ids, attention_mask and perhaps token_type_ids"
+            + (f", and nothing says here what {unknown[0]} is to be" if unknown else "")
         )
     if "token_type_ids" not in names and config.segment_types > 1 and template.segments[0] != template.segments[1]:
         raise ModelSourceError(
             f"{where} has lost the input token_type_ids, which {config.architecture.model_type} needs to tell query "
-            "from document: export it again with it"
+            "from document: export it again with it, or say that the model was trained without (model_input_names of "
+            "tokenizer_config.json)"
         )
     for value in model.graph.inputs:
         dtype = str(value.dtype).lower()
@@ -89,9 +93,6 @@ def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplat
             raise ModelSourceError(
                 f"{where}: input {value.name} has shape {value.shape}: batch and sequence must be dynamic"
             )
-    outputs = [value.name for value in model.graph.outputs]
-    if len(outputs) != 1 and "logits" not in outputs:
-        raise ModelSourceError(f"{where} has outputs {outputs}: a cross-encoder has one, `logits`")
 
 
 def describe_graph(
@@ -183,6 +184,9 @@ def score_in_batches(
 
     Returns:
         float32 [pairs, labels], in the order of the batch.
+
+    Raises:
+        ModelSourceError: The model cannot score them, or gives something else than a row for each.
     """
     lengths = batch.lengths
     order = np.argsort(lengths, kind="stable")
@@ -193,12 +197,31 @@ def score_in_batches(
         while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _most_tokens(lengths[order[stop]]):
             stop += 1
         part = _take(batch, order[start:stop])
-        results.append(run(*part.padded(int(part.lengths.max()), pad_token_id)))
+        results.append(_run(run, part, pad_token_id))
         start = stop
     logits = np.concatenate(results).astype(np.float32)
     restored = np.empty_like(logits)
     restored[order] = logits
     return restored
+
+
+def _run(
+    run: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float32]], part: PairBatch, pad_token_id: int
+) -> NDArray[np.float32]:
+    longest = int(part.lengths.max())
+    try:
+        logits = run(*part.padded(longest, pad_token_id))
+    except Exception as error:  # PyTorch and ONNX Runtime raise types of their own
+        raise ModelSourceError(
+            f"{len(part)} pairs of up to {longest} tokens cannot be scored ({reason_of(error)}): if the model has "
+            "fewer positions than its config.json says, cap them with --max-length"
+        ) from error
+    if logits.ndim != 2 or len(logits) != len(part):
+        raise ModelSourceError(
+            f"the model gives an array of shape {list(logits.shape)} for {len(part)} pairs, and a cross-encoder "
+            "gives one row of logits each: export it with its classification head (task text-classification)"
+        )
+    return logits
 
 
 def _most_tokens(length: int) -> int:

@@ -21,13 +21,49 @@ _SETTINGS = "config_sentence_transformers.json"
 # Those of torch.nn that keep the order of scores, and softmax over labels.
 _ACTIVATIONS = frozenset({"identity", "sigmoid", "tanh", "softplus", "logsigmoid", "softmax", "relu"})
 # Models whose position ids start after the padding id, so that the table is longer than the window.
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "mpnet")
+_OFFSET_POSITIONS = (
+    *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+# The pad_token_id of a family whose config.json names none, as its class in transformers has it; else 0, BERT's.
+_PADDING: dict[int | None, tuple[str, ...]] = {
+    1: (
+        *_OFFSET_POSITIONS,
+        *("bart", "biogpt", "convbert", "ernie_m", "led", "mbart", "mega", "mra", "mvp", "nystromformer", "opt"),
+        *("plbart", "qdqbert", "seed_oss", "yoso"),
+    ),
+    2: ("flaubert", "xlm"),
+    3: ("fnet", "helium"),
+    5: ("xlnet",),
+    32000: ("phi3",),
+    50283: ("modernbert", "modernbert-decoder"),
+    128004: ("smollm3",),
+    151329: ("glm", "glm4"),
+    None: (
+        *("arcee", "bloom", "code_llama", "ctrl", "deepseek_v2", "deepseek_v3", "diffllama", "doge", "esm", "exaone4"),
+        *(
+            "falcon",
+            "funnel",
+            "gemma3",
+            "gpt-sw3",
+            "gpt2",
+            "gpt_bigcode",
+            "gpt_neo",
+            "gpt_neox",
+            "gpt_oss",
+            "gptj",
+            "jetmoe",
+        ),
+        *("llama", "minimax", "ministral", "mistral", "mixtral", "mpt", "nemotron", "openai-gpt", "persimmon", "phi"),
+        *("phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "stablelm", "starcoder2", "transfo-xl"),
+    ),
+}
 # How config.json of each family spells the same number.
 _SPELLINGS = {
-    "layers": ("num_hidden_layers", "n_layers", "num_layers"),
+    "layers": ("num_hidden_layers", "n_layers", "num_layers", "n_layer"),
     "hidden": ("hidden_size", "dim", "d_model"),
-    "heads": ("num_attention_heads", "n_heads"),
-    "ffn": ("intermediate_size", "hidden_dim", "d_ff"),
+    "heads": ("num_attention_heads", "n_heads", "n_head"),
+    "ffn": ("intermediate_size", "hidden_dim", "d_ff", "d_inner"),
     "vocab_size": ("vocab_size",),
 }
 
@@ -41,7 +77,7 @@ class ModelConfig:
         num_labels: Logits a pair gets.
         activation: What its authors apply to the logit: `identity`, `sigmoid` ..., the class's own name in lower case.
         window: Positions of the encoder in tokens, None where the config names no limit.
-        pad_token_id: Id that fills a batch.
+        pad_token_id: Id that fills a batch, None where the model has none.
         segment_types: Rows of the segment embedding; 0 or 1 where segments mean nothing.
     """
 
@@ -49,7 +85,7 @@ class ModelConfig:
     num_labels: int
     activation: str
     window: int | None
-    pad_token_id: int
+    pad_token_id: int | None
     segment_types: int
 
 
@@ -66,6 +102,7 @@ def read_config(directory: Path, kind: Kind = "onnx") -> ModelConfig:
     """
     path = directory / CONFIG
     config = _read(directory, CONFIG)
+    _refuse_malformed(config, path)
     code = own_code(config)
     if kind == "safetensors" and code is not None and not _is_of_transformers(config, code):
         raise ModelSourceError(why_own_code(str(directory), code))
@@ -74,17 +111,19 @@ def read_config(directory: Path, kind: Kind = "onnx") -> ModelConfig:
     model_type = str(config.get("model_type", ""))
     numbers: dict[str, int] = {}
     for name, spellings in _SPELLINGS.items():
-        value = next((config[key] for key in spellings if isinstance(config.get(key), int)), None)
+        value = next((config[key] for key in spellings if key in config), None)
         if value is None:
-            raise ModelSourceError(f"{path} states no {spellings[0]}: it is not the config of an encoder")
+            raise ModelSourceError(
+                f"{path} states no {spellings[0]}: {model_type or 'its model'} is no stack of equal layers, as the "
+                "encoders are that crossrank reads"
+            )
         numbers[name] = value
     num_labels = _num_labels(config)
-    pad_token_id = config.get("pad_token_id")
-    pad_token_id = pad_token_id if isinstance(pad_token_id, int) else 0
+    pad_token_id = _pad_token_id(config, numbers["vocab_size"])
     positions = config.get("max_position_embeddings")
     window = positions if isinstance(positions, int) and positions > 0 else None
     if window is not None and model_type in _OFFSET_POSITIONS:
-        window -= pad_token_id + 1
+        window -= (pad_token_id or 0) + 1
     return ModelConfig(
         architecture=Architecture(model_type=model_type, **numbers),
         num_labels=num_labels,
@@ -115,6 +154,20 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
     return read_object(name, str(directory), lambda file: (directory / file).read_bytes())
 
 
+def _refuse_malformed(config: dict[str, Any], path: Path) -> None:
+    """Refuse a config whose fields are not of their kind, before one is taken for something else."""
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ModelSourceError(f"{path}: architectures is {str(names)[:80]}, not a list of class names")
+    if not isinstance(config.get("model_type", ""), str):
+        raise ModelSourceError(f"{path}: model_type is {str(config['model_type'])[:80]}, not the name of a family")
+    least = {"num_labels": 1, "type_vocab_size": 0} | {key: 1 for keys in _SPELLINGS.values() for key in keys}
+    for key, number in least.items():
+        value = config.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < number):
+            raise ModelSourceError(f"{path}: {key} is {str(value)[:80]}, not a whole number of at least {number}")
+
+
 def _is_of_transformers(config: dict[str, Any], name: str) -> bool:
     """Tell whether transformers has the class: a config.json may still name code that it once needed."""
     if importlib.util.find_spec("transformers") is None:
@@ -136,7 +189,13 @@ def _refuse_modules(directory: Path) -> None:
             folders = [str(module.get("path", "")) for module in modules]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelSourceError(f"{directory / MODULES} lists no modules ({error!r}): download it again") from error
-        if kinds != ["Transformer"] or folders not in ([""], ["."]):
+        if not kinds:
+            raise ModelSourceError(f"{directory / MODULES} lists no modules: download it again")
+        if kinds == ["Transformer"] and folders[0] not in ("", "."):
+            raise ModelSourceError(
+                f"{directory} keeps its Transformer in the folder {folders[0]}: give {directory / folders[0]}"
+            )
+        if kinds != ["Transformer"]:
             raise ModelSourceError(
                 f"{directory} is a chain of modules ({', '.join(kinds)}), of which only a Transformer with its own "
                 f"classifier (*{_CLASSIFIER}) is read here"
@@ -163,6 +222,16 @@ def _refuse_architecture(config: dict[str, Any], path: Path) -> None:
             f"{path}: {names[0]} has no classification head, so it gives no score for a pair; crossrank serves "
             f"cross-encoders, whose architecture is a *{_CLASSIFIER}"
         )
+
+
+def _pad_token_id(config: dict[str, Any], vocab_size: int) -> int | None:
+    """Return the id of padding, that of the family where config.json has none; some write -1 for none at all."""
+    if "pad_token_id" in config:
+        stated = config["pad_token_id"]
+    else:
+        model_type = config.get("model_type")
+        stated = next((number for number, types in _PADDING.items() if model_type in types), 0)
+    return stated if isinstance(stated, int) and 0 <= stated < vocab_size else None
 
 
 def _num_labels(config: dict[str, Any]) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from crossrank_export.bert import score_pairs
 from crossrank_export.graph_files import data_file
-from crossrank_export.parity import THRESHOLDS, SampleSet, compare
+from crossrank_export.parity import SampleSet, compare, limit_of
 from crossrank_export.roles import NoRolesError, find_roles
 from crossrank_server.bundle import Architecture, SharedTensor, Weights
 from crossrank_server.native.weights import WORD, offered_kernels, read_weights, write_arrays
@@ -84,16 +84,16 @@ def _prove(
     parity: dict[str, Any] = {"runtime": _RUNTIME}
     for sample in samples:
         agreement = compare(sample, score_pairs(shape, arrays, sample.batch))
-        if not agreement.max_abs_delta <= THRESHOLDS["fp32"]:
+        if not agreement.within("fp32"):
             logger.warning(
                 "no weights for the native engine: read as BERT's they give logits %.3g off the source's on the %s "
                 "pairs (limit %g)",
                 agreement.max_abs_delta,
                 sample.name,
-                THRESHOLDS["fp32"],
+                limit_of("fp32", agreement.logit_range),
             )
             return None
-        parity[sample.name] = agreement.as_dict()
+        parity[sample.name] = agreement.judged_as("fp32")
     return parity
 
 

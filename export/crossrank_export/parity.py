@@ -19,7 +19,9 @@ from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.buckets import take_pairs
 from crossrank_server.errors import ModelSourceError, SetupError
 
-# How far any logit of a variant may be from its source's. Rank agreement is reported and not judged: where documents
+# How far any logit of a variant may be from its source's, where these span up to _RANGE: wider ones are sums of larger
+# numbers, whose last bits weigh more. fp32 has 24 bits: 1e-4 in 100 are 17 times 2^-24 of the range, which sums of some
+# thousand terms come to in another order, layer after layer. Rank agreement is reported and not judged: where documents
 # are all but tied, exact copies among them, it falls with a difference that means nothing.
 THRESHOLDS: Mapping[Precision, float] = MappingProxyType(
     {
@@ -28,9 +30,16 @@ THRESHOLDS: Mapping[Precision, float] = MappingProxyType(
         "int8": 1.0,  # scaled by whatever else is in the batch: loose, and never what is served unasked
     }
 )
+_RANGE = 100.0
+
+
+def limit_of(precision: Precision, logit_range: float) -> float:
+    """Return how far a logit may be from its source's, where the source's logits span that range."""
+    return THRESHOLDS[precision] * max(1.0, logit_range / _RANGE)
+
 
 # Of a pair that another is padded to: a scorer would not take two much longer ones together.
-_PADDED_TO_TOKENS = 512
+_PADDED_ROWS, _PADDED_TO_TOKENS = 4, 512
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,14 @@ class Agreement:
     ndcg10_source: float | None = None
     ndcg10: float | None = None
     longest_pair_tokens: int | None = None
+
+    def within(self, precision: Precision) -> bool:
+        """Tell whether no logit is beyond the limit; NaN always is."""
+        return self.max_abs_delta <= limit_of(precision, self.logit_range)
+
+    def judged_as(self, precision: Precision) -> dict[str, Any]:
+        """Return what the manifest records, with the limit."""
+        return {**self.as_dict(), "limit": limit_of(precision, self.logit_range)}
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the manifest records, without what was not measured."""
@@ -108,32 +125,37 @@ def prepare(
     pairs = [(group.query, document) for group in groups for document in group.documents]
     batch = tokens.encode(pairs, max_length)
     logits = reference(batch)
-    if logits.ndim != 2 or logits.shape[1] != num_labels:
+    if logits.shape[1] != num_labels:
         raise SetupError(
-            f"the source gives logits of shape {list(logits.shape)} where config.json promises {num_labels} a pair"
+            f"the source gives {logits.shape[1]} numbers a pair where config.json promises {num_labels}: give the "
+            "graph of the whole model, with its classification head, or the config.json that belongs to it"
         )
     if not np.isfinite(logits).all():
         raise SetupError("the source itself gives logits that are not finite: its weights are damaged")
-    _refuse_padding_in_logits(batch, reference)
+    _refuse_padding_in_logits(batch, reference, float(np.ptp(logits)))
     cut = max_length is not None and max_length < tokens.max_length
     return SampleSet(name, groups, batch, logits[:, label], cut)
 
 
-def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer) -> None:
-    """Refuse a model whose logits of the shortest pair change beside a much longer one.
+def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer, logit_range: float) -> None:
+    """Refuse a model whose logits of some pair change beside a much longer one.
 
     ConvBERT convolves over padding, and Nystromformer's landmarks move with the length.
     """
     order = np.argsort(batch.lengths, kind="stable")
-    together = batch.lengths[order] <= _PADDED_TO_TOKENS
-    rows = order[together][[0, -1]] if together.any() else order[:1]
-    alone, beside = reference(take_pairs(batch, rows[:1]))[0], reference(take_pairs(batch, rows))[0]
-    delta = float(np.abs(alone - beside).max())
-    if not delta <= THRESHOLDS["fp32"]:
+    together = order[batch.lengths[order] <= _PADDED_TO_TOKENS]
+    if len(together) < 2:
+        return
+    *short, long = together[np.linspace(0, len(together) - 1, _PADDED_ROWS).astype(np.int64)].tolist()
+    beside = reference(take_pairs(batch, np.array([*short, long])))[:-1]
+    alone = np.concatenate([reference(take_pairs(batch, np.array([row]))) for row in short])
+    deltas, limit = np.abs(alone - beside).max(axis=1), limit_of("fp32", logit_range)
+    if not (deltas <= limit).all():
         raise ModelSourceError(
-            f"the model's logits depend on padding: a pair of {batch.lengths[rows[0]]} tokens scores {delta:.3g} "
-            f"otherwise beside one of {batch.lengths[rows[-1]]} tokens (limit {THRESHOLDS['fp32']:g}); it has no score "
-            "of its own, so it is not served"
+            f"the model's logits depend on padding: a pair of {batch.lengths[short[int(deltas.argmax())]]} tokens "
+            f"scores {deltas.max():.3g} otherwise beside one of {batch.lengths[long]} tokens (limit {limit:g}), as "
+            "parts of it do not heed attention_mask (convolutions over tokens do not); it has no score of its own, so "
+            "it is not served"
         )
 
 
@@ -150,10 +172,11 @@ def agreeing(scorer: Scorer, other: Scorer, precision: Precision, where: str) ->
     def score(batch: PairBatch) -> NDArray[np.float32]:
         logits = scorer(batch)
         delta = float(np.abs(logits - other(batch)).max())
-        if not delta <= THRESHOLDS[precision]:
+        limit = limit_of(precision, float(np.ptp(logits)))
+        if not delta <= limit:
             raise SetupError(
-                f"{where} made fp32 gives logits {delta:.3g} off its own in {precision} (limit "
-                f"{THRESHOLDS[precision]:g}): give the model's fp32 graph or its safetensors"
+                f"{where} made fp32 gives logits {delta:.3g} off its own in {precision} (limit {limit:g}): give the "
+                "model's fp32 graph or its safetensors"
             )
         return logits
 
@@ -193,12 +216,16 @@ def check(agreement: Agreement, precision: Precision, where: str) -> None:
     Raises:
         SetupError: Says by how much and on which pairs.
     """
-    limit = THRESHOLDS[precision]
-    # Written so that NaN fails too.
-    if not agreement.max_abs_delta <= limit:
+    if not agreement.within(precision):
+        limit = limit_of(precision, agreement.logit_range)
+        remedy = (
+            "which is a fault of crossrank that no option mends: report this model"
+            if precision == "fp32"
+            else f"export without {precision} or report this model"
+        )
         raise SetupError(
             f"the {precision} graph is not the source model: on {where} its logits differ by up to "
-            f"{agreement.max_abs_delta:.3g}, the limit is {limit:g}; nothing was written, export without "
-            f"{precision} or report this model",
+            f"{agreement.max_abs_delta:.3g} in a range of {agreement.logit_range:.3g}, the limit is {limit:g}; nothing "
+            f"was written, {remedy}",
             code="parity",
         )

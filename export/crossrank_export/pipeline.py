@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossrank_export import outputs, reduced
 from crossrank_export.engine_parity import compare_engines
 from crossrank_export.graph_files import INLINE_BYTES
 from crossrank_export.graphs import (
@@ -28,12 +29,14 @@ from crossrank_export.graphs import (
 )
 from crossrank_export.model_config import ModelConfig, choose_label, read_config
 from crossrank_export.native_weights import write_weights
+from crossrank_export.outputs import take_logits
 from crossrank_export.parity import agreeing, prepare
 from crossrank_export.passes.report import PassReport
 from crossrank_export.reduced import refuse_quantized, widen_fp16
 from crossrank_export.replacing import refuse_occupied, replacing
 from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
 from crossrank_export.sources import CARD, SourceFiles, find_source
+from crossrank_export.token_parity import refuse_other_tokens
 from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_export.variants import Reference, write_fp32, write_others
 from crossrank_server.bundle import (
@@ -93,14 +96,14 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class _Model:
-    """What has been read of a source, but for its weights."""
+    """What has been read of a source, but for its weights, with what was done to its graph before the passes."""
 
     files: SourceFiles
     config: ModelConfig
     tokens: PairTokens
     label: int
     scorer_name: str
-    widened: PassReport | None
+    prepared: list[PassReport]
 
 
 def bundle_from_onnx(path: Path, out: Path, *, source: Source | None = None, label: int | None = None) -> None:
@@ -150,7 +153,7 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
         _collect()
         others, further = write_others(options.precisions, fp32, reference, partial, on_step)
         _collect()
-        reports = [*([model.widened] if model.widened is not None else []), *passes, *further]
+        reports = [*model.prepared, *passes, *further]
         facts = {"weights": weights, "passes": [report.as_dict() for report in reports], "cost": cost}
         on_step("writing the manifest")
         model.tokens.write(partial)
@@ -172,12 +175,13 @@ def _read(
     config = read_config(files.directory, files.kind)
     label = choose_label(config.num_labels, options.label, str(files.directory))
     tokens = read_tokens(files.directory, config, options.max_length)
-    widened = None
+    refuse_other_tokens(files.directory, tokens, config)
+    prepared: list[PassReport] = []
     if files.kind == "safetensors":
         from crossrank_export import convert
 
         on_step("loading the checkpoint in PyTorch")
-        checkpoint = convert.load_checkpoint(files.directory)
+        checkpoint = convert.load_checkpoint(files.directory, tokens.pad_token_id)
         on_step("exporting to ONNX")
         graph = convert.graph_from_checkpoint(checkpoint, options.opset, options.inline_bytes)
         scorer, name = convert.checkpoint_scorer(checkpoint), f"pytorch {version('torch')} fp32"
@@ -189,17 +193,35 @@ def _read(
         graph = load_graph(file, options.opset)
         where = str(files.graph)
         refuse_quantized(graph, where)
-        widened = widen_fp16(graph)
+        prepared += [report for report in (take_logits(graph, config.num_labels, where), widen_fp16(graph)) if report]
     check_graph(graph, config, tokens.template, where)
     if files.kind == "onnx":
-        assert files.graph is not None
-        entry = describe_graph(graph, files.graph.name, "fp32", config.num_labels)
-        scorer = session_scorer(file, entry, config.pad_token_id)
-        name = f"source ONNX in onnxruntime {version('onnxruntime')}"
-        if widened is not None:
-            scorer = agreeing(model_scorer(graph, entry, config.pad_token_id), scorer, "fp16", where)
-            name = f"source ONNX, its fp16 made fp32, in onnxruntime {version('onnxruntime')}"
-    return _Model(files, config, tokens, label, name, widened), graph, scorer
+        scorer, name = _graph_scorer(file, graph, prepared, config, tokens.pad_token_id)
+    return _Model(files, config, tokens, label, name, prepared), graph, scorer
+
+
+def _graph_scorer(
+    file: Path, graph: onnx_ir.Model, prepared: list[PassReport], config: ModelConfig, pad_token_id: int
+) -> tuple[Scorer, str]:
+    """Return the logits that the graph's own file gives, and what that is called.
+
+    One in fp16 gives those of its fp32 form, once they agree.
+    """
+    runtime = f"onnxruntime {version('onnxruntime')}"
+    entry = describe_graph(graph, file.name, "fp32", config.num_labels)
+    done = {report.name for report in prepared}
+    if not done:
+        return session_scorer(file, entry, pad_token_id), f"source ONNX in {runtime}"
+    if outputs.NAME in done:
+        own = load_graph(file, None)
+        take_logits(own, config.num_labels, str(file))
+        scorer, name = model_scorer(own, entry, pad_token_id), "source ONNX, its logits"
+    else:
+        scorer, name = session_scorer(file, entry, pad_token_id), "source ONNX"
+    if reduced.NAME in done:
+        scorer = agreeing(model_scorer(graph, entry, pad_token_id), scorer, "fp16", str(file))
+        name += ", its fp16 made fp32"
+    return scorer, f"{name}, in {runtime}"
 
 
 def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: OnStep) -> Reference:
@@ -210,7 +232,7 @@ def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: O
     # A user's own pairs are compared as long as they are.
     for name, groups in options.groups.items():
         samples.append(prepare(name, groups, model.tokens, scorer, labels, label))
-    return Reference(model.scorer_name, samples, labels, label, model.config.pad_token_id)
+    return Reference(model.scorer_name, samples, labels, label, model.tokens.pad_token_id)
 
 
 def _collect() -> None:
@@ -231,6 +253,7 @@ def _manifest(model: _Model, name: str | None, graphs: list[Graph], facts: dict[
         pad_token_id=model.tokens.special_token_ids["pad"],
         special_token_ids=model.tokens.special_token_ids,
         pair_template=model.tokens.template,
+        truncation_side=model.tokens.truncation_side,
         activation=model.config.activation,
         graphs=graphs,
         **facts,

@@ -1,6 +1,6 @@
-"""What tokenizer.json says of a pair: special tokens around it, their ids, and how long it may be.
+"""What a tokenizer makes of a pair: special tokens around it, their ids, and how long it may be.
 
-Read with the `tokenizers` library alone, so that transformers is not needed.
+Read with the `tokenizers` library alone, so that transformers is not needed (`tokenizer_settings`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 
 from crossrank_export.model_config import ModelConfig, read_config
+from crossrank_export.tokenizer_settings import TokenizerFiles, apply_settings, split_special_tokens, truncation_side
 from crossrank_server.bundle import TOKENIZER, PairTemplate
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.errors import ModelSourceError
-from crossrank_server.layout import MODULES, Kind, read_object
+from crossrank_server.layout import CONFIG, MODULES, Kind, read_object
+from crossrank_server.reasons import reason_of
+from crossrank_server.request import TruncationDirection
 
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", CONFIG)
 _ROLES = ("cls", "sep", "pad", "unk", "mask", "bos", "eos")
 # transformers writes about 1e30 where a tokenizer has no limit.
 _NO_LIMIT = 1_000_000
@@ -29,16 +33,26 @@ class PairTokens:
     """How a model's tokenizer frames a pair.
 
     Attributes:
-        definition: tokenizer.json without truncation and padding, which the server does itself.
+        definition: tokenizer.json as transformers uses it, without truncation and padding, which the server does
+            itself.
         template: Special tokens around query and document.
-        special_token_ids: Ids by role.
+        special_token_ids: Ids by role; `pad` is always there.
         max_length: Tokens of a pair, special tokens included.
+        truncation_side: The side of a text that gives way.
+        lowered: Whether texts are lower-cased before all else, as sentence-transformers does it.
     """
 
     definition: dict[str, Any]
     template: PairTemplate
     special_token_ids: dict[str, int]
     max_length: int
+    truncation_side: TruncationDirection = "right"
+    lowered: bool = False
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills shorter pairs."""
+        return self.special_token_ids["pad"]
 
     def write(self, directory: Path) -> None:
         """Write tokenizer.json into the bundle."""
@@ -53,23 +67,23 @@ class PairTokens:
             max_length: Tokens of a pair at most, where they are fewer than the window's.
         """
         tokenizer = _tokenizer(self.definition)
-        tokenizer.enable_truncation(min(max_length or self.max_length, self.max_length), strategy="longest_first")
+        longest = min(max_length or self.max_length, self.max_length)
+        tokenizer.enable_truncation(longest, strategy="longest_first", direction=self.truncation_side)
         encodings = tokenizer.encode_batch(pairs)
         offsets = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
         types = np.concatenate([np.array(encoding.type_ids, np.int32) for encoding in encodings])
-        return PairBatch(
-            np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings]),
-            types if self.template.segments != (0, 0) else np.zeros_like(types),
-            offsets.astype(np.int64),
-        )
+        if self.template.segments == (0, 0):
+            types[:] = 0  # the tokenizer's own may be others, which the model does not get
+        ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
+        return PairBatch(ids, types, offsets.astype(np.int64))
 
 
 def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) -> PairTokens:
     """Read tokenizer.json and its companions, and check the template against the tokenizer itself.
 
     Args:
-        directory: Holds tokenizer.json, perhaps tokenizer_config.json and special_tokens_map.json.
-        config: For the encoder's window, its padding id and its segments.
+        directory: Holds tokenizer.json, perhaps the files beside it, and config.json.
+        config: For the encoder's window, its segments and its padding id.
         max_length: The user's cap in tokens, None for the whole window.
 
     Raises:
@@ -77,22 +91,32 @@ def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) ->
     """
     path = directory / TOKENIZER
     definition = _read(directory, TOKENIZER)
+    files = TokenizerFiles(*(_read(directory, name) for name in _BESIDE))
+    modules = _read(directory, "sentence_bert_config.json") if (directory / MODULES).is_file() else {}
+    side = truncation_side(definition, files.settings)
     definition["truncation"] = None
     definition["padding"] = None
-    special_files = [_read(directory, name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    modules = _read(directory, "sentence_bert_config.json") if (directory / MODULES).is_file() else {}
-    if modules.get("do_lower_case"):
-        _lower_first(definition)
+    try:
+        apply_settings(_tokenizer(definition, path), definition, files)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelSourceError(
+            f"the files beside {path} are damaged ({reason_of(error)}): download them again"
+        ) from error
     tokenizer = _tokenizer(definition, path)
     _refuse_added_tokens(tokenizer, config.architecture.vocab_size, path)
     template = _pair_template(definition, path)
     _check_template(tokenizer, template, path)
-    if not _has_segments(config, special_files[0]):
+    if not files.feeds_types or config.segment_types == 1:
         template = template.model_copy(update={"segments": (0, 0)})
-    special = _special_token_ids(tokenizer, template, config, special_files)
-    limits = [special_files[0].get("model_max_length"), modules.get("max_seq_length")]
-    window = _max_length(config.window, limits, max_length, template, directory)
-    return PairTokens(definition, template, special, window)
+    special = _special_token_ids(tokenizer, template, config, [files.settings, files.special], directory)
+    split_special_tokens(definition, files.settings)
+    lowered = bool(modules.get("do_lower_case"))
+    if lowered:
+        _lower_first(definition)
+    window = _max_length(
+        config.window, [files.max_length, modules.get("max_seq_length")], max_length, template, directory
+    )
+    return PairTokens(definition, template, special, window, side, lowered)
 
 
 def check_source(directory: Path, kind: Kind) -> None:
@@ -202,19 +226,13 @@ def _check_template(tokenizer: Any, template: PairTemplate, path: Path) -> None:
             )
 
 
-def _has_segments(config: ModelConfig, tokenizer_config: dict[str, Any]) -> bool:
-    """Tell whether the model is given the tokenizer's segments: transformers gives only what the tokenizer names.
-
-    Source: `model_input_names`, https://huggingface.co/docs/transformers/main_classes/tokenizer
-    """
-    names = tokenizer_config.get("model_input_names")
-    return config.segment_types != 1 and (not isinstance(names, list) or "token_type_ids" in names)
-
-
 def _special_token_ids(
-    tokenizer: Any, template: PairTemplate, config: ModelConfig, companions: list[dict[str, Any]]
+    tokenizer: Any, template: PairTemplate, config: ModelConfig, companions: list[dict[str, Any]], directory: Path
 ) -> dict[str, int]:
-    """Return ids by role, as the companions name them; the template and config.json fill what they leave out."""
+    """Return ids by role, as the companions name them; the template fills what they leave out.
+
+    Padding is the model's own: it may find the end of a text, or count positions, by that id.
+    """
     found: dict[str, int] = {}
     for role in _ROLES:
         for companion in companions:
@@ -227,7 +245,15 @@ def _special_token_ids(
         found.setdefault("cls", template.start[0])
     if template.end:
         found.setdefault("sep", template.end[-1])
-    found.setdefault("pad", config.pad_token_id)
+    framing = {*template.start, *template.middle, *template.end}
+    if config.pad_token_id is not None:
+        found["pad"] = config.pad_token_id
+    elif found.get("pad") is None or found["pad"] in framing:
+        raise ModelSourceError(
+            f"{directory} has no padding token, neither in config.json nor, apart from those around a pair, in its "
+            "tokenizer, and pairs of unlike length are scored together: set pad_token_id in config.json to the id of a "
+            "token that is in no text"
+        )
     return found
 
 
@@ -238,9 +264,14 @@ def _max_length(window: int | None, stated: list[Any], cap: int | None, template
         raise ModelSourceError(f"{directory} states no window: say how many tokens a pair may have with --max-length")
     own = min(limits) if limits else cap
     assert own is not None
+    least = template.special_tokens + 2
+    if own < least:
+        raise ModelSourceError(
+            f"{directory} has a window of {own} tokens, and a pair has at least {least}: max_position_embeddings of "
+            "config.json or model_max_length of tokenizer_config.json is wrong"
+        )
     if cap is None:
         return own
-    least = template.special_tokens + 2
     if not least <= cap <= own:
         raise ModelSourceError(f"--max-length {cap} does not fit {directory}: give {least} to {own} tokens")
     return cap

@@ -65,7 +65,7 @@ class Reference:
         for sample in self.samples:
             agreement = compare(sample, scorer(sample.batch)[:, self.label])
             check(agreement, entry.precision, f"the {sample.name} pairs")
-            record[sample.name] = agreement.as_dict()
+            record[sample.name] = agreement.judged_as(entry.precision)
         del scorer
         return_memory()
         return entry.model_copy(update={"parity": record})

@@ -69,7 +69,7 @@ def compare_graphs(
     with tempfile.TemporaryDirectory(prefix="crossrank-graphs-") as folder:
         graphs = {SOURCE: source, OPTIMIZED: optimize(source)[0]}
         timings = [
-            _prepare(name, graph, Path(folder) / f"{i}.onnx", config.num_labels, config.pad_token_id)
+            _prepare(name, graph, Path(folder) / f"{i}.onnx", config.num_labels, tokens.pad_token_id)
             for i, (name, graph) in enumerate(graphs.items())
         ]
         difference = _warm_up(timings, batches)

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from crossrank_server.errors import BundleError
+from crossrank_server.request import TruncationDirection
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -147,6 +148,9 @@ class Manifest(_Frozen):
     pad_token_id: int
     special_token_ids: dict[str, int] = Field(description="cls, sep, pad, unk ... by role")
     pair_template: PairTemplate
+    truncation_side: TruncationDirection = Field(
+        default="right", description="which side of a text its tokenizer cuts where a request does not say"
+    )
     activation: str = Field(
         description="what the model's authors apply to the logit: identity, sigmoid, tanh ..., or a class by its path"
     )
@@ -175,6 +179,14 @@ class Manifest(_Frozen):
         if not 0 <= self.label < self.num_labels:
             raise ValueError(f"label {self.label} is none of the {self.num_labels} labels, counted from 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Manifests of the usual side read as they did before there was another, in earlier versions too.
+        fields: dict[str, Any] = handler(self)
+        if self.truncation_side == "right":
+            fields.pop("truncation_side", None)
+        return fields
 
     def graph(self, precision: Precision, operators: Operators = "onnx") -> Graph:
         """Return the variant of that precision, of standard operators where there is none of the others asked for.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,7 @@ class PairEncoder:
         self._tokenizer = TextTokenizer(bundle.file(TOKENIZER))
         self.inline_characters = _INLINE_CHARACTERS if self._tokenizer.native else _INLINE_CHARACTERS_SLOWLY
         self._template = manifest.pair_template
+        self._truncation_side = manifest.truncation_side
         self._window = manifest.max_length - manifest.pair_template.special_tokens
         self._fixed = Tokens.of([self._template.start, self._template.middle, self._template.end])
         self._fixed_spans = self._fixed.spans()
@@ -107,6 +108,7 @@ class PairEncoder:
         Raises:
             InvalidRequest: A pair does not fit and may not be truncated, or the window asked for holds no text.
         """
+        truncation = replace(truncation, direction=truncation.direction or self._truncation_side)
         window = self._window_for(truncation)
         left = truncation.direction == "left"
         documents = [document for _, own in groups for document in own]

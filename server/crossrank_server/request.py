@@ -17,7 +17,8 @@ class Truncation:
 
     Attributes:
         allowed: False refuses a pair over the window instead, naming the document.
-        direction: The side that loses tokens: `right` keeps the beginning of a text, `left` its end.
+        direction: The side that loses tokens: `right` keeps the beginning of a text, `left` its end; None is the one
+            that the model's own tokenizer cuts.
         max_tokens: Tokens of a pair, special tokens included; None, or more than the model's window, is the window.
         max_tokens_per_query: Tokens of the query that are read at most; None reads as much as the window holds.
         max_tokens_per_doc: Tokens of a document that are read at most; None reads as much as the window holds.
@@ -26,7 +27,7 @@ class Truncation:
     """
 
     allowed: bool = True
-    direction: TruncationDirection = "right"
+    direction: TruncationDirection | None = None
     max_tokens: int | None = None
     max_tokens_per_query: int | None = None
     max_tokens_per_doc: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import trustme
 
 import crossrank_client as cc
 from crossrank_client import AsyncClient, Client
+from crossrank_client.operations import Rerank
 from crossrank_server.errors import BackendUnavailable, Overloaded, PaymentRequired, RateLimited
 from tests.scripted_rpc import RpcReply, ScriptedRpcServer
 from tests.unit.test_errors import answered
@@ -59,6 +61,16 @@ def test_fields_and_metadata_are_sent(mode):
     }  # fmt: skip
     assert (metadata["authorization"], metadata["x-tier"], metadata["prefer"]) == ("Bearer k-1", "batch", "wait=21")
     assert response.results == (cc.RerankResult(0, 0.0), cc.RerankResult(1, -1.0))
+
+
+@both
+@pytest.mark.parametrize(("side", "number"), [(None, 0), ("right", 1), ("left", 2)])
+def test_the_side_that_is_cut_is_sent_where_it_is_said(mode, side, number):
+    with ScriptedRpcServer([RANKING]) as server:
+        call(mode, server.url, ["a", "b"], {"truncation_direction": side})
+    assert server.requests[0].truncation_direction == number
+    body = json.loads(Rerank("q", ["a"], truncation_direction=side).http_body())
+    assert body.get("truncation_direction") == side
 
 
 @both

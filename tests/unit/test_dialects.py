@@ -383,6 +383,20 @@ async def test_the_left_side_gives_way_where_asked(app: FastAPI, path: str) -> N
         assert left["meta"]["truncated_documents"] == right["meta"]["truncated_documents"] == [0]
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
+async def test_the_side_of_the_model_s_tokenizer_gives_way_where_no_other_is_asked(
+    builtin: Bundle, app: FastAPI, path: str
+) -> None:
+    left = make_app(Bundle(builtin.path, builtin.manifest.model_copy(update={"truncation_side": "left"})))
+    body = {"query": QUERY, "documents": ["the flea is a small insect . " * 90 + DOCUMENTS[2]]}
+    kept_end = await post(app, path, {**body, "truncation_direction": "left"})
+    for options in ({}, {"truncate": True}, {"truncate": None}):
+        assert (await post(left, path, {**body, **options}))["results"] == kept_end["results"]
+    kept_start = await post(app, path, body)
+    for options in ({"truncation_direction": "right"}, {"truncation_side": "right"}, {"truncate": "END"}):
+        assert (await post(left, path, {**body, **options}))["results"] == kept_start["results"]
+
+
 async def test_every_error_has_the_one_body_that_all_clients_read(app: FastAPI) -> None:
     for path, field in (("/rerank", "texts"), ("/v1/rerank", "documents"), ("/v1/ranking", "passages")):
         answer = await post(app, path, {"query": "q", field: []}, status=400)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import grpc
 import pytest
 
+from crossrank_client.proto import crossrank_v1_pb2 as pb
 from crossrank_client.proto import tei_v1_pb2 as tei
+from crossrank_client.proto.crossrank_v1_pb2_grpc import RerankerStub
 from crossrank_server.bundle import Bundle
+from crossrank_server.calls import Call
+from crossrank_server.models import ModelPool, ServedModel
+from crossrank_server.request import RerankRequest
+from crossrank_server.service import Ranking, RerankService
 from tests.rpc_server import GatedEngine, RefusingAccounts, rpc_channel, service_of
 
 TEXTS = ["one", "one two three four", "one two"]
@@ -100,3 +106,30 @@ async def test_info_names_the_default_model_a_reranker(builtin: Bundle) -> None:
     assert answer.model_type == tei.MODEL_TYPE_RERANKER
     assert (answer.max_input_length, answer.max_client_batch_size) == (512, 50)
     assert accounts.tokens == [None]  # It asks for a key where keys are on.
+
+
+@pytest.mark.parametrize(
+    ("side", "crossrank_side", "expected"),
+    [
+        (tei.TRUNCATION_DIRECTION_LEFT, pb.TRUNCATION_DIRECTION_LEFT, "left"),
+        (tei.TRUNCATION_DIRECTION_RIGHT, pb.TRUNCATION_DIRECTION_UNSPECIFIED, None),
+    ],
+    ids=["left", "as the model's tokenizer"],
+)
+async def test_a_message_without_a_side_leaves_it_to_the_model(
+    builtin: Bundle, side: int, crossrank_side: int, expected: str | None
+) -> None:
+    asked = []
+
+    class Recording(RerankService):
+        async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
+            asked.append(request.truncation.direction)
+            return await super().rerank(request, call)
+
+    service = Recording(ModelPool([ServedModel(builtin, GatedEngine(), 10_000)]), max_documents=50, timeout_s=30)
+    async with rpc_channel(service) as channel:
+        message = tei.RerankRequest(query="q", texts=TEXTS, truncation_direction=side)
+        await unary(channel, "Rerank/Rerank", tei.RerankResponse)(message)
+        request = pb.RerankRequest(query="q", documents=TEXTS, truncation_direction=crossrank_side)
+        await RerankerStub(channel).Rerank(request)
+    assert asked == [expected, expected]

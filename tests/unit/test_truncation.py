@@ -342,3 +342,22 @@ def test_groups_are_their_queries_one_after_the_other(
         documents += len(own)
     assert together.document_logits(scores).tolist() == expected
     assert together.truncated == truncated
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(("query", "document"), [("short", "long"), ("long", "short"), ("long", "long")])
+def test_where_a_request_does_not_say_the_side_is_the_tokenizer_s(
+    builtin: Bundle, tokenizer: Tokenizer, side: Any, query: str, document: str
+) -> None:
+    texts = {"short": "how long", "long": " ".join(f"{i} flea" for i in range(700))}
+    bundle = Bundle(builtin.path, builtin.manifest.model_copy(update={"truncation_side": side}))
+    reference = Tokenizer.from_str(tokenizer.to_str())
+    reference.enable_truncation(512, strategy="longest_first", direction=side)
+    own = reference.encode(texts[query], texts[document])
+    encoder = PairEncoder(bundle)
+    encoded = encoder.encode(texts[query], [texts[document]])
+    assert (pair(encoded.batch, 0), types(encoded.batch, 0)) == (own.ids, own.type_ids)
+    # What it does say counts.
+    other: Any = {"right": "left", "left": "right"}[side]
+    asked = encoder.encode(texts[query], [texts[document]], Truncation(direction=other))
+    assert pair(asked.batch, 0) != own.ids

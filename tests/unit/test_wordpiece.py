@@ -210,3 +210,13 @@ def test_other_tokenizers_are_not_taken_for_this_kind(definition: dict[str, Any]
     other = json.loads(json.dumps(definition))
     change(other)
     assert not WordPiece.serves(other)
+
+
+def test_chinese_characters_may_be_parts_of_words(definition: dict[str, Any]) -> None:
+    changed = json.loads(json.dumps(definition))
+    changed["normalizer"]["handle_chinese_chars"] = False
+    tokenizer = Tokenizer.from_str(json.dumps(changed))
+    texts = ["北京 museums 柏林", "a北b 京", "日本語。", "museum北", "x" * 99 + "北"]
+    assert assert_exact(built(tokenizer, changed), tokenizer, texts) == len(texts)
+    before = Tokenizer.from_str(json.dumps(definition))
+    assert expected(tokenizer, texts) != expected(before, texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import click
 
 from crossrank_server.bundle import Bundle, Precision
-from crossrank_server.errors import CrossrankError
+from crossrank_server.errors import CrossrankError, SetupError
 from crossrank_server.model_name import checked_name
+from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from crossrank_export.sources import SourceFiles
     from crossrank_server.layout import Kind
+
+logger = logging.getLogger(__name__)
 
 
 def _precisions(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[Precision]:
@@ -104,8 +108,17 @@ def export(
     # The dot keeps a file called `reference` apart from the record's own entries.
     groups = {pairs.name if pairs.suffix else f"./{pairs.name}": read_groups(pairs)} if pairs else {}
     options = ExportOptions(precisions, max_length, opset, label, name, card, groups)
-    with _progress() as on_step, _source(model, kind, on_step) as files:
-        bundle = export_model(files, out, options, on_step)
+    try:
+        with _progress() as on_step, _source(model, kind, on_step) as files:
+            bundle = export_model(files, out, options, on_step)
+    except CrossrankError:
+        raise
+    except Exception as error:
+        # Whatever a model makes a library raise that nobody has met yet; the log has where.
+        logger.debug("the export of %s ended", model, exc_info=True)
+        raise SetupError(
+            f"{model} cannot be exported, for a reason that was not foreseen: report it ({reason_of(error)})"
+        ) from error
     _report(bundle)
 
 
@@ -165,30 +178,28 @@ def _report(bundle: Bundle) -> None:
     for graph in manifest.graphs:
         size_mb = sum(bundle.file(name).stat().st_size for name in graph.files) / 1e6
         click.echo(f"{graph.file}: {size_mb:.1f} MB, against {graph.parity['reference']}", err=True)
-        _report_agreements(graph.parity, graph.precision)
+        _report_agreements(graph.parity)
     for name, record in manifest.engines.items():
         click.echo(f"engine {name} ({record['runtime']}), from these files:", err=True)
         if "refused" in record:
             click.echo(f"  it cannot serve this bundle: {record['refused']}", err=True)
-        _report_agreements(record, "fp32")
+        _report_agreements(record)
         if record.get("disagrees"):
             click.echo("  beyond the limit: --engine auto does not choose it for this bundle", err=True)
     click.echo(str(bundle.path))
 
 
-def _report_agreements(record: dict[str, Any], precision: Precision) -> None:
+def _report_agreements(record: dict[str, Any]) -> None:
     for name, agreement in record.items():
         if isinstance(agreement, dict):
-            click.echo(f"  {name}: {_agreement(agreement, precision)}", err=True)
+            click.echo(f"  {name}: {_agreement(agreement)}", err=True)
 
 
-def _agreement(record: dict[str, Any], precision: Precision) -> str:
-    from crossrank_export.parity import THRESHOLDS
-
+def _agreement(record: dict[str, Any]) -> str:
     ndcg = f", NDCG@10 {record['ndcg10_source']:.4f} -> {record['ndcg10']:.4f}" if "ndcg10" in record else ""
     return (
         f"{record['pairs']} pairs, max |delta logit| {record['max_abs_delta']:.1e} "
-        f"(limit {THRESHOLDS[precision]:g}) in a range of {record['logit_range']:.1f}, "
+        f"(limit {record['limit']:g}) in a range of {record['logit_range']:.1f}, "
         f"mean {record['mean_abs_delta']:.1e}, Kendall tau {record['kendall_tau']:.4f}, "
         f"top-10 overlap {record['top10_overlap']:.3f}{ndcg}"
     )

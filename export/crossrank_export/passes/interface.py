@@ -30,6 +30,7 @@ def unify_interface(model: ir.Model) -> PassReport:
             value.shape = ir.Shape(_named(value.shape, ("batch", "sequence")))
     output = _keep_logits(graph)
     if output is not None and output.name != OUTPUT:
+        _free_name(graph, output)
         done.append(f"output {output.name} is called {OUTPUT}")
         output.name = OUTPUT
     if output is not None and output.shape is not None and len(output.shape) > 0:
@@ -63,6 +64,17 @@ def _keep_logits(graph: ir.Graph) -> ir.Value | None:
     for value in [value for value in graph.outputs if value is not named[0]]:
         graph.outputs.remove(value)
     return named[0]
+
+
+def _free_name(graph: ir.Graph, output: ir.Value) -> None:
+    """Give another name to whatever inner value is called as the output will be."""
+    for node in graph:
+        for value in node.outputs:
+            if value.name == OUTPUT and value is not output:
+                value.name = f"{NAME}/{OUTPUT}"
+    constant = graph.initializers.get(OUTPUT)
+    if constant is not None:
+        constant.name = f"{NAME}/{OUTPUT}"
 
 
 def _named(shape: ir.Shape, names: tuple[str, ...]) -> list[int | str | None]:

@@ -16,7 +16,7 @@ from crossrank_server.bundle import Bundle
 from crossrank_server.engines.base import PairBatch
 from crossrank_server.engines.buckets import take_pairs
 from crossrank_server.engines.embedded import EmbeddedEngine
-from crossrank_server.errors import BundleError, EngineFailure
+from crossrank_server.errors import EngineFailure
 from crossrank_server.memory import return_memory
 
 _log = logging.getLogger("crossrank")
@@ -51,7 +51,7 @@ def expect_logits(bundle: Bundle) -> Expected | None:
         engine = OnnxRuntimeEngine(bundle, "fp32", 1)
         batch = random_pairs(bundle)
         expected = Expected(batch, np.concatenate([engine.infer(pair) for pair in _alone(batch)]))
-    except (BundleError, EngineFailure, ImportError):
+    except Exception:  # a broken installation raises anything, on import already
         _log.debug("no other engine computes this graph", exc_info=True)
         return None
     del engine

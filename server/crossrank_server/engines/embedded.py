@@ -162,7 +162,7 @@ class GraphEngine(EmbeddedEngine):
             self.infer(self._padding(1, length))
         except (EngineFailure, IndexError) as error:
             raise BundleError(
-                f"{self._path} cannot score a pair of {length} tokens, max_length being {self._max_length} ({error}): "
+                f"{self._path} cannot score a pair of {length} tokens, of max_length {self._max_length} ({error}): "
                 "export the model with a smaller --max-length, or use another --engine"
             ) from error
 

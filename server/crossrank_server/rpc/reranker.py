@@ -11,7 +11,7 @@ from crossrank_client.proto import crossrank_v1_pb2 as pb
 from crossrank_server.calls import Call
 from crossrank_server.errors import InvalidRequest
 from crossrank_server.listing import model_entry
-from crossrank_server.request import RerankRequest, Truncation
+from crossrank_server.request import RerankRequest, Truncation, TruncationDirection
 from crossrank_server.rpc.errors import status_from_error
 from crossrank_server.rpc.gateway import Received, RpcGateway, Scope, fail_exchange, handlers_of
 from crossrank_server.rpc.stream import pipelined
@@ -21,6 +21,10 @@ RERANKER = pb.DESCRIPTOR.services_by_name["Reranker"].full_name
 
 # Enough to keep the engine busy while answers travel; more would let one stream fill the queue of all.
 _MOST_UNDER_WAY = 16
+_DIRECTIONS: dict[int, TruncationDirection] = {
+    pb.TRUNCATION_DIRECTION_RIGHT: "right",
+    pb.TRUNCATION_DIRECTION_LEFT: "left",
+}
 
 
 def reranker_service(gateway: RpcGateway) -> grpc.GenericRpcHandler:
@@ -88,7 +92,6 @@ def _request(message: pb.RerankRequest) -> RerankRequest:
             "send TRUNCATION_DIRECTION_RIGHT or TRUNCATION_DIRECTION_LEFT, or leave it out",
             param="truncation_direction",
         )
-    left = message.truncation_direction == pb.TRUNCATION_DIRECTION_LEFT
     return RerankRequest(
         query=message.query,
         documents=list(message.documents),
@@ -96,7 +99,7 @@ def _request(message: pb.RerankRequest) -> RerankRequest:
         top_n=message.top_n or None,
         truncation=Truncation(
             allowed=message.truncate if message.HasField("truncate") else True,
-            direction="left" if left else "right",
+            direction=_DIRECTIONS.get(message.truncation_direction),
             max_tokens_per_doc=message.max_tokens_per_doc or None,
             max_chunks_per_doc=message.max_chunks_per_doc or 1,
         ),

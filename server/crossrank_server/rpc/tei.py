@@ -112,8 +112,8 @@ def _truncation(truncate: bool, direction: int) -> Truncation:
             f"truncation_direction is {direction}; send TRUNCATION_DIRECTION_RIGHT or TRUNCATION_DIRECTION_LEFT",
             param="truncation_direction",
         )
-    left = direction == pb.TRUNCATION_DIRECTION_LEFT
-    return Truncation(allowed=truncate, direction="left" if left else "right")
+    # RIGHT is also what a message without the field has: it leaves the side to the model's tokenizer.
+    return Truncation(allowed=truncate, direction="left" if direction == pb.TRUNCATION_DIRECTION_LEFT else None)
 
 
 def _add_ranks(answer: pb.RerankResponse, scores: Scores, order: list[int], texts: list[str] | None, raw: bool) -> None:

@@ -20,7 +20,9 @@ from crossrank_server.http.schema.fields import (
     Truncate,
     shown,
 )
-from crossrank_server.request import RerankRequest, Truncation
+from crossrank_server.request import RerankRequest, Truncation, TruncationDirection
+
+_SIDES: dict[str | None, TruncationDirection] = {"START": "left", "END": "right"}
 
 
 class Options(BaseModel):
@@ -36,9 +38,13 @@ class Options(BaseModel):
     return_text: Flag | None = Field(None, description="TEI's name for return_documents")
     raw_scores: Flag = Field(False, description="give logits as scores, not their sigmoid")
     use_activation: Flag = Field(True, description="vLLM: false gives logits")
-    truncate: Truncate = Field("END", description="false or NONE (TEI, NIM): an error if a pair is over the window")
+    truncate: Truncate | None = Field(
+        None, description="false or NONE (TEI, NIM): an error if a pair is over the window; START or END: the side cut"
+    )
     truncation: Flag = Field(True, description="Voyage: false gives an error if a pair is over the window")
-    truncation_direction: Direction | None = Field(None, description="TEI: the side of a text that is cut, or right")
+    truncation_direction: Direction | None = Field(
+        None, description="TEI: the side of a text that is cut; by default the model's own"
+    )
     truncation_side: Direction | None = Field(None, description="vLLM's name for truncation_direction")
     truncate_prompt_tokens: PairTokens = Field(None, description="vLLM: tokens of a pair at most; -1: the window")
     max_tokens_per_query: Count = Field(None, description="vLLM: tokens of the query that are read at most")
@@ -88,7 +94,7 @@ class Options(BaseModel):
         side = self.truncation_direction or self.truncation_side
         return Truncation(
             allowed=self.truncation and self.truncate != "NONE",
-            direction=side or ("left" if self.truncate == "START" else "right"),
+            direction=side or _SIDES.get(self.truncate),
             max_tokens=self.truncate_prompt_tokens,
             max_tokens_per_query=self.max_tokens_per_query,
             max_tokens_per_doc=self.max_tokens_per_doc,

@@ -127,14 +127,17 @@ def _pair_tokens(value: Any, info: ValidationInfo) -> int | None:
     return None if tokens == -1 else tokens
 
 
-def _truncate(value: Any, info: ValidationInfo) -> str:
+def _truncate(value: Any, info: ValidationInfo) -> str | None:
+    """Return None where texts may be cut and the side is not said."""
     if isinstance(value, str):
         word = value.strip().upper()
-        word = {"TRUE": "END", "1": "END", "FALSE": "NONE", "0": "NONE"}.get(word, word)
+        if word in ("TRUE", "1"):
+            return None
+        word = {"FALSE": "NONE", "0": "NONE"}.get(word, word)
         if word in ("NONE", "START", "END"):
             return word
     elif value in (True, False):
-        return "END" if value else "NONE"
+        return None if value else "NONE"
     raise Problem(f"{info.field_name} is {shown(value)}; send true, false, NONE, START or END")
 
 
