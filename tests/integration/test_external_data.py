@@ -250,7 +250,8 @@ def test_a_model_of_more_than_2_gb_is_exported_and_served_in_little_memory(tmp_p
     assert graph.files == ["model.onnx", "model.onnx_data"]
     for engine in ("auto", "onnxruntime", "openvino"):
         arguments = ("--model", str(tmp_path / "bundle"), "--engine", engine, "--precision", "fp32")
-        with running_server(*arguments, "--threads", "2") as server, Client(server.base_url, timeout=60) as client:
+        running = running_server(*arguments, "--threads", "2", start_s=300)
+        with running as server, Client(server.base_url, timeout=60) as client:
             answers = [client.rerank(QUERY, DOCUMENTS, raw_scores=True) for _ in range(4)]
             status = _status(server.pid)
         for answer in answers:
