@@ -271,7 +271,7 @@ def test_a_graph_that_is_no_cross_encoder_is_refused(onnx_dir: Path, tmp_path: P
 
 def test_bytes_that_are_no_graph_are_refused(onnx_dir: Path, tmp_path: Path):
     (onnx_dir / "onnx" / "model.onnx").unlink()
-    (onnx_dir / "onnx" / "model.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (onnx_dir / "onnx" / "model.onnx").write_bytes(b"neither a graph nor a pointer to one\n")
     with pytest.raises(ModelSourceError, match="not a readable ONNX graph"):
         bundle_from_onnx(onnx_dir, tmp_path / "bundle")
 
