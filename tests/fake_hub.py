@@ -246,7 +246,7 @@ def model_files() -> dict[str, bytes]:
         "onnx/model_O1.onnx": b"another variant",
         "pytorch_model.bin": b"a pickle",
         "special_tokens_map.json": b'{"cls_token": "[CLS]"}',
-        "tokenizer.json": b'{"version": "1.0"}',
+        "tokenizer.json": _tiny_tokenizer(),
         "tokenizer_config.json": b'{"do_lower_case": true}',
     }
 
@@ -279,6 +279,17 @@ def copy_convert(directory: Path, out: Path, source: Source, label: int | None =
         files={name: sha256_of(out / name) for name in ("model.onnx", "tokenizer.json")},
     )
     write_manifest(out, manifest)
+
+
+def _tiny_tokenizer() -> bytes:
+    from tokenizers import Tokenizer, models, processors
+
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return str(tokenizer.to_str()).encode()
 
 
 def _tiny_graph() -> bytes:

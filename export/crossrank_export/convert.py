@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from crossrank_export.graph_files import INLINE_BYTES, put_back
 from crossrank_export.graphs import Scorer, load_graph, score_in_batches
@@ -50,7 +51,8 @@ def load_checkpoint(directory: Path, pad_token_id: int = 0) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # transformers, safetensors and torch raise trees of their own
-        raise ModelSourceError(f"{directory} cannot be loaded by transformers ({reason_of(error)})") from error
+        remedy = ": download it again" if isinstance(error, SafetensorError) else ""
+        raise ModelSourceError(f"{directory} cannot be loaded by transformers ({reason_of(error)}){remedy}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelSourceError(

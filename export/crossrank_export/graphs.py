@@ -53,7 +53,9 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
     except ModelSourceError:
         raise
     except Exception as error:  # protobuf and onnx_ir raise trees of their own
-        raise ModelSourceError(f"{path} is not a readable ONNX graph ({reason_of(error)})") from error
+        raise ModelSourceError(
+            f"{path} is not a readable ONNX graph ({reason_of(error)}): download it again"
+        ) from error
     try:
         from onnx import version_converter
 

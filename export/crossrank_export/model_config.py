@@ -102,6 +102,7 @@ def read_config(directory: Path, kind: Kind = "onnx") -> ModelConfig:
     """
     path = directory / CONFIG
     config = _read(directory, CONFIG)
+    _refuse_malformed(config, path)
     code = own_code(config)
     if kind == "safetensors" and code is not None and not _is_of_transformers(config, code):
         raise ModelSourceError(why_own_code(str(directory), code))
@@ -110,7 +111,7 @@ def read_config(directory: Path, kind: Kind = "onnx") -> ModelConfig:
     model_type = str(config.get("model_type", ""))
     numbers: dict[str, int] = {}
     for name, spellings in _SPELLINGS.items():
-        value = next((config[key] for key in spellings if isinstance(config.get(key), int)), None)
+        value = next((config[key] for key in spellings if key in config), None)
         if value is None:
             raise ModelSourceError(
                 f"{path} states no {spellings[0]}: {model_type or 'its model'} is no stack of equal layers, as the "
@@ -153,6 +154,20 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
     return read_object(name, str(directory), lambda file: (directory / file).read_bytes())
 
 
+def _refuse_malformed(config: dict[str, Any], path: Path) -> None:
+    """Refuse a config whose fields are not of their kind, before one is taken for something else."""
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ModelSourceError(f"{path}: architectures is {str(names)[:80]}, not a list of class names")
+    if not isinstance(config.get("model_type", ""), str):
+        raise ModelSourceError(f"{path}: model_type is {str(config['model_type'])[:80]}, not the name of a family")
+    least = {"num_labels": 1, "type_vocab_size": 0} | {key: 1 for keys in _SPELLINGS.values() for key in keys}
+    for key, number in least.items():
+        value = config.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < number):
+            raise ModelSourceError(f"{path}: {key} is {str(value)[:80]}, not a whole number of at least {number}")
+
+
 def _is_of_transformers(config: dict[str, Any], name: str) -> bool:
     """Tell whether transformers has the class: a config.json may still name code that it once needed."""
     if importlib.util.find_spec("transformers") is None:
@@ -174,7 +189,13 @@ def _refuse_modules(directory: Path) -> None:
             folders = [str(module.get("path", "")) for module in modules]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelSourceError(f"{directory / MODULES} lists no modules ({error!r}): download it again") from error
-        if kinds != ["Transformer"] or folders not in ([""], ["."]):
+        if not kinds:
+            raise ModelSourceError(f"{directory / MODULES} lists no modules: download it again")
+        if kinds == ["Transformer"] and folders[0] not in ("", "."):
+            raise ModelSourceError(
+                f"{directory} keeps its Transformer in the folder {folders[0]}: give {directory / folders[0]}"
+            )
+        if kinds != ["Transformer"]:
             raise ModelSourceError(
                 f"{directory} is a chain of modules ({', '.join(kinds)}), of which only a Transformer with its own "
                 f"classifier (*{_CLASSIFIER}) is read here"

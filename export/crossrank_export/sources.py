@@ -9,7 +9,14 @@ from pathlib import Path
 from crossrank_server.bundle import Source, sha256_of
 from crossrank_server.errors import ModelSourceError
 from crossrank_server.layout import Kind, choose_files
-from crossrank_server.model_directory import external_data, files_of, locate, name_of, refuse_foreign_links
+from crossrank_server.model_directory import (
+    external_data,
+    files_of,
+    locate,
+    name_of,
+    refuse_foreign_links,
+    refuse_placeholders,
+)
 
 CARD = "README.md"
 
@@ -60,6 +67,7 @@ def find_source(path: Path, *, kind: Kind | None = None, source: Source | None =
         )
     read = [*files.names, *files.data]
     refuse_foreign_links(directory, read)
+    refuse_placeholders(directory, read)
     if files.graph is not None:
         read += [name for name in external_data(directory, files.graph) if name not in read]
     record = source or Source(

@@ -20,7 +20,14 @@ from crossrank_server.errors import BundleError, CrossrankError, ModelSourceErro
 from crossrank_server.hub_download import download_model, find_in_hub_cache, list_repository
 from crossrank_server.hub_ref import HubListing, HubRef, HubUnreachable, parse_hub_ref
 from crossrank_server.layout import CONFIG, TOKENIZER, Kind, choose_files
-from crossrank_server.model_directory import external_data, files_of, locate, name_of, refuse_foreign_links
+from crossrank_server.model_directory import (
+    external_data,
+    files_of,
+    locate,
+    name_of,
+    refuse_foreign_links,
+    refuse_placeholders,
+)
 from crossrank_server.model_name import split_name
 from crossrank_server.reasons import reason_of
 
@@ -104,6 +111,8 @@ def resolve_model(
             f"{bundle.path} was exported with --label {manifest.label} of {manifest.num_labels}, not {label}: export "
             f"{manifest.source.name} with --label {label}"
         )
+    if label and manifest.num_labels == 1:
+        logger.warning("%s gives one logit: --label %d says nothing of it", manifest.model_id, label)
     return bundle if name is None else bundle.named(name)
 
 
@@ -148,6 +157,7 @@ def _bundle_from_path(path: Path, want: _Want) -> Bundle:
     assert chosen.graph is not None
     names = [*chosen.names, *chosen.data]
     refuse_foreign_links(directory, names)
+    refuse_placeholders(directory, names)
     sha256 = {name: sha256_of(directory / name) for name in {*names, *external_data(directory, chosen.graph)}}
     content = hashlib.sha256(repr(sorted(sha256.items())).encode()).hexdigest()
     source = Source(kind="directory", name=name_of(directory), revision=None, sha256=sha256)

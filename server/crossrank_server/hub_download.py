@@ -14,7 +14,7 @@ from typing import Any
 from crossrank_server.bundle import sha256_of
 from crossrank_server.errors import ModelSourceError
 from crossrank_server.hub_ref import COMMIT, HubListing, HubRef, hub_errors
-from crossrank_server.layout import CONFIG, Kind, choose_files
+from crossrank_server.layout import ADAPTER, CONFIG, Kind, choose_files
 from crossrank_server.model_directory import external_data, external_locations, files_of, refuse_foreign_links
 
 _TIMEOUT_S = 10.0
@@ -164,10 +164,11 @@ def find_in_hub_cache(
     from huggingface_hub import try_to_load_from_cache
 
     revision = listing.commit if listing else ref.revision
-    config = try_to_load_from_cache(ref.model_id, CONFIG, revision=revision)
-    if not isinstance(config, str):
+    found = (try_to_load_from_cache(ref.model_id, name, revision=revision) for name in (CONFIG, ADAPTER))
+    first = next((path for path in found if isinstance(path, str)), None)
+    if first is None:
         return None
-    directory = Path(config).parent
+    directory = Path(first).parent
     present = set(files_of(directory))
     try:
         files = choose_files(
@@ -178,6 +179,9 @@ def find_in_hub_cache(
             torch=torch,
         )
     except ModelSourceError:
+        # What lies there without an ONNX graph may be incomplete, but for weights of another kind.
+        if listing is None and any(name.endswith(".safetensors") for name in present):
+            raise
         return None
     names = [*files.names, *files.data]
     if not present.issuperset(names):

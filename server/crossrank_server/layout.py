@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -37,6 +38,7 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 # What the file name of a graph says that is not plain fp32.
 _HALF = re.compile(r"fp16|float16|bf16|half|_o4\b", re.IGNORECASE)
+_OPTIMIZED = re.compile(r"_o[1-4]$|optimized", re.IGNORECASE)
 _QUANTIZED = re.compile(r"quant|int8|int4|q4|q8|bnb|_i8", re.IGNORECASE)
 
 Kind = Literal["safetensors", "onnx"]
@@ -78,7 +80,8 @@ def choose_files(
     """
     present = set(names)
     _refuse_adapter(present, where, read)
-    graph, weights = graph_among(present), weights_among(present, where, read)
+    graph = graph_among(present, where)
+    weights = weights_among(present, where, read)
     prefers_weights = kind == "safetensors" or (kind is None and bool(weights) and (graph is None or torch))
     if not (weights if prefers_weights else graph):
         raise ModelSourceError(_why_nothing(present, where, read, kind))
@@ -89,16 +92,28 @@ def choose_files(
     return ModelFiles("onnx", graph, [*common, graph], _data_beside(graph, present))
 
 
-def graph_among(names: Collection[str]) -> str | None:
-    """Return the ONNX graph to read: `model.onnx`, else the one other of the least reduced precision."""
+def graph_among(names: Collection[str], where: str) -> str | None:
+    """Return the ONNX graph to read: `model.onnx`, else the one other of the least reduced precision.
+
+    Of graphs that were optimized by ONNX Runtime to different levels, the least optimized one.
+
+    Raises:
+        ModelSourceError: There are several, and their names do not say how they differ.
+    """
     for name in _GRAPHS:
         if name in names:
             return name
     others = [name for name in sorted(names) if name.endswith(".onnx") and name.count("/") == name.count("onnx/")]
     for reduced in (None, _HALF, _QUANTIZED):
         found = [name for name in others if _reduced(name) is reduced]
+        unlike = [name for name in found if not _OPTIMIZED.search(PurePosixPath(name).stem)] if reduced is None else []
+        if len(unlike) > 1:
+            raise ModelSourceError(
+                f"{where} has several ONNX graphs, none of them called model.onnx ({', '.join(unlike[:5])}): give the "
+                "path of the one that is the model"
+            )
         if found:
-            return found[0]
+            return (unlike or found)[0]
     return None
 
 
@@ -170,7 +185,7 @@ def _reduced(name: str) -> re.Pattern[str] | None:
 
 
 def _refuse_adapter(present: set[str], where: str, read: Read) -> None:
-    if ADAPTER not in present or _WEIGHTS in present or _INDEX in present or graph_among(present):
+    if ADAPTER not in present or _WEIGHTS in present or _INDEX in present or graph_among(present, where):
         return
     base = read_object(ADAPTER, where, read).get("base_model_name_or_path") or "a base model that it does not name"
     raise ModelSourceError(
@@ -202,10 +217,10 @@ def _why_nothing(present: set[str], where: str, read: Read, kind: Kind | None) -
             return f"{where} has no {_WEIGHTS} or {_INDEX}, only {found}: save the model with save_pretrained()"
         return (
             f"{where} has safetensors but no ONNX graph ({' or '.join(_GRAPHS)}): run "
-            f"`pip install 'crossrank[export]' && crossrank export {where} --out BUNDLE`, "
+            f"`pip install 'crossrank[export]' && crossrank export {shlex.quote(where)} --out BUNDLE`, "
             "then `crossrank serve --model BUNDLE`"
         )
-    if kind == "safetensors" and graph_among(present):
+    if kind == "safetensors" and graph_among(present, where):
         return f"{where} has no safetensors: omit --from safetensors to read its ONNX graph"
     pickles = sorted(name for name in present if _is_pickle(name))
     if pickles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from crossrank_server.errors import ModelSourceError
@@ -55,30 +56,66 @@ def external_data(directory: Path, graph: str) -> list[str]:
     Raises:
         ModelSourceError: One is not there, or lies outside of the model.
     """
-    path = directory / graph
-    return sorted(_inside(directory, graph, location) for location in external_locations(path))
+    locations = external_locations(directory / graph)
+    names = {_inside(directory, graph, location): size for location, size in locations.items()}
+    refuse_placeholders(directory, names)
+    for name, size in names.items():
+        present = (directory / name).stat().st_size
+        if present < size:
+            raise ModelSourceError(
+                f"{directory / name} has {present} bytes, {graph} reads {size} of it: download it again"
+            )
+    return sorted(names)
 
 
-def external_locations(path: Path) -> set[str]:
-    """Return where a graph file says that tensors lie, relative to its folder; nothing of a file that is no graph."""
+def external_locations(path: Path) -> dict[str, int]:
+    """Return where a graph file says that tensors lie, relative to its folder, and where the last of them ends.
+
+    Args:
+        path: A file; one that is no graph names nothing.
+    """
     with path.open("rb") as stream:
         try:
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 if content.find(_LOCATION) < 0:
-                    return set()
+                    return {}
         except ValueError:  # an empty file
-            return set()
+            return {}
     import onnx_ir
 
     try:
         model = onnx_ir.load(path)
     except Exception:  # protobuf and onnx_ir raise trees of their own; who reads the graph says what is wrong with it
-        return set()
+        return {}
     tensors = [value.const_value for value in model.graph.initializers.values()]
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
         attributes = node.attributes.values()
         tensors += [attribute.value for attribute in attributes if attribute.type == onnx_ir.AttributeType.TENSOR]
-    return {str(tensor.location) for tensor in tensors if isinstance(tensor, onnx_ir.ExternalTensor)}
+    ends: dict[str, int] = {}
+    for tensor in tensors:
+        if isinstance(tensor, onnx_ir.ExternalTensor):
+            end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+            ends[str(tensor.location)] = max(end, ends.get(str(tensor.location), 0))
+    return ends
+
+
+def refuse_placeholders(directory: Path, names: Iterable[str]) -> None:
+    """Refuse files that stand for others: pointers of Git LFS, web pages of an error, nothing at all.
+
+    Raises:
+        ModelSourceError: Names the first, and how to get the file.
+    """
+    for name in names:
+        with (directory / name).open("rb") as stream:
+            start = stream.read(64)
+        if start.startswith(b"version https://git-lfs"):
+            raise ModelSourceError(
+                f"{directory / name} is a pointer of Git LFS, not the file: run `git lfs pull` there, or `hf download`"
+            )
+        if not start.strip():
+            raise ModelSourceError(f"{directory / name} is empty: download it again")
+        if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+            raise ModelSourceError(f"{directory / name} is a web page, not the file: download it again")
 
 
 def refuse_foreign_links(directory: Path, names: list[str]) -> None:

@@ -119,6 +119,16 @@ def test_the_other_variants_are_those_of_a_bundle_of_whole_graphs(outside: Bundl
     np.testing.assert_array_equal(*scores)
 
 
+def test_every_product_of_the_int8_graph_is_quantized(outside: Bundle):
+    products = {"fp32": ("MatMul", "Gemm"), "int8": ("MatMulInteger",)}
+    found = {}
+    for precision, operators in products.items():
+        graph = onnx_ir.load(outside.file(outside.manifest.graph(precision).file)).graph  # type: ignore[arg-type]
+        nodes = [node for node in graph if node.op_type in operators]
+        found[precision] = sum(node.inputs[1] is not None and len(node.inputs[1].shape or ()) == 2 for node in nodes)
+    assert found["int8"] == found["fp32"] > 0
+
+
 def test_the_native_engine_reads_the_words_from_the_file_beside_the_graph(outside: Bundle, inside: Bundle):
     assert outside.manifest.weights is not None
     assert inside.manifest.weights is not None
@@ -183,13 +193,16 @@ def test_a_triton_repository_has_the_weights_beside_the_graph(outside: Bundle, t
     assert spec.graph.data_file == "model.fp16.onnx_data"
 
 
-def test_a_graph_with_weights_outside_is_exported_again(outside: Bundle, checkpoint: Path, tmp_path: Path):
+@pytest.mark.parametrize("options", [OUTSIDE, INSIDE], ids=["outside", "inside"])
+def test_a_graph_with_weights_outside_is_exported_again(
+    options: ExportOptions, outside: Bundle, checkpoint: Path, tmp_path: Path
+):
     source = tmp_path / "source"
     shutil.copytree(checkpoint, source)
     (source / "model.safetensors").unlink()
     for name in outside.manifest.graph("fp32").files:
         shutil.copy(outside.file(name), source / name)
-    bundle = export_model(find_source(source), tmp_path / "bundle", OUTSIDE)
+    bundle = export_model(find_source(source), tmp_path / "bundle", options)
     scores = make_engine(bundle, "openvino", "fp32", threads=1).infer(pairs(bundle))
     np.testing.assert_allclose(scores, logits_of_pytorch(checkpoint), atol=1e-4, rtol=0)
 
@@ -237,7 +250,8 @@ def test_a_model_of_more_than_2_gb_is_exported_and_served_in_little_memory(tmp_p
     assert graph.files == ["model.onnx", "model.onnx_data"]
     for engine in ("auto", "onnxruntime", "openvino"):
         arguments = ("--model", str(tmp_path / "bundle"), "--engine", engine, "--precision", "fp32")
-        with running_server(*arguments, "--threads", "2") as server, Client(server.base_url, timeout=60) as client:
+        running = running_server(*arguments, "--threads", "2", start_s=300)
+        with running as server, Client(server.base_url, timeout=60) as client:
             answers = [client.rerank(QUERY, DOCUMENTS, raw_scores=True) for _ in range(4)]
             status = _status(server.pid)
         for answer in answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,15 +170,22 @@ def test_weights_of_other_frameworks_are_named(tmp_path: Path, file: str, words:
     [
         (["Transformer", "Pooling", "Dense"], "is a chain of modules (Transformer, Pooling, Dense), of which only a"),
         (["Transformer", "LogitScore"], "is a chain of modules (Transformer, LogitScore)"),
+        ([], "modules.json lists no modules: download it again"),
         (None, "lists no modules"),
     ],
 )
 def test_a_chain_of_modules_is_named(tmp_path: Path, modules: list[str] | None, words: str):
     source = write_checkpoint(tmp_path / "m")
     entries = [{"idx": i, "name": str(i), "path": "", "type": f"x.y.{name}"} for i, name in enumerate(modules or [])]
-    (source / "modules.json").write_text(json.dumps(entries if modules else [1]))
+    (source / "modules.json").write_text(json.dumps([1] if modules is None else entries))
     for said in (said_by_export(source), said_by_serve(source)):
         assert words in said
+
+
+def test_a_transformer_in_a_folder_is_pointed_at(tmp_path: Path):
+    source = write_checkpoint(tmp_path / "m")
+    (source / "modules.json").write_text(json.dumps([{"type": "x.Transformer", "path": "0_Transformer"}]))
+    assert f"in the folder 0_Transformer: give {source / '0_Transformer'}" in said_by_export(source)
 
 
 def test_a_default_prompt_is_not_left_out_silently(tmp_path: Path):
@@ -185,6 +193,89 @@ def test_a_default_prompt_is_not_left_out_silently(tmp_path: Path):
     settings = {"prompts": {"web": "Given a query: "}, "default_prompt_name": "web"}
     (source / "config_sentence_transformers.json").write_text(json.dumps(settings))
     assert "the default prompt 'web' belongs before every query" in said_by_export(source)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a pointer of Git LFS, not the file",
+        ),
+        (b"", "is empty: download it again"),
+        (b"<!DOCTYPE html><html>not found</html>", "is a web page, not the file: download it again"),
+    ],
+)
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "onnx/model.onnx_data", "tokenizer.json"])
+def test_what_stands_for_a_file_is_named(tmp_path: Path, name: str, content: bytes, words: str):
+    source = write_external(tmp_path / "m")
+    (source / name).write_bytes(content)
+    for said in (said_by_export(source), said_by_serve(source)):
+        assert said.startswith(f"{source / name} {words}")
+
+
+def test_damaged_weights_are_to_be_downloaded_again(tmp_path: Path):
+    source = write_external(tmp_path / "m")
+    data = source / "onnx/model.onnx_data"
+    data.write_bytes(data.read_bytes()[:-4])
+    for said in (said_by_export(source), said_by_serve(source)):
+        assert re.search(r"model\.onnx_data has \d+ bytes, onnx/model\.onnx reads \d+ of it: download it again", said)
+    (source / "onnx/model.onnx").write_bytes(b"no graph at all")
+    for said in (said_by_export(source), said_by_serve(source)):
+        assert "onnx/model.onnx is not a readable ONNX graph (" in said
+        assert said.endswith("): download it again")
+    checkpoint = write_checkpoint(tmp_path / "c")
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert said_by_export(checkpoint).endswith("): download it again")
+
+
+def test_of_several_graphs_with_unlike_names_none_is_guessed(tmp_path: Path):
+    source = write_onnx(tmp_path / "m", "a.onnx")
+    shutil.copyfile(source / "a.onnx", source / "b.onnx")
+    for said in (said_by_export(source), said_by_serve(source)):
+        assert "has several ONNX graphs, none of them called model.onnx (a.onnx, b.onnx): give the path" in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"architectures": 5}, "architectures is 5, not a list of class names"),
+        (
+            {"architectures": "BertForSequenceClassification"},
+            "architectures is BertForSequenceClassification, not a list",
+        ),
+        ({"type_vocab_size": "two"}, "type_vocab_size is two, not a whole number of at least 0"),
+        ({"num_labels": 0}, "num_labels is 0, not a whole number of at least 1"),
+        ({"hidden_size": -128}, "hidden_size is -128, not a whole number of at least 1"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True, not a whole number of at least 1"),
+        ({"model_type": 7}, "model_type is 7, not the name of a family"),
+    ],
+)
+def test_a_config_of_other_kinds_is_named_by_its_field(tmp_path: Path, fields: dict[str, object], words: str):
+    source = write_onnx(tmp_path / "m")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, **fields}))
+    for said in (said_by_export(source), said_by_serve(source)):
+        assert words in said
+
+
+def test_what_the_hubs_cache_holds_instead_is_said_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("st", "lora"):
+        repository = tmp_path / "hub" / f"models--someone--{name}"
+        snapshot = repository / "snapshots" / ("0" * 40)
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs/main").write_text(snapshot.name)
+        write_checkpoint(snapshot) if name == "st" else write_adapter(snapshot)
+    for name, words in (
+        ("st", "someone/st has safetensors but no ONNX graph"),
+        ("lora", "someone/lora is an adapter of cross-encoder/ms-marco-MiniLM-L6-v2"),
+    ):
+        with pytest.raises(ModelSourceError, match=words):
+            resolve_model(f"someone/{name}", cache_dir=tmp_path / "cache", offline=True)
 
 
 # --- what lies elsewhere ----------------------------------------------------------------------------------------

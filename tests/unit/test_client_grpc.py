@@ -82,7 +82,8 @@ def test_each_error_of_the_server_raises_its_own(mode, kind):
     error = raised.value
     classes = {400: cc.BadRequest, 401: cc.Unauthorized, 402: cc.PaymentRequired, 403: cc.Forbidden, 404: cc.NotFound}
     classes |= {413: cc.TooLarge, 429: cc.RateLimited, 503: cc.Unavailable, 504: cc.Timeout}
-    assert type(error) is classes.get(kind.http_status, cc.ServerError)
+    other = cc.ServerError if kind.http_status >= 500 else cc.APIError
+    assert type(error) is classes.get(kind.http_status, other)
     assert (error.status, error.message, error.type) == (kind.http_status, "m is 3", kind.error_type)
     assert (error.code, error.request_id) == (kind.default_code, "r-1")
     if kind.http_status != 500:

@@ -32,6 +32,8 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    if level != "debug":
+        logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # which counts the nodes that it removes
 
 
 class TextFormatter(logging.Formatter):
