@@ -15,24 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossrank_export import outputs, reduced
 from crossrank_export.engine_parity import compare_engines
 from crossrank_export.graph_files import INLINE_BYTES
-from crossrank_export.graphs import (
-    Scorer,
-    check_graph,
-    describe_graph,
-    load_graph,
-    model_scorer,
-    session_scorer,
-    without_links,
-)
+from crossrank_export.graphs import Scorer, check_graph, without_links
 from crossrank_export.model_config import ModelConfig, choose_label, read_config
 from crossrank_export.native_weights import write_weights
-from crossrank_export.outputs import take_logits
-from crossrank_export.parity import agreeing, prepare
+from crossrank_export.onnx_source import graph_scorer, read_graph
+from crossrank_export.parity import prepare
 from crossrank_export.passes.report import PassReport
-from crossrank_export.reduced import refuse_quantized, widen_fp16
 from crossrank_export.replacing import refuse_occupied, replacing
 from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
 from crossrank_export.sources import CARD, SourceFiles, find_source
@@ -190,38 +180,12 @@ def _read(
         assert files.graph is not None
         on_step(f"reading {files.graph.name}")
         file = without_links(files.graph, scratch)
-        graph = load_graph(file, options.opset)
         where = str(files.graph)
-        refuse_quantized(graph, where)
-        prepared += [report for report in (take_logits(graph, config.num_labels, where), widen_fp16(graph)) if report]
+        graph, prepared = read_graph(file, options.opset, config.num_labels, where)
     check_graph(graph, config, tokens.template, where)
     if files.kind == "onnx":
-        scorer, name = _graph_scorer(file, graph, prepared, config, tokens.pad_token_id)
+        scorer, name = graph_scorer(file, graph, prepared, config.num_labels, tokens.pad_token_id, where)
     return _Model(files, config, tokens, label, name, prepared), graph, scorer
-
-
-def _graph_scorer(
-    file: Path, graph: onnx_ir.Model, prepared: list[PassReport], config: ModelConfig, pad_token_id: int
-) -> tuple[Scorer, str]:
-    """Return the logits that the graph's own file gives, and what that is called.
-
-    One in fp16 gives those of its fp32 form, once they agree.
-    """
-    runtime = f"onnxruntime {version('onnxruntime')}"
-    entry = describe_graph(graph, file.name, "fp32", config.num_labels)
-    done = {report.name for report in prepared}
-    if not done:
-        return session_scorer(file, entry, pad_token_id), f"source ONNX in {runtime}"
-    if outputs.NAME in done:
-        own = load_graph(file, None)
-        take_logits(own, config.num_labels, str(file))
-        scorer, name = model_scorer(own, entry, pad_token_id), "source ONNX, its logits"
-    else:
-        scorer, name = session_scorer(file, entry, pad_token_id), "source ONNX"
-    if reduced.NAME in done:
-        scorer = agreeing(model_scorer(graph, entry, pad_token_id), scorer, "fp16", str(file))
-        name += ", its fp16 made fp32"
-    return scorer, f"{name}, in {runtime}"
 
 
 def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: OnStep) -> Reference:

@@ -13,6 +13,14 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, cast
 
+from crossrank_export.tokenizer_classes import (
+    BERT_TOKENS,
+    CLASSES,
+    KEEPING_CHINESE,
+    KEEPING_PREFIX,
+    REWRITING,
+    WITHOUT_TYPES,
+)
 from crossrank_server.errors import ModelSourceError
 from crossrank_server.request import TruncationDirection
 
@@ -20,84 +28,6 @@ Settings = dict[str, Any]
 
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-# Classes whose own arguments, or their defaults, replace what a BertNormalizer says: of case and accents, and all but
-# the last two of Chinese characters too.
-_REWRITING = {
-    "BertTokenizer",
-    "ConvBertTokenizer",
-    "DistilBertTokenizer",
-    "ElectraTokenizer",
-    "FunnelTokenizer",
-    "LayoutLMTokenizer",
-    "LxmertTokenizer",
-    "MobileBertTokenizer",
-    "RealmTokenizer",
-    "RetriBertTokenizer",
-    "SqueezeBertTokenizer",
-    "MPNetTokenizer",
-    "SplinterTokenizer",
-}
-_KEEPING_CHINESE = {"MPNetTokenizer", "SplinterTokenizer"}
-_BERT_TOKENS = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
-# Classes that say nothing of a prefix space where their configuration does not.
-_KEEPING_PREFIX = {"CodeLlamaTokenizer", "LlamaTokenizer", "MT5Tokenizer", "T5Tokenizer"}
-# Classes that feed no token_type_ids unless their configuration says so.
-_WITHOUT_TYPES = {
-    "BartTokenizer",
-    "BarthezTokenizer",
-    "BigBirdTokenizer",
-    "BlenderbotTokenizer",
-    "BloomTokenizer",
-    "CamembertTokenizer",
-    "CodeGenTokenizer",
-    "CodeLlamaTokenizer",
-    "CohereTokenizer",
-    "DistilBertTokenizer",
-    "GPT2Tokenizer",
-    "GPTNeoXTokenizer",
-    "GemmaTokenizer",
-    "LEDTokenizer",
-    "LlamaTokenizer",
-    "LongformerTokenizer",
-    "MBart50Tokenizer",
-    "MBartTokenizer",
-    "MPNetTokenizer",
-    "MT5Tokenizer",
-    "MvpTokenizer",
-    "NllbTokenizer",
-    "OpenAIGPTTokenizer",
-    "PegasusTokenizer",
-    "Qwen2Tokenizer",
-    "ReformerTokenizer",
-    "RetriBertTokenizer",
-    "RobertaTokenizer",
-    "T5Tokenizer",
-    "XGLMTokenizer",
-    "XLMRobertaTokenizer",
-}
-# The classes above by the model types whose tokenizer they are where no file names one.
-_CLASSES = {
-    "BartTokenizer": ("bart",),
-    "BertTokenizer": ("bert", "ernie", "megatron-bert", "nezha", "qdqbert"),
-    "BigBirdTokenizer": ("big_bird",),
-    "CamembertTokenizer": ("camembert",),
-    "ConvBertTokenizer": ("convbert",),
-    "DistilBertTokenizer": ("distilbert",),
-    "ElectraTokenizer": ("electra",),
-    "FunnelTokenizer": ("funnel",),
-    "GPT2Tokenizer": ("gpt2", "gpt_neo", "gptj", "opt"),
-    "GPTNeoXTokenizer": ("gpt_neox", "mpt", "stablelm"),
-    "GemmaTokenizer": ("gemma", "gemma2", "gemma3", "gemma3_text"),
-    "LlamaTokenizer": ("llama", "ministral", "mistral", "mixtral", "phi3"),
-    "LongformerTokenizer": ("longformer",),
-    "MPNetTokenizer": ("mpnet",),
-    "MobileBertTokenizer": ("mobilebert",),
-    "Qwen2Tokenizer": ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
-    "RoFormerTokenizer": ("roformer",),
-    "RobertaTokenizer": ("data2vec-text", "ibert", "mega", "mra", "roberta", "roberta-prelayernorm"),
-    "SqueezeBertTokenizer": ("squeezebert",),
-    "XLMRobertaTokenizer": ("xlm-roberta", "xlm-roberta-xl", "xmod"),
-}
 
 
 @dataclass(frozen=True)
@@ -123,13 +53,13 @@ class TokenizerFiles:
             if named:
                 return str(named).removesuffix("Fast")
         model_type = self.config.get("model_type")
-        return next((name for name, types in _CLASSES.items() if model_type in types), "")
+        return next((name for name, types in CLASSES.items() if model_type in types), "")
 
     @property
     def feeds_types(self) -> bool:
         """Whether transformers feeds token_type_ids; a model that gets none takes every token for the first type."""
         names = self.settings.get("model_input_names")
-        return "token_type_ids" in names if isinstance(names, list) else self.class_name not in _WITHOUT_TYPES
+        return "token_type_ids" in names if isinstance(names, list) else self.class_name not in WITHOUT_TYPES
 
     @property
     def max_length(self) -> Any:
@@ -157,13 +87,13 @@ def apply_settings(tokenizer: Any, definition: dict[str, Any], files: TokenizerF
         )
     _add_tokens(tokenizer, definition, files)
     normalizer = definition.get("normalizer") or {}
-    if name in _REWRITING and normalizer.get("type") == "BertNormalizer":
+    if name in REWRITING and normalizer.get("type") == "BertNormalizer":
         normalizer["lowercase"] = bool(settings.get("do_lower_case", True))
         normalizer["strip_accents"] = settings.get("strip_accents")
-        if name not in _KEEPING_CHINESE:
+        if name not in KEEPING_CHINESE:
             normalizer["handle_chinese_chars"] = bool(settings.get("tokenize_chinese_chars", True))
     splitter = definition.get("pre_tokenizer") or {}
-    prefix = settings.get("add_prefix_space", None if name in _KEEPING_PREFIX else False)
+    prefix = settings.get("add_prefix_space", None if name in KEEPING_PREFIX else False)
     if splitter.get("type") == "ByteLevel" and isinstance(prefix, bool):
         splitter["add_prefix_space"] = prefix
 
@@ -236,9 +166,9 @@ def _add_tokens(tokenizer: Any, definition: dict[str, Any], files: TokenizerFile
 
 def _class_tokens(tokenizer: Any, class_name: str) -> dict[str, str]:
     """Return the special tokens of a class whose configuration names none, those of the vocabulary."""
-    if class_name not in _REWRITING - _KEEPING_CHINESE:
+    if class_name not in REWRITING - KEEPING_CHINESE:
         return {}
-    return {role: text for role, text in _BERT_TOKENS.items() if tokenizer.token_to_id(text) is not None}
+    return {role: text for role, text in BERT_TOKENS.items() if tokenizer.token_to_id(text) is not None}
 
 
 def _named(settings: dict[str, Any]) -> Iterator[Any]:

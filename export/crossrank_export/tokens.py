@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from crossrank_export.model_config import ModelConfig, read_config
+from crossrank_export.pair_template import check_template, read_template
 from crossrank_export.tokenizer_settings import TokenizerFiles, apply_settings, split_special_tokens, truncation_side
 from crossrank_server.bundle import TOKENIZER, PairTemplate
 from crossrank_server.engines.base import PairBatch
@@ -25,7 +26,6 @@ _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.jso
 _ROLES = ("cls", "sep", "pad", "unk", "mask", "bos", "eos")
 # transformers writes about 1e30 where a tokenizer has no limit.
 _NO_LIMIT = 1_000_000
-_PROBES = (("what is bm25", "BM25 ranks documents."), ("naïve café", "北京 — 3.5 million"), ("a", "b"))
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) ->
         ) from error
     tokenizer = _tokenizer(definition, path)
     _refuse_added_tokens(tokenizer, config.architecture.vocab_size, path)
-    template = _pair_template(definition, path)
-    _check_template(tokenizer, template, path)
+    template = read_template(definition, path)
+    check_template(tokenizer, template, path)
     if not files.feeds_types or config.segment_types == 1:
         template = template.model_copy(update={"segments": (0, 0)})
     special = _special_token_ids(tokenizer, template, config, [files.settings, files.special], directory)
@@ -165,65 +165,6 @@ def _tokenizer(definition: dict[str, Any], path: Path | None = None) -> Any:
             f"{path} is not a fast tokenizer that this version of tokenizers reads ({error}): save it again with "
             "transformers' AutoTokenizer(use_fast=True)"
         ) from error
-
-
-def _pair_template(definition: dict[str, Any], path: Path) -> PairTemplate:
-    """Read the post-processor: TemplateProcessing, BertProcessing or RobertaProcessing, also inside a Sequence.
-
-    Source: https://huggingface.co/docs/tokenizers/api/post-processors
-    """
-    processor = definition.get("post_processor") or {}
-    candidates = processor.get("processors", []) if processor.get("type") == "Sequence" else [processor]
-    for candidate in candidates:
-        kind = candidate.get("type")
-        try:
-            if kind == "TemplateProcessing":
-                return _from_template_processing(candidate)
-            if kind in ("BertProcessing", "RobertaProcessing"):
-                cls, sep = int(candidate["cls"][1]), int(candidate["sep"][1])
-                roberta = kind == "RobertaProcessing"
-                middle = [sep, sep] if roberta else [sep]
-                return PairTemplate(start=[cls], middle=middle, end=[sep], segments=(0, 0 if roberta else 1))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ModelSourceError(f"{path}: its {kind} is damaged ({error!r}): download it again") from error
-    raise ModelSourceError(
-        f"{path} does not say how a pair is framed (post_processor {processor.get('type')}): a cross-encoder's "
-        "tokenizer has a TemplateProcessing, BertProcessing or RobertaProcessing"
-    )
-
-
-def _from_template_processing(processor: dict[str, Any]) -> PairTemplate:
-    special = processor["special_tokens"]
-    parts: list[list[int]] = [[]]
-    order: list[str] = []
-    types: dict[str, int] = {}
-    for piece in processor["pair"]:
-        if "SpecialToken" in piece:
-            parts[-1] += special[piece["SpecialToken"]["id"]]["ids"]
-        else:
-            name = piece["Sequence"]["id"]
-            order.append(name)
-            types[name] = int(piece["Sequence"]["type_id"])
-            parts.append([])
-    if order != ["A", "B"]:
-        raise ValueError(f"the pair is {order}, not query then document")
-    return PairTemplate(start=parts[0], middle=parts[1], end=parts[2], segments=(types["A"], types["B"]))
-
-
-def _check_template(tokenizer: Any, template: PairTemplate, path: Path) -> None:
-    """Compare pairs assembled by the template with the tokenizer's own."""
-    for query, document in _PROBES:
-        head = tokenizer.encode(query, add_special_tokens=False).ids
-        tail = tokenizer.encode(document, add_special_tokens=False).ids
-        first = [*template.start, *head, *template.middle]
-        second = [*tail, *template.end]
-        types = [template.segments[0]] * len(first) + [template.segments[1]] * len(second)
-        own = tokenizer.encode(query, document)
-        if own.ids != first + second or own.type_ids != types:
-            raise ModelSourceError(
-                f"{path} frames pairs in a way that no pair template expresses: {own.ids} with segments {own.type_ids} "
-                f"where {first + second} with {types} was expected"
-            )
 
 
 def _special_token_ids(

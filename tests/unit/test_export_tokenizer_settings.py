@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from crossrank_export.model_config import _PADDING, read_config
 from crossrank_export.token_parity import refuse_other_tokens
-from crossrank_export.tokenizer_settings import _CLASSES, _KEEPING_CHINESE, _REWRITING, _WITHOUT_TYPES
+from crossrank_export.tokenizer_classes import CLASSES, KEEPING_CHINESE, REWRITING, WITHOUT_TYPES
 from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_server.errors import ModelSourceError
 
@@ -238,12 +238,12 @@ def test_classes_are_those_of_transformers() -> None:
     # Those of images and sound, of layouts and of machine translation read no pairs of texts.
     others = ("CLIP", "Layout", "SeamlessM4T", "Udop", "Whisper", "DPR", "RoFormer")
     plain = {name: kind for name, kind in classes.items() if not name.startswith(others) or name == "LayoutLMTokenizer"}
-    assert {name for name, kind in plain.items() if "token_type_ids" not in kind.model_input_names} == _WITHOUT_TYPES
+    assert {name for name, kind in plain.items() if "token_type_ids" not in kind.model_input_names} == WITHOUT_TYPES
     sources = {name: inspect.getsource(kind.__init__) for name, kind in plain.items()}
     rewriting = {name for name, text in sources.items() if '"lowercase"' in text}
-    assert rewriting == _REWRITING
-    assert {name for name in rewriting if "handle_chinese_chars" not in sources[name]} == _KEEPING_CHINESE
-    for name, types in _CLASSES.items():
+    assert rewriting == REWRITING
+    assert {name for name in rewriting if "handle_chinese_chars" not in sources[name]} == KEEPING_CHINESE
+    for name, types in CLASSES.items():
         for model_type in types:
             assert f"{name}Fast" in TOKENIZER_MAPPING_NAMES[model_type], model_type
 

@@ -1,0 +1,86 @@
+"""Tokenizer classes of transformers, named without `Fast`, by what they do that tokenizer.json does not say.
+
+Source: models/*/tokenization_*_fast.py and models/auto/tokenization_auto.py of
+https://github.com/huggingface/transformers, v4.57.6.
+"""
+
+from __future__ import annotations
+
+# Classes whose own arguments, or their defaults, replace what a BertNormalizer says: of case and accents, and all but
+# the last two of Chinese characters too.
+REWRITING = {
+    "BertTokenizer",
+    "ConvBertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "FunnelTokenizer",
+    "LayoutLMTokenizer",
+    "LxmertTokenizer",
+    "MobileBertTokenizer",
+    "RealmTokenizer",
+    "RetriBertTokenizer",
+    "SqueezeBertTokenizer",
+    "MPNetTokenizer",
+    "SplinterTokenizer",
+}
+KEEPING_CHINESE = {"MPNetTokenizer", "SplinterTokenizer"}
+BERT_TOKENS = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
+# Classes that say nothing of a prefix space where their configuration does not.
+KEEPING_PREFIX = {"CodeLlamaTokenizer", "LlamaTokenizer", "MT5Tokenizer", "T5Tokenizer"}
+# Classes that feed no token_type_ids unless their configuration says so.
+WITHOUT_TYPES = {
+    "BartTokenizer",
+    "BarthezTokenizer",
+    "BigBirdTokenizer",
+    "BlenderbotTokenizer",
+    "BloomTokenizer",
+    "CamembertTokenizer",
+    "CodeGenTokenizer",
+    "CodeLlamaTokenizer",
+    "CohereTokenizer",
+    "DistilBertTokenizer",
+    "GPT2Tokenizer",
+    "GPTNeoXTokenizer",
+    "GemmaTokenizer",
+    "LEDTokenizer",
+    "LlamaTokenizer",
+    "LongformerTokenizer",
+    "MBart50Tokenizer",
+    "MBartTokenizer",
+    "MPNetTokenizer",
+    "MT5Tokenizer",
+    "MvpTokenizer",
+    "NllbTokenizer",
+    "OpenAIGPTTokenizer",
+    "PegasusTokenizer",
+    "Qwen2Tokenizer",
+    "ReformerTokenizer",
+    "RetriBertTokenizer",
+    "RobertaTokenizer",
+    "T5Tokenizer",
+    "XGLMTokenizer",
+    "XLMRobertaTokenizer",
+}
+# The classes above by the model types whose tokenizer they are where no file names one.
+CLASSES = {
+    "BartTokenizer": ("bart",),
+    "BertTokenizer": ("bert", "ernie", "megatron-bert", "nezha", "qdqbert"),
+    "BigBirdTokenizer": ("big_bird",),
+    "CamembertTokenizer": ("camembert",),
+    "ConvBertTokenizer": ("convbert",),
+    "DistilBertTokenizer": ("distilbert",),
+    "ElectraTokenizer": ("electra",),
+    "FunnelTokenizer": ("funnel",),
+    "GPT2Tokenizer": ("gpt2", "gpt_neo", "gptj", "opt"),
+    "GPTNeoXTokenizer": ("gpt_neox", "mpt", "stablelm"),
+    "GemmaTokenizer": ("gemma", "gemma2", "gemma3", "gemma3_text"),
+    "LlamaTokenizer": ("llama", "ministral", "mistral", "mixtral", "phi3"),
+    "LongformerTokenizer": ("longformer",),
+    "MPNetTokenizer": ("mpnet",),
+    "MobileBertTokenizer": ("mobilebert",),
+    "Qwen2Tokenizer": ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+    "RoFormerTokenizer": ("roformer",),
+    "RobertaTokenizer": ("data2vec-text", "ibert", "mega", "mra", "roberta", "roberta-prelayernorm"),
+    "SqueezeBertTokenizer": ("squeezebert",),
+    "XLMRobertaTokenizer": ("xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
