@@ -1,6 +1,6 @@
 """The cache of converted bundles: never half a bundle, whatever fails and however many processes share it.
 
-    CACHE/bundles/TOOLS/OWNER--NAME@COMMIT/    a bundle; TOOLS names bundle format and crossrank version
+    CACHE/bundles/TOOLS/OWNER--NAME@COMMIT/    a bundle; TOOLS names bundle format, crossrank version and CONVERSION
     CACHE/bundles/TOOLS/refs/OWNER--NAME@main  the commit that a branch or tag last meant
 
 A bundle is built beside its place and moved there whole, under a lock. Reading takes no lock and writes nothing,
@@ -24,6 +24,9 @@ from crossrank_server.errors import BundleError, ModelSourceError
 logger = logging.getLogger(__name__)
 
 _PARTIAL = ".partial"
+# Raised where bundles that this version has converted before may score otherwise: they are converted again. 2: tokens are
+# those of transformers, segments only where the model has them, weights of several labels.
+CONVERSION = 2
 
 
 def default_cache_dir() -> Path:
@@ -62,7 +65,7 @@ class BundleCache:
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        tools = f"format{FORMAT}-{version('crossrank')}"
+        tools = f"format{FORMAT}-{version('crossrank')}-{CONVERSION}"
         self.root = (directory or default_cache_dir()) / "bundles" / tools
 
     def load(self, name: str) -> Bundle | None:
