@@ -24,8 +24,8 @@ from crossrank_server.errors import BundleError, ModelSourceError
 logger = logging.getLogger(__name__)
 
 _PARTIAL = ".partial"
-# Raised where bundles that this version has converted before may score otherwise: they are converted again. 2: tokens are
-# those of transformers, segments only where the model has them, weights of several labels.
+# Raised where bundles that this version has converted before may score otherwise: they are converted again.
+# 2: tokens are those of transformers, segments only where the model has them, weights of several labels.
 CONVERSION = 2
 
 
