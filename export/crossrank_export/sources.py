@@ -9,14 +9,7 @@ from pathlib import Path
 from crossrank_server.bundle import Source, sha256_of
 from crossrank_server.errors import ModelSourceError
 from crossrank_server.layout import Kind, choose_files
-from crossrank_server.model_directory import (
-    external_data,
-    files_of,
-    locate,
-    name_of,
-    refuse_foreign_links,
-    refuse_placeholders,
-)
+from crossrank_server.model_directory import checked_files, files_of, locate, name_of
 
 CARD = "README.md"
 
@@ -65,11 +58,7 @@ def find_source(path: Path, *, kind: Kind | None = None, source: Source | None =
             f"{directory} has safetensors, which need PyTorch to become a graph: pip install 'crossrank[export]', or "
             "give a directory that has onnx/model.onnx"
         )
-    read = [*files.names, *files.data]
-    refuse_foreign_links(directory, read)
-    refuse_placeholders(directory, read)
-    if files.graph is not None:
-        read += [name for name in external_data(directory, files.graph) if name not in read]
+    read = checked_files(directory, files)
     record = source or Source(
         kind="directory" if given is None else "onnx",
         name=name_of(directory),

@@ -20,14 +20,7 @@ from crossrank_server.errors import BundleError, CrossrankError, ModelSourceErro
 from crossrank_server.hub_download import download_model, find_in_hub_cache, list_repository
 from crossrank_server.hub_ref import HubListing, HubRef, HubUnreachable, parse_hub_ref
 from crossrank_server.layout import CONFIG, TOKENIZER, Kind, choose_files
-from crossrank_server.model_directory import (
-    external_data,
-    files_of,
-    locate,
-    name_of,
-    refuse_foreign_links,
-    refuse_placeholders,
-)
+from crossrank_server.model_directory import checked_files, files_of, locate, name_of
 from crossrank_server.model_name import split_name
 from crossrank_server.reasons import reason_of
 
@@ -154,11 +147,7 @@ def _bundle_from_path(path: Path, want: _Want) -> Bundle:
         if {CONFIG, TOKENIZER} <= set(present):
             _check(directory, "safetensors")  # the advice to export it must help
         raise
-    assert chosen.graph is not None
-    names = [*chosen.names, *chosen.data]
-    refuse_foreign_links(directory, names)
-    refuse_placeholders(directory, names)
-    sha256 = {name: sha256_of(directory / name) for name in {*names, *external_data(directory, chosen.graph)}}
+    sha256 = {name: sha256_of(directory / name) for name in checked_files(directory, chosen)}
     content = hashlib.sha256(repr(sorted(sha256.items())).encode()).hexdigest()
     source = Source(kind="directory", name=name_of(directory), revision=None, sha256=sha256)
 

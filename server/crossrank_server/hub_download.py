@@ -15,7 +15,7 @@ from crossrank_server.bundle import sha256_of
 from crossrank_server.errors import ModelSourceError
 from crossrank_server.hub_ref import COMMIT, HubListing, HubRef, hub_errors
 from crossrank_server.layout import ADAPTER, CONFIG, Kind, choose_files
-from crossrank_server.model_directory import external_data, external_locations, files_of, refuse_foreign_links
+from crossrank_server.model_directory import checked_files, external_locations, files_of
 
 _TIMEOUT_S = 10.0
 
@@ -183,12 +183,9 @@ def find_in_hub_cache(
         if listing is None and any(name.endswith(".safetensors") for name in present):
             raise
         return None
-    names = [*files.names, *files.data]
-    if not present.issuperset(names):
+    if not present.issuperset([*files.names, *files.data]):
         return None
-    refuse_foreign_links(directory, names)
-    if files.graph is not None:
-        names += [name for name in external_data(directory, files.graph) if name not in names]
+    names = checked_files(directory, files)
     expected = {**(listing.published_sha256 if listing else {}), **ref.sha256}
     remedy = f"delete {directory} and download again, or accept the current files with {ref.model_id}@main"
     return directory, directory.name, _verify(ref, directory, names, expected, remedy)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from crossrank_server.errors import ModelSourceError
-from crossrank_server.layout import CONFIG
+from crossrank_server.layout import CONFIG, ModelFiles
 
 # A key of TensorProto.external_data, as protobuf writes it: field 1, 8 bytes.
 _LOCATION = b"\x0a\x08location"
@@ -50,7 +50,25 @@ def name_of(directory: Path) -> str:
     return match["id"].replace("--", "/", 1)
 
 
-def external_data(directory: Path, graph: str) -> list[str]:
+def checked_files(directory: Path, files: ModelFiles) -> list[str]:
+    """Return all files that are read of a model, its graph's external data included, once they may be read.
+
+    Args:
+        directory: The model's.
+        files: Chosen of those there.
+
+    Raises:
+        ModelSourceError: One links to somewhere else, stands for another file, is cut off or is not there.
+    """
+    names = [*files.names, *files.data]
+    _refuse_foreign_links(directory, names)
+    _refuse_placeholders(directory, names)
+    if files.graph is not None:
+        names += [name for name in _external_data(directory, files.graph) if name not in names]
+    return names
+
+
+def _external_data(directory: Path, graph: str) -> list[str]:
     """Return the files that hold tensors of a graph, as POSIX paths relative to the model's directory.
 
     Raises:
@@ -58,7 +76,7 @@ def external_data(directory: Path, graph: str) -> list[str]:
     """
     locations = external_locations(directory / graph)
     names = {_inside(directory, graph, location): size for location, size in locations.items()}
-    refuse_placeholders(directory, names)
+    _refuse_placeholders(directory, names)
     for name, size in names.items():
         present = (directory / name).stat().st_size
         if present < size:
@@ -99,7 +117,7 @@ def external_locations(path: Path) -> dict[str, int]:
     return ends
 
 
-def refuse_placeholders(directory: Path, names: Iterable[str]) -> None:
+def _refuse_placeholders(directory: Path, names: Iterable[str]) -> None:
     """Refuse files that stand for others: pointers of Git LFS, web pages of an error, nothing at all.
 
     Raises:
@@ -118,7 +136,7 @@ def refuse_placeholders(directory: Path, names: Iterable[str]) -> None:
             raise ModelSourceError(f"{directory / name} is a web page, not the file: download it again")
 
 
-def refuse_foreign_links(directory: Path, names: list[str]) -> None:
+def _refuse_foreign_links(directory: Path, names: list[str]) -> None:
     """Refuse files of a hub snapshot that link to somewhere else than its repository.
 
     Raises:
