@@ -87,20 +87,20 @@ native: $(VENV)/.dev ## compile the native code into the tree (CROSSRANK_NATIVE_
 # exceptions it watches; leaks are not sought. The Rust tokenizer's own threads are not watched, and so stay out of it.
 SANITIZED = CROSSRANK_NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=$(1) -fno-sanitize-recover=all" \
 	$(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
-	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank_server/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest --timeout 1800 $(3)
 
 native-asan: $(VENV)/.dev ## the native code's tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(call SANITIZED,address$(COMMA)undefined,asan,tests/unit/test_native_kernels.py tests/unit/test_native_input.py \
-		tests/unit/test_wordpiece.py -m "not slow" -k "not memory")
+	$(call SANITIZED,address$(COMMA)undefined,asan,tests/unit/library/test_native_kernels.py tests/unit/library/test_native_input.py \
+		tests/unit/library/test_wordpiece.py -m "not slow" -k "not memory")
 
 native-tsan: $(VENV)/.dev ## its threads under ThreadSanitizer
-	$(call SANITIZED,thread,tsan,tests/unit/test_native_kernels.py tests/unit/test_wordpiece.py -k threads)
+	$(call SANITIZED,thread,tsan,tests/unit/library/test_native_kernels.py tests/unit/library/test_wordpiece.py -k threads)
 
 builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/crossrank-mini
-	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank_server/builtin \
-		--card server/crossrank_server/builtin/README.md
+	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank/bundles/builtin \
+		--card server/crossrank/bundles/builtin/README.md
 
 services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packages; needs root); without them those tests skip
 	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server /usr/bin/chromedriver >/dev/null 2>&1 || \

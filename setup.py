@@ -11,7 +11,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-FOLDER = "server/crossrank_server/native"
+FOLDER = "server/crossrank/native"
 # No option that lets results depend on what stands beside a number: -ffast-math would.
 FLAGS = [
     "-std=c++17",
@@ -38,7 +38,7 @@ def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
     """Describe one library; no Python.h is needed, as ctypes loads it."""
     extra = os.environ.get("CROSSRANK_NATIVE_FLAGS", "").split()
     return Extension(
-        f"crossrank_server.native._{name}",
+        f"crossrank.native._{name}",
         sources=[f"{FOLDER}/{source}" for source in sources],
         depends=sorted(str(path) for path in Path(FOLDER).glob("*.h")),
         language="c++",

@@ -13,7 +13,7 @@ from pathlib import Path
 import certifi
 import pytest
 
-from crossrank_server.bundle import Bundle, load_bundle
+from crossrank.bundles.bundle import Bundle, load_bundle
 from tests.services import PostgresServer, running_postgresql, running_redis
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +95,7 @@ def free_port() -> Callable[[], int]:
 @pytest.fixture(scope="session")
 def builtin() -> Bundle:
     """The built-in model."""
-    return load_bundle(ROOT / "server" / "crossrank_server" / "builtin")
+    return load_bundle(ROOT / "server" / "crossrank" / "bundles" / "builtin")
 
 
 @pytest.fixture(scope="session")

@@ -108,8 +108,8 @@ def locked_versions(path: Path) -> dict[str, set[str]]:
 def routes() -> set[str]:
     """Return the paths that a gateway answers."""
     from crossrank_server.http.app import create_app
-    from crossrank_server.models import ModelPool
-    from crossrank_server.service import RerankService
+    from crossrank_server.serving.pool import ModelPool
+    from crossrank_server.serving.service import RerankService
 
     return set(
         create_app(RerankService(ModelPool([]), max_documents=1, timeout_s=1), max_body_bytes=1024).openapi()["paths"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import onnx_ir
 
+from crossrank.bundles.bundle import Bundle, Graph, load_bundle, sha256_of, write_manifest
 from crossrank_export.precision import fp16_for_onnxruntime, fp16_from_fp32
 from crossrank_export.variants import FILE_FOR_ONNXRUNTIME, FILES
-from crossrank_server.bundle import Bundle, Graph, load_bundle, sha256_of, write_manifest
 
 
 def write_fp16_bundle(source: Bundle, path: Path, max_length: int = 512) -> Bundle:
@@ -39,4 +39,4 @@ def write_fp16_bundle(source: Bundle, path: Path, max_length: int = 512) -> Bund
 if __name__ == "__main__":
     from tests.conftest import ROOT
 
-    write_fp16_bundle(load_bundle(ROOT / "server" / "crossrank_server" / "builtin"), Path(sys.argv[1]))
+    write_fp16_bundle(load_bundle(ROOT / "server" / "crossrank" / "bundles" / "builtin"), Path(sys.argv[1]))

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import unquote
 
-from crossrank_server.bundle import (
+from crossrank.bundles.bundle import (
     Architecture,
     Graph,
     Manifest,

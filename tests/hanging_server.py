@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import load_bundle
+from crossrank.packed import PairBatch
 from crossrank_server.accounts.base import OpenAccounts
-from crossrank_server.bundle import load_bundle
-from crossrank_server.engines.base import PairBatch
 from crossrank_server.http.app import create_app
 from crossrank_server.http.server import GracefulServer
-from crossrank_server.models import ModelPool, ServedModel
-from crossrank_server.service import RerankService
+from crossrank_server.serving.pool import ModelPool
+from crossrank_server.serving.served import ServedModel
+from crossrank_server.serving.service import RerankService
 from crossrank_server.settings import ServeSettings
 from tests.conftest import ROOT
 
@@ -58,7 +59,7 @@ class MarkingAccounts(OpenAccounts):
 
 
 def main() -> None:
-    bundle = load_bundle(ROOT / "server" / "crossrank_server" / "builtin")
+    bundle = load_bundle(ROOT / "server" / "crossrank" / "bundles" / "builtin")
     pool = ModelPool([ServedModel(bundle, HangingEngine(), 100)])
     service = RerankService(pool, max_documents=10, timeout_s=600, accounts=MarkingAccounts())
     settings = ServeSettings(shutdown_grace_s=1)

@@ -7,12 +7,13 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from crossrank_server.bundle import Bundle
-from crossrank_server.engines.base import Engine
-from crossrank_server.engines.select import make_engine
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.base import Engine
+from crossrank.engines.select import make_engine
 from crossrank_server.http.app import create_app
-from crossrank_server.models import ModelPool, ServedModel
-from crossrank_server.service import RerankService
+from crossrank_server.serving.pool import ModelPool
+from crossrank_server.serving.served import ServedModel
+from crossrank_server.serving.service import RerankService
 
 
 def make_app(bundle: Bundle, engine: Engine | None = None, **options: Any) -> FastAPI:

@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from crossrank_server.bundle import Bundle
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.select import make_engine
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.select import make_engine
+from crossrank.text.encoding import PairEncoder
 from tests.checkpoints import build_model, write_tokenizer
 from tests.onnx_exports import Exporter, export_onnx
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.native.library import KERNELS, usable_kernels
-from crossrank_server.native.weights import Shape
+from crossrank.native.library import KERNELS, usable_kernels
+from crossrank.native.weights import Shape
+from crossrank.packed import PairBatch
 
 TINY = Shape(layers=2, hidden=128, heads=2, ffn=512, vocab_size=500, positions=512, segments=2, epsilon=1e-12)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from crossrank_server.http.app import create_app
-from crossrank_server.models import ModelPool
-from crossrank_server.service import RerankService
+from crossrank_server.serving.pool import ModelPool
+from crossrank_server.serving.service import RerankService
 
 
 def rendered_document() -> str:

@@ -12,12 +12,13 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, Ret
 from google.rpc.status_pb2 import Status
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.packed import PairBatch
 from crossrank_server.accounts.base import Account, Charge, OpenAccounts
-from crossrank_server.bundle import Bundle
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.models import ModelPool, ServedModel
 from crossrank_server.rpc.server import RpcServer
-from crossrank_server.service import RerankService
+from crossrank_server.serving.pool import ModelPool
+from crossrank_server.serving.served import ServedModel
+from crossrank_server.serving.service import RerankService
 
 
 class GatedEngine:

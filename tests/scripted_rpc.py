@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from crossrank.errors import CrossrankError
 from crossrank_client.proto import crossrank_v1_pb2 as pb
 from crossrank_client.proto.crossrank_v1_pb2_grpc import RerankerServicer, add_RerankerServicer_to_server
-from crossrank_server.errors import CrossrankError
 from crossrank_server.rpc.errors import DETAILS_KEY, status_from_error
 
 

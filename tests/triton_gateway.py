@@ -18,12 +18,12 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.embedded import EmbeddedEngine
+from crossrank.engines.select import make_engine
+from crossrank.text.encoding import PairEncoder
 from crossrank_export.triton.spec import Queue, make_spec
 from crossrank_export.triton.write import write_repository
-from crossrank_server.bundle import Bundle
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.embedded import EmbeddedEngine
-from crossrank_server.engines.select import make_engine
 from tests.server_process import RunningServer, running_server
 from tests.triton_process import RunningTriton
 

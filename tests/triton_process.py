@@ -17,8 +17,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from crossrank.errors import SetupError
 from crossrank_export.triton.home import find_home
-from crossrank_server.errors import SetupError
 
 CROSSRANK = str(Path(sysconfig.get_path("scripts")) / "crossrank")
 _START_S = 120.0

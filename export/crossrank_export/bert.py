@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.native.weights import WORD, Shape
+from crossrank.native.weights import WORD, Shape
+from crossrank.packed import PairBatch
 
 Array = NDArray[np.float32]
 

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from crossrank.errors import ModelSourceError
+from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, put_back
 from crossrank_export.graphs import Scorer, load_graph, score_in_batches
-from crossrank_server.errors import ModelSourceError
-from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     import onnx_ir

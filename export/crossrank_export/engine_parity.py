@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.embedded import EmbeddedEngine
+from crossrank.engines.select import EngineName, auto_engines, make_engine
+from crossrank.errors import CrossrankError
+from crossrank.packed import PairBatch, take_pairs
+from crossrank.reasons import reason_of
 from crossrank_export.parity import SampleSet, compare
-from crossrank_server.bundle import Bundle
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import take_pairs
-from crossrank_server.engines.embedded import EmbeddedEngine
-from crossrank_server.engines.select import EngineName, auto_engines, make_engine
-from crossrank_server.errors import CrossrankError
-from crossrank_server.reasons import reason_of
 
 # Tokens of a call: enough to be efficient, few enough to keep every core busy.
 _CALL_TOKENS = 2048

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Graph, PairTemplate, Precision, Tensor
+from crossrank.bundles.model_directory import external_locations
+from crossrank.errors import ModelSourceError
+from crossrank.native.padding import pad
+from crossrank.packed import PairBatch
+from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, open_graph, save_graph, weight_bytes
 from crossrank_export.model_config import ModelConfig
-from crossrank_server.bundle import Graph, PairTemplate, Precision, Tensor
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.errors import ModelSourceError
-from crossrank_server.model_directory import external_locations
-from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -210,7 +211,7 @@ def _run(
 ) -> NDArray[np.float32]:
     longest = int(part.lengths.max())
     try:
-        logits = run(*part.padded(longest, pad_token_id))
+        logits = run(*pad(part, longest, pad_token_id))
     except Exception as error:  # PyTorch and ONNX Runtime raise types of their own
         raise ModelSourceError(
             f"{len(part)} pairs of up to {longest} tokens cannot be scored ({reason_of(error)}): if the model has "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from crossrank.bundles.bundle import Source
+from crossrank.bundles.hub import download_model, find_in_hub_cache, list_repository
+from crossrank.bundles.hub_ref import HubUnreachable, parse_hub_ref
+from crossrank.bundles.layout import Kind
 from crossrank_export.sources import CARD, SourceFiles, find_source, torch_is_installed
 from crossrank_export.tokens import check_source
-from crossrank_server.bundle import Source
-from crossrank_server.hub_download import download_model, find_in_hub_cache, list_repository
-from crossrank_server.hub_ref import HubUnreachable, parse_hub_ref
-from crossrank_server.layout import Kind
 
 
 def fetch_source(spec: str, into: Path, kind: Kind | None) -> SourceFiles:

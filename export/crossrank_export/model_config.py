@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossrank_server.bundle import Architecture
-from crossrank_server.errors import ModelSourceError
-from crossrank_server.layout import CONFIG, MODULES, Kind, own_code, read_object, why_own_code
+from crossrank.bundles.bundle import Architecture
+from crossrank.bundles.layout import CONFIG, MODULES, Kind, own_code, read_object, why_own_code
+from crossrank.errors import ModelSourceError
 
 logger = logging.getLogger(__name__)
 

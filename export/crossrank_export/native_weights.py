@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Architecture, SharedTensor, Weights
+from crossrank.native.weights import WORD, offered_kernels, read_weights, write_arrays
 from crossrank_export.bert import score_pairs
 from crossrank_export.graph_files import data_file
 from crossrank_export.parity import SampleSet, compare, limit_of
 from crossrank_export.roles import NoRolesError, find_roles
-from crossrank_server.bundle import Architecture, SharedTensor, Weights
-from crossrank_server.native.weights import WORD, offered_kernels, read_weights, write_arrays
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
+from crossrank.errors import ModelSourceError
 from crossrank_export.passes.emit import Emitter
 from crossrank_export.passes.report import PassReport
-from crossrank_server.errors import ModelSourceError
 
 NAME = "logits"
 # Activations of a score: what goes in is the logit.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from crossrank_server.bundle import PairTemplate
-from crossrank_server.errors import ModelSourceError
+from crossrank.bundles.bundle import PairTemplate
+from crossrank.errors import ModelSourceError
 
 _PROBES = (("what is bm25", "BM25 ranks documents."), ("naïve café", "北京 — 3.5 million"), ("a", "b"))
 

@@ -15,6 +15,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossrank.bundles.bundle import (
+    MANIFEST,
+    Bundle,
+    Graph,
+    Manifest,
+    Precision,
+    Source,
+    load_bundle,
+    sha256_of,
+    write_manifest,
+)
+from crossrank.engines.memory import return_memory
+from crossrank.errors import SetupError
 from crossrank_export.engine_parity import compare_engines
 from crossrank_export.graph_files import INLINE_BYTES
 from crossrank_export.graphs import Scorer, check_graph, without_links
@@ -29,19 +42,6 @@ from crossrank_export.sources import CARD, SourceFiles, find_source
 from crossrank_export.token_parity import refuse_other_tokens
 from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_export.variants import Reference, write_fp32, write_others
-from crossrank_server.bundle import (
-    MANIFEST,
-    Bundle,
-    Graph,
-    Manifest,
-    Precision,
-    Source,
-    load_bundle,
-    sha256_of,
-    write_manifest,
-)
-from crossrank_server.errors import SetupError
-from crossrank_server.memory import return_memory
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.errors import SetupError
 from crossrank_export.graph_files import WEIGHT_BYTES, open_graph, put_back, save_graph, set_aside
 from crossrank_export.shapes import infer_shapes
-from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     import onnx_ir

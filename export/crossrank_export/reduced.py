@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from crossrank.errors import ModelSourceError
 from crossrank_export.passes.report import PassReport
-from crossrank_server.errors import ModelSourceError
 
 NAME = "widen"
 # Operators of products and tables of few bits, beside those that say so in their names (DynamicQuantizeLinear, QGemm).

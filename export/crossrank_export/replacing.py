@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from crossrank_server.bundle import MANIFEST, Manifest
-from crossrank_server.errors import SetupError
+from crossrank.bundles.bundle import MANIFEST, Manifest
+from crossrank.errors import SetupError
 
 # What `crossrank engine` leaves in a bundle beside its files, and what an interrupted write does.
 _TIMINGS = ".cache"

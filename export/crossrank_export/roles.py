@@ -13,13 +13,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Architecture
+from crossrank.native.weights import WORD, Shape
 from crossrank_export.passes.attention import Attention, find_attention
 from crossrank_export.passes.clean import clean_graph, inline_functions
 from crossrank_export.passes.emit import constant_of, only_consumer, operand_beside
 from crossrank_export.passes.layer_norm import fuse_layer_norm
 from crossrank_export.passes.opset import raise_opset
-from crossrank_server.bundle import Architecture
-from crossrank_server.native.weights import WORD, Shape
 
 Array = NDArray[np.float32]
 Linear = tuple[Array, Array]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 
 BUILTIN_TOKENS = 1024
 """The longest built-in pair: attention takes time and memory by the square of it, and wider windows go up to 32,768."""

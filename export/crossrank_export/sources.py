@@ -6,10 +6,10 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossrank_server.bundle import Source, sha256_of
-from crossrank_server.errors import ModelSourceError
-from crossrank_server.layout import Kind, choose_files
-from crossrank_server.model_directory import checked_files, files_of, locate, name_of
+from crossrank.bundles.bundle import Source, sha256_of
+from crossrank.bundles.layout import Kind, choose_files
+from crossrank.bundles.model_directory import checked_files, files_of, locate, name_of
+from crossrank.errors import ModelSourceError
 
 CARD = "README.md"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from tokenizers import normalizers
 
+from crossrank.errors import ModelSourceError
 from crossrank_export.model_config import ModelConfig
 from crossrank_export.tokens import PairTokens
-from crossrank_server.errors import ModelSourceError
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, cast
 
+from crossrank.errors import ModelSourceError
+from crossrank.request import TruncationDirection
 from crossrank_export.tokenizer_classes import (
     BERT_TOKENS,
     CLASSES,
@@ -21,8 +23,6 @@ from crossrank_export.tokenizer_classes import (
     REWRITING,
     WITHOUT_TYPES,
 )
-from crossrank_server.errors import ModelSourceError
-from crossrank_server.request import TruncationDirection
 
 Settings = dict[str, Any]
 

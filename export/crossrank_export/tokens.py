@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from crossrank.bundles.bundle import TOKENIZER, PairTemplate
+from crossrank.bundles.layout import CONFIG, MODULES, Kind, read_object
+from crossrank.errors import ModelSourceError
+from crossrank.packed import PairBatch
+from crossrank.reasons import reason_of
+from crossrank.request import TruncationDirection
 from crossrank_export.model_config import ModelConfig, read_config
 from crossrank_export.pair_template import check_template, read_template
 from crossrank_export.tokenizer_settings import TokenizerFiles, apply_settings, split_special_tokens, truncation_side
-from crossrank_server.bundle import TOKENIZER, PairTemplate
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.errors import ModelSourceError
-from crossrank_server.layout import CONFIG, MODULES, Kind, read_object
-from crossrank_server.reasons import reason_of
-from crossrank_server.request import TruncationDirection
 
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", CONFIG)
 _ROLES = ("cls", "sep", "pad", "unk", "mask", "bos", "eos")

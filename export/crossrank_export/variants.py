@@ -13,14 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crossrank.bundles.bundle import Graph, Precision
+from crossrank.engines.memory import return_memory
+from crossrank.errors import CrossrankError
+from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, data_file, open_graph, save_graph, weight_bytes
 from crossrank_export.graphs import describe_graph, session_scorer
 from crossrank_export.parity import SampleSet, check, compare
 from crossrank_export.passes.report import PassReport
-from crossrank_server.bundle import Graph, Precision
-from crossrank_server.errors import CrossrankError
-from crossrank_server.memory import return_memory
-from crossrank_server.reasons import reason_of
 
 if TYPE_CHECKING:
     import onnx_ir

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from crossrank.errors import SetupError
 from crossrank_perf.environment import available_cores
 from crossrank_perf.serving import StartedServer, free_ports, running_server_process
-from crossrank_server.errors import SetupError
 
 ROOT = Path(__file__).parents[2]
 _SOURCES = ("server", "client", "export", "perf")

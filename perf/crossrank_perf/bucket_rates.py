@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.cuda import LENGTHS
+from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.text.encoding import PairEncoder
 from crossrank_perf.perf_analyzer_bare import BareEngine
 from crossrank_perf.perf_analyzer_input import cut_batches, encode_workload, pairs_by_bucket
 from crossrank_perf.workload import Workload
-from crossrank_server.bundle import Bundle
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.cuda import LENGTHS
-from crossrank_server.engines.select import EngineName, PrecisionName, make_engine
 
 # The first runs meet new shapes.
 _WARM_UP_S = 0.3

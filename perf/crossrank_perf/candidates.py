@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossrank.errors import SetupError
 from crossrank_perf.trec import Line, Qrels, read_lines, read_run
-from crossrank_server.errors import SetupError
 
 # Names of --suite, and the data set of ir_datasets whose official candidates each re-ranks: the organisers' BM25
 # top-1000, in no order and without scores.

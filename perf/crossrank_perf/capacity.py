@@ -7,7 +7,7 @@ A request of D documents of T tokens takes a saturated machine
 a request's own work, then a document's, its tokens' and its attention's. Requests that arrive at random (Poisson) wait
 for those before them; a machine whose cores share each request is one server with constant service time (M/D/1), whose
 wait has the mean rho S / (2 (1 - rho)) and a tail taken as exponential. That puts the p99 up to a fifth above a
-simulated M/D/1's between 30% and 80% utilization, never below (tests/unit/test_capacity.py).
+simulated M/D/1's between 30% and 80% utilization, never below (tests/unit/perf/test_capacity.py).
 Source: https://en.wikipedia.org/wiki/M/D/1_queue
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 
 # Mean of DL 2019's pairs and of the synthetic text like them, whose points have no fixed length.
 MEAN_PAIR_TOKENS = 95

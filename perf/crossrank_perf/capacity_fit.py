@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from crossrank.errors import SetupError
 from crossrank_perf.capacity import MAX_UTILIZATION, MEAN_PAIR_TOKENS, CapacityModel, request_terms
 from crossrank_perf.sweep import known_percentiles
-from crossrank_server.errors import SetupError
 
 # Points with fewer requests under way measure latency, not capacity.
 _SATURATED = 4

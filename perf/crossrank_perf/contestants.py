@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import orjson
 
+from crossrank.errors import SetupError
 from crossrank_perf import peer_worker
 from crossrank_perf.load import LoadPlan, run_load
 from crossrank_perf.serving import Usage, key_header, last_words
 from crossrank_perf.workload import Workload
-from crossrank_server.errors import SetupError
 
 Setting = dict[str, int]
 IN_PROCESS, OVER_HTTP = "in process", "over HTTP"

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.embedded import EmbeddedEngine
+from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.packed import PairBatch
+from crossrank.scheduling.batcher import Batcher
+from crossrank.text.encoding import PairEncoder
 from crossrank_perf.workload import Request
-from crossrank_server.bundle import Bundle
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.embedded import EmbeddedEngine
-from crossrank_server.engines.select import EngineName, PrecisionName, make_engine
-from crossrank_server.pairs import Batcher
 
 
 @dataclass

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from crossrank.bundles.catalog import catalog_model
+from crossrank.errors import SetupError
 from crossrank_perf.candidates import Topic
 from crossrank_perf.quality import (
     NDCG,
@@ -21,8 +23,6 @@ from crossrank_perf.quality import (
 )
 from crossrank_perf.scoring import Reranked
 from crossrank_perf.trec import Qrels, Run
-from crossrank_server.catalog import catalog_model
-from crossrank_server.errors import SetupError
 
 FIRST_STAGE = "first stage"
 BEST_POSSIBLE = "best possible"

@@ -21,9 +21,9 @@ from crossrank_perf.workload import Request
 if TYPE_CHECKING:
     import onnx_ir
 
+    from crossrank.packed import PairBatch
     from crossrank_export.graphs import Scorer
     from crossrank_export.sources import SourceFiles
-    from crossrank_server.engines.base import PairBatch
 
 SOURCE, OPTIMIZED = "as exported", "after the passes"
 

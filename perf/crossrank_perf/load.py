@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from crossrank.errors import SetupError
 from crossrank_perf.senders import CONNECTION, INCOMPLETE, TIMEOUT, Sender, opened_sender
-from crossrank_server.errors import SetupError
 
 _TICK_S = 0.5
 # A server that is gone would otherwise be hammered until the end.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 
 # What a Hugging Face directory holds beside the weights, and an ONNX export of it needs too.
 _COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from crossrank.errors import SetupError
 from crossrank_perf.contestants import Contestant, Setting, Turn
 from crossrank_perf.measure import latency_ms
 from crossrank_perf.report import Progress
-from crossrank_server.errors import SetupError
 
 # bf16 against fp32 stays within 0.05; different weights differ by whole units.
 _MAX_LOGIT_DIFFERENCE = 0.25

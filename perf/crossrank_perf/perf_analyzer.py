@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from crossrank.packed import PairBatch
 from crossrank_perf.perf_analyzer_bare import BareEngine
 from crossrank_perf.perf_analyzer_home import PerfAnalyzer
 from crossrank_perf.perf_analyzer_input import cut_batches
 from crossrank_perf.perf_analyzer_run import WINDOWS, Inference, measure_point
 from crossrank_perf.perf_analyzer_triton import TritonFacts
 from crossrank_perf.serving import Usage
-from crossrank_server.engines.base import PairBatch
 
 Tell = Callable[[str], None]
 # The bare engine meets the shapes of a bucket before it is measured: each is compiled when it first comes.

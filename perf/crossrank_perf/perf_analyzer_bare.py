@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast, get_args
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.cpu import available_cores
+from crossrank.engines.embedded import EmbeddedEngine
+from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.errors import SetupError
+from crossrank.packed import PairBatch
 from crossrank_perf.perf_analyzer_triton import TritonFacts
-from crossrank_server.bundle import Bundle
-from crossrank_server.cores import available_cores
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.embedded import EmbeddedEngine
-from crossrank_server.engines.select import EngineName, PrecisionName, make_engine
-from crossrank_server.errors import SetupError
 
 
 @dataclass(frozen=True)

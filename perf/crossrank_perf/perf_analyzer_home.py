@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 
 HOME_VARIABLE = "CROSSRANK_PERF_ANALYZER_HOME"
 DEFAULT_HOME = ".perf-analyzer"

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from crossrank.engines.triton.buckets import split_by_bucket
+from crossrank.errors import SetupError
+from crossrank.native.padding import pad
+from crossrank.packed import PairBatch, join_pairs, take_pairs
+from crossrank.text.encoding import PairEncoder
 from crossrank_perf.workload import Workload
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import join_pairs, split_by_bucket, take_pairs
-from crossrank_server.errors import SetupError
 
 # A bucket with a smaller share of the pairs tells little about a workload.
 _MIN_SHARE = 0.05
@@ -63,7 +64,7 @@ def cut_batches(pairs: PairBatch, rows: int) -> list[PairBatch]:
 
 def write_token_rows(path: Path, pairs: PairBatch, length: int, pad_token_id: int, inputs: Sequence[str]) -> None:
     """Write one entry a pair, padded to `length`; perf_analyzer puts as many into an inference as -b says."""
-    ids, types, mask = pairs.padded(length, pad_token_id)
+    ids, types, mask = pad(pairs, length, pad_token_id)
     arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
     columns = [arrays[name].tolist() for name in inputs]
     _write(path, [dict(zip(inputs, row, strict=True)) for row in zip(*columns, strict=True)])

@@ -8,15 +8,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.errors import SetupError
+from crossrank.packed import PairBatch
+from crossrank.text.encoding import PairEncoder
 from crossrank_perf.perf_analyzer import Sweep
 from crossrank_perf.perf_analyzer_bare import BareEngine, bare_engine
 from crossrank_perf.perf_analyzer_input import encode_workload, pairs_by_bucket, write_texts, write_token_rows
 from crossrank_perf.perf_analyzer_run import Inference
 from crossrank_perf.workload import Workload
-from crossrank_server.bundle import Bundle
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.errors import SetupError
 
 # What `crossrank repository` warms each bucket up with.
 _REQUEST_TOKENS = 4096

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.errors import SetupError
 from crossrank_perf.plot_style import new_figure, save_figure
 from crossrank_perf.report import write_json
-from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from crossrank.errors import SetupError
 from crossrank_perf.perf_analyzer_home import PerfAnalyzer
-from crossrank_server.errors import SetupError
 
 WINDOWS = 3
 # It gives up, without any figure, where its windows differ more than this share in percent. On a machine that others

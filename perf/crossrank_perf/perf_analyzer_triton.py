@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crossrank.bundles.bundle import Manifest
+from crossrank.engines.triton.address import targets_from_url
+from crossrank.engines.triton.contract import Contract, contract_from_replies
+from crossrank.errors import SetupError
 from crossrank_perf.serving import find_pid, free_ports, running_command
-from crossrank_server.bundle import Manifest
-from crossrank_server.engines.triton_address import targets_from_url
-from crossrank_server.engines.triton_contract import Contract, contract_from_replies
-from crossrank_server.errors import SetupError
 
 TEXT_SUFFIX = "_rerank"
 _ANSWER_LIMIT_S = 10.0

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.errors import SetupError
 from crossrank_perf.candidates import Topic
 from crossrank_perf.trec import Qrels, Run, strictly_falling
-from crossrank_server.errors import SetupError
 
 NDCG = "NDCG@10"
 _MRR = "MRR@10"

@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from crossrank_server.bundle import is_bundle
-from crossrank_server.catalog import CatalogModel
-from crossrank_server.errors import SetupError
-from crossrank_server.hub import builtin_path
+from crossrank.bundles.bundle import is_bundle
+from crossrank.bundles.catalog import CatalogModel
+from crossrank.bundles.resolve import builtin_path
+from crossrank.errors import SetupError
 
 _SEED = 0
 # The export compares its graph with PyTorch on so few documents: what it proves, it proves in the tests.

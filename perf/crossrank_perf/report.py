@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
+from crossrank.errors import SetupError
 from crossrank_perf.load import Tick
-from crossrank_server.errors import SetupError
 
 # The measurements of `bench load` that a report may hold.
 LOADS = ("load", "grpc_load", "single_document", "grpc_single_document")

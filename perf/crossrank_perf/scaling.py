@@ -10,11 +10,11 @@ from itertools import groupby
 from statistics import median
 from typing import Any
 
+from crossrank.errors import SetupError
 from crossrank_perf.load import LoadPlan, LoadResult, run_load
 from crossrank_perf.measure import latency_ms
 from crossrank_perf.serving import StartedServer, started_server
 from crossrank_perf.workload import Workload
-from crossrank_server.errors import SetupError
 
 DOCUMENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 TOKENS = (16, 32, 64, 128, 256, 512)

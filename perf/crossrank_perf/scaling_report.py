@@ -12,7 +12,7 @@ from crossrank_perf.report import print_header, print_table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The published price of TinyBERT-L2-v2 at a hosted service; see crossrank_server.catalog.
+# The published price of TinyBERT-L2-v2 at a hosted service; see crossrank.bundles.catalog.
 PUBLISHED_USD = 0.008
 _AXES = {
     "documents": "documents a request",

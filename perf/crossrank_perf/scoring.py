@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.errors import EngineFailure, SetupError
+from crossrank.request import RerankRequest
 from crossrank_perf.candidates import Topic
 from crossrank_perf.trec import strictly_falling
 from crossrank_server.calls import Call
-from crossrank_server.errors import EngineFailure, SetupError
-from crossrank_server.request import RerankRequest
 from crossrank_server.settings import ServeSettings
 
 # Enough topics at a time that tokenizing one overlaps with scoring another.
@@ -83,10 +83,11 @@ class InProcessScorer:
     """Tokenizes, batches and scores as `crossrank serve` does, without its limits."""
 
     def __init__(self, model: str, precision: str, settings: ServeSettings) -> None:
-        from crossrank_server.engines.select import make_engine
-        from crossrank_server.hub import resolve_model
-        from crossrank_server.models import ModelPool, ServedModel
-        from crossrank_server.service import RerankService
+        from crossrank.bundles.resolve import resolve_model
+        from crossrank.engines.select import make_engine
+        from crossrank_server.serving.pool import ModelPool
+        from crossrank_server.serving.served import ServedModel
+        from crossrank_server.serving.service import RerankService
 
         bundle = resolve_model(model, cache_dir=settings.cache_dir, offline=settings.offline, label=settings.label)
         engine = make_engine(bundle, settings.engine, precision, settings.threads or None)  # type: ignore[arg-type]

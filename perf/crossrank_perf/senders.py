@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from crossrank.errors import SetupError
 from crossrank_perf.serving import key_header
-from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     import aiohttp

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 
 if TYPE_CHECKING:
     import psutil

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from crossrank.errors import SetupError
 from crossrank_perf.load import LoadPlan
 from crossrank_perf.workload import Workload, single_documents
-from crossrank_server.errors import SetupError
 
 _ALONE_SHARE = 0.25  # of the duration
 _ALONE_WARM_UP_S = 1.0

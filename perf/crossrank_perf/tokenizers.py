@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from crossrank.bundles.bundle import TOKENIZER, Bundle
+from crossrank.errors import SetupError
+from crossrank.text.encoding import PairEncoder
+from crossrank.text.tokenizer import TextTokenizer
 from crossrank_perf.workload import Request
-from crossrank_server.bundle import TOKENIZER, Bundle
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.errors import SetupError
-from crossrank_server.tokenization import TextTokenizer
 
 _Way = Callable[[Request], object]
 

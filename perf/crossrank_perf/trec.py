@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 
 # qid -> docid -> score, or qid -> docid -> grade
 Run = Mapping[str, Mapping[str, float]]

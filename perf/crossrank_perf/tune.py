@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.base import PadsBatches
+from crossrank.engines.embedded import EmbeddedEngine
+from crossrank.engines.select import ENGINES, make_engine
+from crossrank.engines.tuning import EngineConfig, apply_config, config_of
+from crossrank.errors import CrossrankError, EngineFailure, SetupError
+from crossrank.request import RerankRequest
 from crossrank_perf.workload import Request, load_workload
-from crossrank_server.bundle import Bundle
 from crossrank_server.calls import Call
-from crossrank_server.engines.base import PadsBatches
-from crossrank_server.engines.embedded import EmbeddedEngine
-from crossrank_server.engines.select import ENGINES, make_engine
-from crossrank_server.errors import CrossrankError, EngineFailure, SetupError
-from crossrank_server.models import ModelPool, ServedModel
-from crossrank_server.request import RerankRequest
-from crossrank_server.service import RerankService
-from crossrank_server.tuning import EngineConfig, apply_config, config_of
+from crossrank_server.serving.pool import ModelPool
+from crossrank_server.serving.served import ServedModel
+from crossrank_server.serving.service import RerankService
 
 # What --precision promises of the logits (README); a candidate beyond it is not chosen, however fast.
 MAX_DELTA_LOGIT = {"fp32": 1e-3, "bf16": 0.05}

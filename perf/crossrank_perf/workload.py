@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.errors import SetupError
 from crossrank_perf.candidates import Topic, read_candidates
-from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -226,7 +226,7 @@ class _Writer:
 
 
 def _builtin_tokenizer() -> Tokenizer:
-    from crossrank_server.hub import builtin_path
+    from crossrank.bundles.resolve import builtin_path
 
     return tokenizer_from(builtin_path())
 

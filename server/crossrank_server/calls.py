@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from crossrank.errors import InvalidRequest
 from crossrank_server.accounts.base import Account, Accounts
-from crossrank_server.errors import InvalidRequest
 
 Tier = Literal["realtime", "batch"]
 

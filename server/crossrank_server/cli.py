@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import click
 
-from crossrank_server.errors import CrossrankError
+from crossrank.errors import CrossrankError
 
 # Order of the help page: serve first, then what feeds it, then what measures it.
 COMMANDS = {

@@ -22,7 +22,7 @@ def tokenizer(tmp_path):
     """The built-in model's tokenizer where aiperf finds it without the hub: a folder beside it."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
-    shutil.copy(ROOT / "server" / "crossrank_server" / "builtin" / "tokenizer.json", folder)
+    shutil.copy(ROOT / "server" / "crossrank" / "bundles" / "builtin" / "tokenizer.json", folder)
     (folder / "config.json").write_text('{"model_type": "bert"}')
     (folder / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}'

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.bundles.catalog import canonical_model_id
+from crossrank.bundles.hub import find_in_hub_cache
+from crossrank.bundles.hub_ref import parse_hub_ref
+from crossrank.engines.onnxruntime import OnnxRuntimeEngine
+from crossrank.text.encoding import PairEncoder
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.sources import find_source
-from crossrank_server.bundle import Bundle
-from crossrank_server.catalog import canonical_model_id
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
-from crossrank_server.hub_download import find_in_hub_cache
-from crossrank_server.hub_ref import parse_hub_ref
 from tests.conftest import SHARED
 
 FACTS = SHARED / "facts" / "golden_scores.json"

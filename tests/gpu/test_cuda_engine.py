@@ -8,13 +8,13 @@ import logging
 import numpy as np
 import pytest
 
+from crossrank.engines import select
+from crossrank.engines.cuda import CudaEngine
+from crossrank.engines.cuda_session import cuda_installed
+from crossrank.engines.onnxruntime import OnnxRuntimeEngine
+from crossrank.packed import take_pairs
+from crossrank.text.encoding import PairEncoder
 from crossrank_export.trt.device import find_device
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines import select
-from crossrank_server.engines.buckets import take_pairs
-from crossrank_server.engines.cuda import CudaEngine
-from crossrank_server.engines.cuda_session import cuda_installed
-from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
 from tests.engine_bundle import write_fp16_bundle
 
 pytestmark = pytest.mark.gpu

@@ -16,13 +16,13 @@ from typing import Any
 import psutil
 import pytest
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.errors import SetupError
+from crossrank.packed import Tokens
+from crossrank.text.tokenizer import TextTokenizer
 from crossrank_perf.serving import Usage, find_pid, free_ports, started_server
 from crossrank_perf.tokenizers import compare_tokenizers
 from crossrank_perf.workload import Request
-from crossrank_server.bundle import Bundle
-from crossrank_server.errors import SetupError
-from crossrank_server.tokenization import TextTokenizer
-from crossrank_server.tokens import Tokens
 from tests.conftest import ROOT
 from tests.scripted_server import Reply, ScriptedServer
 from tests.server_process import CROSSRANK, RunningServer, running_server

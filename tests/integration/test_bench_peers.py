@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from crossrank.errors import SetupError
 from crossrank_perf.contestants import WorkerContestant
 from crossrank_perf.peer_entrants import Lineup, own_contestants
 from crossrank_perf.peer_report import plot_peers
@@ -16,7 +17,6 @@ from crossrank_perf.peer_systems import PEERS, export_plain_onnx
 from crossrank_perf.peers import Rounds, compare
 from crossrank_perf.report import Progress
 from crossrank_perf.workload import Workload, load_workload
-from crossrank_server.errors import SetupError
 from tests.conftest import ROOT
 from tests.integration.test_bench_command import bench
 
@@ -77,8 +77,8 @@ def test_other_weights_are_refused(workload: Workload, other_bundle: Path) -> No
 def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model's shape with random weights, which the benchmark makes for itself."""
     pytest.importorskip("torch")
+    from crossrank.bundles.catalog import MODELS
     from crossrank_perf.random_models import random_bundle
-    from crossrank_server.catalog import MODELS
 
     tiny = next(model for model in MODELS if model.short_name == "ms-marco-TinyBERT-L2-v2")
     directory = tmp_path_factory.mktemp("random")

@@ -10,11 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
+from crossrank.bundles.resolve import builtin_path
+from crossrank.errors import SetupError
 from crossrank_perf.scaling import DOCUMENTS, Point, _server_on, make_points, rounds_from_report, summarize_points
 from crossrank_perf.scaling_report import plot_scaling, usd_per_1000_documents
 from crossrank_perf.workload import fixed_length_workload, tokenizer_from
-from crossrank_server.errors import SetupError
-from crossrank_server.hub import builtin_path
 from tests.integration.test_bench_command import bench
 
 BASE = Point("", 0, "builtin", 3, 100, None, 8)

@@ -124,7 +124,7 @@ def test_a_taken_port_is_said_with_the_remedy() -> None:
 
 
 def test_a_bundle_directory_is_served_and_sigterm_ends_it_cleanly() -> None:
-    bundle = Path(__file__).parents[2] / "server" / "crossrank_server" / "builtin"
+    bundle = Path(__file__).parents[2] / "server" / "crossrank" / "bundles" / "builtin"
     with running_server("--model", str(bundle)) as server:
         assert httpx.get(f"{server.base_url}/v1/models").json()["data"][0]["id"] == "crossrank-mini"
         server.process.send_signal(signal.SIGTERM)

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from crossrank_server.bundle import Bundle, load_bundle, sha256_of, write_manifest
-from crossrank_server.engines import select
-from crossrank_server.engines.select import make_engine
-from crossrank_server.errors import EngineFailure, SetupError
-from crossrank_server.native.library import usable_kernels
-from crossrank_server.native.weights import write_arrays
+from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of, write_manifest
+from crossrank.engines import select
+from crossrank.engines.select import make_engine
+from crossrank.errors import EngineFailure, SetupError
+from crossrank.native.library import usable_kernels
+from crossrank.native.weights import write_arrays
 
 with_avx2 = pytest.mark.skipif("avx2" not in usable_kernels(), reason="the native encoder is not built, or no AVX2")
 REPORT = """
 import logging, sys
 from pathlib import Path
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
-from crossrank_server.bundle import load_bundle
-from crossrank_server.engines.select import make_engine
+from crossrank.bundles.bundle import load_bundle
+from crossrank.engines.select import make_engine
 for _ in range(2):
     print(make_engine(load_bundle(Path(sys.argv[1])), "auto", "fp32", threads=1).name)
 """
@@ -46,7 +46,7 @@ def rewritten(path: Path, *files: str, **update: object) -> Bundle:
 
 
 def load_manifest(path: Path):
-    from crossrank_server.bundle import Manifest
+    from crossrank.bundles.bundle import Manifest
 
     return Manifest.model_validate_json((path / "manifest.json").read_bytes())
 

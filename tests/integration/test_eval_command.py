@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from crossrank.engines.cpu import has_bf16
+from crossrank.errors import SetupError
 from crossrank_perf.trec import read_run
 from crossrank_server.cli import cli
-from crossrank_server.engines.embedded import has_bf16
-from crossrank_server.errors import SetupError
 from tests.server_process import running_server
 
 DL19_CANDIDATES = "data/dl19-bm25-top100.jsonl.gz"

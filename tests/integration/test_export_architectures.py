@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.bundles.catalog import MODELS, CatalogModel
+from crossrank.engines.openvino import OpenVinoEngine
+from crossrank.text.encoding import PairEncoder
 from crossrank_export.convert import checkpoint_scorer, load_checkpoint
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.samples import builtin_groups
 from crossrank_export.sources import find_source
-from crossrank_server.bundle import Bundle
-from crossrank_server.catalog import MODELS, CatalogModel
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.openvino import OpenVinoEngine
 from tests.checkpoints import write_checkpoint
 
 SMALL = {

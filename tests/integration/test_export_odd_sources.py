@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.onnxruntime import OnnxRuntimeEngine
+from crossrank.errors import ModelSourceError, SetupError
+from crossrank.text.encoding import PairEncoder
 from crossrank_export import parity
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.samples import SampleGroup
 from crossrank_export.sources import find_source
-from crossrank_server.bundle import Bundle
 from crossrank_server.cli import cli
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
-from crossrank_server.errors import ModelSourceError, SetupError
 from tests.checkpoints import SMALL, write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")

@@ -16,18 +16,18 @@ import onnx_ir
 import pytest
 from click.testing import CliRunner
 
+from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of
+from crossrank.bundles.resolve import resolve_model
+from crossrank.engines.onnxruntime import OnnxRuntimeEngine
+from crossrank.errors import ModelSourceError, SetupError
+from crossrank.text.encoding import PairEncoder
 from crossrank_export import parity, precision
 from crossrank_export.pipeline import ExportOptions, bundle_from_onnx, export_model
 from crossrank_export.precision import fp16_for_onnxruntime
 from crossrank_export.samples import SampleGroup
 from crossrank_export.sources import find_source
 from crossrank_export.variants import FILE_FOR_ONNXRUNTIME
-from crossrank_server.bundle import Bundle, load_bundle, sha256_of
 from crossrank_server.cli import cli
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.onnxruntime import OnnxRuntimeEngine
-from crossrank_server.errors import ModelSourceError, SetupError
-from crossrank_server.hub import resolve_model
 from tests.fake_hub import FakeHub, Repository
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -19,6 +19,13 @@ import onnx_ir
 import onnxruntime
 import pytest
 
+from crossrank.bundles.bundle import Bundle, load_bundle
+from crossrank.engines.select import make_engine
+from crossrank.errors import BundleError, ModelSourceError
+from crossrank.native.padding import pad
+from crossrank.native.weights import WORD
+from crossrank.packed import PairBatch
+from crossrank.text.encoding import PairEncoder
 from crossrank_client import Client
 from crossrank_export.convert import checkpoint_scorer, load_checkpoint
 from crossrank_export.graph_files import INLINE_BYTES
@@ -29,12 +36,6 @@ from crossrank_export.sources import find_source
 from crossrank_export.tokens import read_tokens
 from crossrank_export.triton.spec import make_spec
 from crossrank_export.triton.write import write_repository
-from crossrank_server.bundle import Bundle, load_bundle
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.select import make_engine
-from crossrank_server.errors import BundleError, ModelSourceError
-from crossrank_server.native.weights import WORD
 from tests.checkpoints import SMALL, build_model, write_checkpoint, write_tokenizer
 from tests.server_process import CROSSRANK, running_server
 
@@ -184,7 +185,7 @@ def test_a_bundle_of_whole_graphs_replaces_one_with_weights_outside(checkpoint: 
 def test_a_triton_repository_has_the_weights_beside_the_graph(outside: Bundle, tmp_path: Path):
     spec = make_spec(outside.manifest, "onnxruntime-gpu")
     engine, _ = write_repository(outside, spec, tmp_path / "out")
-    ids, types, mask = pairs(outside).padded(32, outside.manifest.pad_token_id)
+    ids, types, mask = pad(pairs(outside), 32, outside.manifest.pad_token_id)
     feeds = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
     paths = (engine / "1" / "model.onnx", outside.file(spec.graph.file))
     sessions = [onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in paths]

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from crossrank_server.engines.native import native_kernel
+from crossrank.engines.native import native_kernel
 from tests import odd_texts
 from tests.family_matrix import FAMILIES, NATIVE, Matrix, Member
 from tests.server_process import RunningServer, running_server

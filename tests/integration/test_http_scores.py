@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from crossrank_server.engines.embedded import has_bf16
+from crossrank.engines.cpu import has_bf16
 from tests.conftest import Topic
 from tests.server_process import RunningServer, running_server
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from crossrank_server import bundle_cache
-from crossrank_server.bundle import Bundle, Source, load_bundle
-from crossrank_server.bundle_cache import BundleCache
-from crossrank_server.errors import BundleError, ModelSourceError
-from crossrank_server.hub import builtin_path, resolve_model
-from crossrank_server.hub_download import download_files, list_repository
-from crossrank_server.hub_ref import HubRef
+from crossrank.bundles import cache as bundle_cache
+from crossrank.bundles.bundle import Bundle, Source, load_bundle
+from crossrank.bundles.cache import BundleCache
+from crossrank.bundles.hub import download_files, list_repository
+from crossrank.bundles.hub_ref import HubRef
+from crossrank.bundles.resolve import builtin_path, resolve_model
+from crossrank.errors import BundleError, ModelSourceError
 from tests.fake_hub import FakeHub, Repository, copy_convert, model_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -406,8 +406,8 @@ def test_a_cache_that_cannot_be_written_is_named(resolve, tmp_path):
 DRIVER = """
 import sys
 from tests.fake_hub import copy_convert
-from crossrank_server.errors import CrossrankError
-from crossrank_server.hub import builtin_path, resolve_model
+from crossrank.errors import CrossrankError
+from crossrank.bundles.resolve import builtin_path, resolve_model
 try:
     print(resolve_model(sys.argv[1], convert=copy_convert).path.name)
 except CrossrankError as error:

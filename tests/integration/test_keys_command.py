@@ -12,11 +12,11 @@ from datetime import date
 import pytest
 from click.testing import CliRunner, Result
 
+from crossrank.errors import SetupError, Unauthorized
 from crossrank_server.accounts.keys import find_account
 from crossrank_server.accounts.ledger import Batch, Ledger
 from crossrank_server.accounts.store import Store
 from crossrank_server.cli import cli
-from crossrank_server.errors import SetupError, Unauthorized
 
 Run = Callable[..., Result]
 

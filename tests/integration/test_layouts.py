@@ -14,11 +14,11 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
+from crossrank.bundles.bundle import load_bundle
+from crossrank.bundles.resolve import resolve_model
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.sources import find_source
-from crossrank_server.bundle import load_bundle
 from crossrank_server.cli import cli
-from crossrank_server.hub import resolve_model
 from tests.fake_hub import FakeHub, Repository
 from tests.model_layouts import (
     DOCUMENTS,

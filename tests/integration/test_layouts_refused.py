@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from crossrank_server.bundle import Bundle, load_bundle, write_manifest
+from crossrank.bundles.bundle import Bundle, load_bundle, write_manifest
+from crossrank.bundles.resolve import resolve_model
+from crossrank.errors import BundleError, ModelSourceError
 from crossrank_server.cli import cli
-from crossrank_server.errors import BundleError, ModelSourceError
-from crossrank_server.hub import resolve_model
 from tests.fake_hub import FakeHub, Repository
 from tests.model_layouts import (
     graph_of,
@@ -341,7 +341,7 @@ def test_weights_are_written_in_the_order_of_their_elements(tmp_path: Path):
     import numpy as np
     from safetensors.numpy import load_file
 
-    from crossrank_server.native.weights import write_arrays
+    from crossrank.native.weights import write_arrays
 
     table = np.arange(24, dtype=np.float32).reshape(4, 6)
     views = {"column": table[:, 1], "transposed": table.T, "reversed": table[::-1], "wide": table.astype(np.float64)}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from crossrank_server.bundle import Source
-from crossrank_server.bundle_cache import BundleCache, bundle_name
-from crossrank_server.catalog import MODELS
+from crossrank.bundles.bundle import Source
+from crossrank.bundles.cache import BundleCache, bundle_name
+from crossrank.bundles.catalog import MODELS
 from crossrank_server.cli import cli
 from tests.fake_hub import copy_convert, model_files
 

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.native import NativeEngine
+from crossrank.native.library import usable_kernels
+from crossrank.packed import PairBatch, join_pairs
+from crossrank.text.encoding import PairEncoder
 from crossrank_export.convert import checkpoint_scorer, load_checkpoint
 from crossrank_export.metrics import ndcg
-from crossrank_server.bundle import Bundle
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import join_pairs
-from crossrank_server.engines.native import NativeEngine
-from crossrank_server.native.library import usable_kernels
 from tests.conftest import Topic
 from tests.native_models import each_kernel
 

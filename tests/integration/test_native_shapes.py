@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import load_bundle
+from crossrank.engines.native import native_kernel
+from crossrank.engines.select import make_engine
+from crossrank.native.library import NativeContext, NativeModel
+from crossrank.native.weights import Shape
+from crossrank.packed import PairBatch, take_pairs
 from crossrank_export.convert import checkpoint_scorer
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.sources import find_source
-from crossrank_server.bundle import load_bundle
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import take_pairs
-from crossrank_server.engines.native import native_kernel
-from crossrank_server.engines.select import make_engine
-from crossrank_server.native.library import NativeContext, NativeModel
-from crossrank_server.native.weights import Shape
 from tests.checkpoints import build_model, write_checkpoint
 from tests.native_models import random_pairs
 

@@ -16,7 +16,7 @@ from axe_core_python.selenium import Axe
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from crossrank_server.catalog import BUILTIN, catalog_model
+from crossrank.bundles.catalog import BUILTIN, catalog_model
 from tests.browser import Page, run_pasted, running_browser
 from tests.conftest import ROOT
 from tests.server_process import CROSSRANK, RunningServer, running_server
@@ -253,7 +253,7 @@ def test_nothing_comes_from_elsewhere_and_the_console_stays_empty(page: Page) ->
 
 def test_a_model_is_chosen_when_several_are_served(browser: webdriver.Chrome, tmp_path: Path) -> None:
     bundle = tmp_path / "second"
-    shutil.copytree(ROOT / "server" / "crossrank_server" / "builtin", bundle)
+    shutil.copytree(ROOT / "server" / "crossrank" / "bundles" / "builtin", bundle)
     manifest = bundle / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"{BUILTIN.model_id}"', f'"{SECOND_MODEL}"'))
     with running_server("--model", "builtin", "--model", str(bundle)) as server:

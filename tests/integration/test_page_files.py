@@ -9,7 +9,7 @@ from importlib.metadata import version
 import httpx
 import pytest
 
-from crossrank_server.catalog import BUILTIN
+from crossrank.bundles.catalog import BUILTIN
 from tests.server_process import running_server
 
 FILES = {

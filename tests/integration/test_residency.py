@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from crossrank_server.bundle import Bundle, write_manifest
-from crossrank_server.residency import estimated_memory_mb
+from crossrank.bundles.bundle import Bundle, write_manifest
+from crossrank_server.serving.residency import estimated_memory_mb
 from tests.server_process import RunningServer, running_server
 
 QUESTION = {"query": "how many people live in berlin", "documents": ["Berlin has 3.5 million inhabitants.", "museums"]}

@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from crossrank_client import AsyncClient, Client, ConnectionFailed
-from crossrank_server.tls import read_tls_files
+from crossrank_server.process.tls import read_tls_files
 from tests.server_process import running_server
 
 BODY = {"query": "q", "documents": ["a", "b"]}

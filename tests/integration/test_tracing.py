@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 from crossrank_server.telemetry.tracing import tracing_from_environment
 from tests.otlp_collector import Collector, running_collector
 from tests.server_process import RunningServer, running_server

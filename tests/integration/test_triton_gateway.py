@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from crossrank_server.bundle import Bundle
+from crossrank.bundles.bundle import Bundle
 from tests.conftest import Topic
 from tests.server_process import RunningServer, running_server
 from tests.triton_gateway import (

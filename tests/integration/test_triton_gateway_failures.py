@@ -14,8 +14,8 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
+from crossrank.bundles.bundle import Bundle
 from crossrank_export.triton.spec import Queue
-from crossrank_server.bundle import Bundle
 from tests.triton_gateway import (
     MODEL,
     TOLERANCE,

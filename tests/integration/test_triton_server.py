@@ -19,13 +19,15 @@ import tritonclient.grpc.aio as grpc_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.embedded import EmbeddedEngine
+from crossrank.engines.select import make_engine
+from crossrank.engines.triton.buckets import split_by_bucket
+from crossrank.native.padding import pad
+from crossrank.packed import take_pairs
+from crossrank.text.encoding import PairEncoder
 from crossrank_export.triton.spec import Queue, make_spec
 from crossrank_export.triton.write import write_repository
-from crossrank_server.bundle import Bundle
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.buckets import split_by_bucket, take_pairs
-from crossrank_server.engines.embedded import EmbeddedEngine
-from crossrank_server.engines.select import make_engine
 from tests.triton_process import CROSSRANK, RunningTriton, environment, free_ports, running_triton
 from tests.unit.test_repository import gpu_bundle  # noqa: F401 - a fixture
 
@@ -112,7 +114,7 @@ async def score_ids(client: grpc_aio.InferenceServerClient, encoder: PairEncoder
     parts = split_by_bucket(batch.lengths, BUCKETS, 128)
 
     async def infer(rows: NDArray[np.int64], length: int) -> None:
-        answer = await client.infer(ENGINE, padded_inputs(*take_pairs(batch, rows).padded(length, 0)))
+        answer = await client.infer(ENGINE, padded_inputs(*pad(take_pairs(batch, rows), length, 0)))
         logits[rows] = answer.as_numpy("logits")[:, 0]
 
     await asyncio.gather(*(infer(part.rows, part.length) for part in parts))

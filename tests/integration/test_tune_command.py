@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from crossrank_server.engines.select import ENGINES
+from crossrank.engines.select import ENGINES
 from tests.server_process import CROSSRANK, running_server
 
 

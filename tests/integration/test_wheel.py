@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crossrank_server.native.library import KERNELS, usable_kernels
+from crossrank.native.library import KERNELS, usable_kernels
 from tests.conftest import ROOT
 
 PACKAGES = {
@@ -55,7 +55,7 @@ def test_a_wheel_holds_exactly_the_packages_and_their_data(wheel: zipfile.ZipFil
     assert packed == expected
     assert {
         "crossrank_server/py.typed",
-        "crossrank_server/builtin/manifest.json",
+        "crossrank/bundles/builtin/manifest.json",
         "crossrank_server/http/page/index.html",
     } <= packed
 
@@ -70,14 +70,14 @@ def test_a_wheel_holds_every_native_library_and_fits_every_python(wheel: zipfile
     libraries = {name for name in wheel.namelist() if name.endswith(".so")}
     x86 = platform.machine() == "x86_64"
     kernels = KERNELS if x86 else [name for name in KERNELS if name in ("portable", "amx_emulated")]
-    assert libraries == {f"crossrank_server/native/_{name}.abi3.so" for name in ("wordpiece", "padding", *kernels)}
+    assert libraries == {f"crossrank/native/_{name}.abi3.so" for name in ("wordpiece", "padding", *kernels)}
     assert "-cp310-abi3-linux_" in str(wheel.filename)
 
 
 def test_a_wheel_is_built_without_a_compiler_too(tmp_path: Path) -> None:
     wheel = build(tmp_path, CC="/nonexistent/cc", CXX="/nonexistent/c++")
     names = wheel.namelist()
-    assert "crossrank_server/native/library.py" in names
+    assert "crossrank/native/library.py" in names
     assert not [name for name in names if name.endswith(".so")]
 
 
@@ -100,7 +100,7 @@ def test_serving_needs_no_training_or_gpu_framework(wheel: zipfile.ZipFile) -> N
 
 def test_serving_imports_no_training_or_gpu_framework() -> None:
     code = (
-        "import sys, crossrank_server.http, crossrank_server.startup, crossrank_server.commands.serve\n"
+        "import sys, crossrank_server.http, crossrank_server.serving.startup, crossrank_server.commands.serve\n"
         "heavy = {'torch', 'transformers', 'tensorrt', 'optimum', 'crossrank_export', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -199,7 +199,7 @@ def test_what_is_wrong_at_the_start_is_said_once():
 
 def test_a_process_whose_place_cannot_be_filled_does_not_end_the_others(tmp_path):
     model = tmp_path / "model"
-    builtin = ROOT / "server" / "crossrank_server" / "builtin"
+    builtin = ROOT / "server" / "crossrank" / "bundles" / "builtin"
     model.symlink_to(builtin)
     with running_server("--workers", "2", "--model", str(model)) as server:
         first = wait_for_workers(server, 2)

@@ -71,11 +71,11 @@ def engine(
       crossrank engine tiny --gpu v100                        on the V100 itself
       crossrank engine tiny --gpu t4 --max-batch 64 --buckets 64,128,512
     """  # noqa: D301 - click reads the backspace itself
+    from crossrank.bundles.bundle import load_bundle
     from crossrank_export.trt.bindings import load_tensorrt
     from crossrank_export.trt.build import build_engine, container_command, require_machine
     from crossrank_export.trt.device import find_device
     from crossrank_export.trt.spec import describe, make_spec
-    from crossrank_server.bundle import load_bundle
 
     target = GPUS[gpu]
     loaded = load_bundle(bundle)

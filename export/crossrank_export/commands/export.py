@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from crossrank_server.bundle import Bundle, Precision
-from crossrank_server.errors import CrossrankError, SetupError
-from crossrank_server.model_name import checked_name
-from crossrank_server.reasons import reason_of
+from crossrank.bundles.bundle import Bundle, Precision
+from crossrank.bundles.model_name import checked_name
+from crossrank.errors import CrossrankError, SetupError
+from crossrank.reasons import reason_of
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from crossrank.bundles.layout import Kind
     from crossrank_export.sources import SourceFiles
-    from crossrank_server.layout import Kind
 
 logger = logging.getLogger(__name__)
 

@@ -136,9 +136,9 @@ def repository(
     """  # noqa: D301
     from typing import cast
 
+    from crossrank.bundles.resolve import resolve_model
     from crossrank_export.triton.spec import Queue, Target, make_spec
     from crossrank_export.triton.write import write_repository
-    from crossrank_server.hub import resolve_model
 
     loaded = resolve_model(bundle)
     queue = Queue(max_queue, queue_timeout_ms * 1000, queue_delay_us)

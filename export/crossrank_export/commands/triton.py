@@ -88,7 +88,7 @@ def triton(
     home = find_home()
     ports = Ports(host, http_port, grpc_port, metrics_port)
     check_ports(ports)
-    from crossrank_server.bundle_cache import default_cache_dir
+    from crossrank.bundles.cache import default_cache_dir
 
     run_dir = run_dir or default_cache_dir() / "triton" / str(grpc_port)
     if repository is None:
@@ -105,10 +105,10 @@ def _write(model: str, out: Path, instances: int | None, engine: str, precision:
     """Write a fresh repository; what an earlier run left there is another model's."""
     import shutil
 
+    from crossrank.bundles.resolve import resolve_model
+    from crossrank.engines.cpu import available_cores
     from crossrank_export.triton.spec import make_spec
     from crossrank_export.triton.write import write_repository
-    from crossrank_server.cores import available_cores
-    from crossrank_server.hub import resolve_model
 
     bundle = resolve_model(model)
     cores = available_cores()

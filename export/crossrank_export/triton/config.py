@@ -11,8 +11,8 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from crossrank.bundles.bundle import TOKENIZER, Manifest
 from crossrank_export.triton.spec import MIXED_ROWS, RepositorySpec
-from crossrank_server.bundle import TOKENIZER, Manifest
 
 _ACCELERATOR_WORKSPACE_BYTES = 4 << 30
 # Inside the container; a volume mounted there keeps the engines between starts.

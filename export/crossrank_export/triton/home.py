@@ -16,7 +16,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 
 HOME_VARIABLE = "CROSSRANK_TRITON_HOME"
 DEFAULT_HOME = ".triton"

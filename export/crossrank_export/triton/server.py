@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from crossrank.errors import SetupError
 from crossrank_export.triton.home import TritonHome, library_path, prepare_backends, prepare_python, prepare_server
-from crossrank_server.errors import SetupError
 
 
 @dataclass(frozen=True)

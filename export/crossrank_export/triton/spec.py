@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from crossrank.bundles.bundle import Graph, Manifest
+from crossrank.errors import SetupError
 from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.gpus import GPUS
-from crossrank_server.bundle import Graph, Manifest
-from crossrank_server.errors import SetupError
 
 Target = Literal["tensorrt", "onnxruntime-gpu", "cpu"]
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime-gpu", "cpu")

@@ -17,9 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from crossrank.bundles.bundle import MANIFEST, TOKENIZER, Bundle
+from crossrank.errors import SetupError
 from crossrank_export.triton.spec import RepositorySpec
-from crossrank_server.bundle import MANIFEST, TOKENIZER, Bundle
-from crossrank_server.errors import SetupError
 
 CONFIG = "config.pbtxt"
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.errors import SetupError
 from crossrank_export.trt.spec import OPTIMIZATION_LEVEL, EngineSpec
-from crossrank_server.errors import SetupError
 
 Feed = Mapping[str, NDArray[Any]]
 

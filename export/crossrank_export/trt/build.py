@@ -9,14 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from crossrank.bundles.bundle import Bundle, Manifest, sha256_of, write_manifest
+from crossrank.errors import SetupError
 from crossrank_export.trt.bindings import build_plan
 from crossrank_export.trt.device import Device, check_device
 from crossrank_export.trt.gpus import Gpu, check_release
 from crossrank_export.trt.operators import check_operators
 from crossrank_export.trt.parity import check_parity, measure_parity
 from crossrank_export.trt.spec import EngineSpec
-from crossrank_server.bundle import Bundle, Manifest, sha256_of, write_manifest
-from crossrank_server.errors import SetupError
 
 
 def build_engine(trt: Any, device: Device, bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:

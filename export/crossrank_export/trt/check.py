@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crossrank_server.errors import BundleError
+from crossrank.errors import BundleError
 
 
 def _same_version(left: str, right: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+from crossrank.errors import SetupError
 from crossrank_export.trt.gpus import Gpu, sm_text
-from crossrank_server.errors import SetupError
 
 # CUdevice_attribute in cuda.h
 _CAPABILITY_MAJOR = 75

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 
 REGISTRY = "nvcr.io/nvidia/tensorrt"
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossrank.errors import SetupError
 from crossrank_export.trt.gpus import release_of
-from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     import onnx

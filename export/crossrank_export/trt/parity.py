@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Bundle, Graph
+from crossrank.errors import SetupError
+from crossrank.native.padding import pad
+from crossrank.packed import PairBatch
+from crossrank.text.encoding import PairEncoder
 from crossrank_export.graphs import session_scorer
 from crossrank_export.parity import SampleSet, compare
 from crossrank_export.samples import SampleGroup, builtin_groups
 from crossrank_export.trt.bindings import Feed, plan_runner, run_plan
 from crossrank_export.trt.spec import EngineSpec
-from crossrank_server.bundle import Bundle, Graph
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.errors import SetupError
 
 # The fp16 graph itself may be 0.02 away from fp32; TensorRT adds its own order of summation to that.
 MAX_DELTA_LOGIT = 0.05
@@ -83,7 +84,7 @@ def check_parity(parity: dict[str, Any], spec: EngineSpec) -> None:
 
 def make_feed(graph: Graph, batch: PairBatch, length: int, pad_token_id: int) -> Feed:
     """Return the graph's inputs, padded to `length` tokens, in the dtypes the manifest states."""
-    ids, types, mask = batch.padded(length, pad_token_id)
+    ids, types, mask = pad(batch, length, pad_token_id)
     values = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
     return {tensor.name: values[tensor.name].astype(tensor.dtype) for tensor in graph.inputs}
 

@@ -9,9 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from crossrank.bundles.bundle import Graph, Manifest
+from crossrank.errors import SetupError
 from crossrank_export.trt.gpus import Gpu, release_of, sm_text
-from crossrank_server.bundle import Graph, Manifest
-from crossrank_server.errors import SetupError
 
 DEFAULT_BUCKETS = (32, 64, 128, 256, 512)
 DEFAULT_MAX_BATCH = 128

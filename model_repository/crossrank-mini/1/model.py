@@ -15,11 +15,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found,unused-ignore]
 from numpy.typing import NDArray
 
-from crossrank_server.bundle import load_bundle
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import first_similar, join_pairs, pairs_from_padded, take_pairs
-from crossrank_server.engines.select import make_engine
-from crossrank_server.errors import CrossrankError, InvalidRequest
+from crossrank.bundles.bundle import load_bundle
+from crossrank.engines.select import make_engine
+from crossrank.errors import CrossrankError, InvalidRequest
+from crossrank.packed import PairBatch, join_pairs, pairs_from_padded, take_pairs
+from crossrank.scheduling.similar import first_similar
 
 # A pair shorter than this share of the batch's longest waits for the next one, unless padding it costs less than a call
 # (a GPU; measured on a CPU with 128 rows of 33 to 64 tokens: 111 us a row, 125 with a share of 0.75).

@@ -17,11 +17,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found,unused-ignore]
 from numpy.typing import NDArray
 
-from crossrank_server.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, sha256_of
-from crossrank_server.encoding import PairEncoder
-from crossrank_server.engines.base import PairBatch
-from crossrank_server.engines.buckets import BucketPart, split_by_bucket, split_by_rows, take_pairs
-from crossrank_server.errors import BundleError
+from crossrank.bundles.bundle import MANIFEST, TOKENIZER, Bundle, Manifest, sha256_of
+from crossrank.engines.triton.buckets import BucketPart, split_by_bucket, split_by_rows
+from crossrank.errors import BundleError
+from crossrank.native.padding import pad
+from crossrank.packed import PairBatch, take_pairs
+from crossrank.text.encoding import PairEncoder
 
 ACTIVATIONS = ("identity", "sigmoid")
 # How Triton's queue policy words a full queue and a timeout.
@@ -86,7 +87,7 @@ class TritonPythonModel:
         return logits
 
     async def _infer(self, batch: PairBatch, part: BucketPart, timeout_us: int) -> NDArray[np.float32]:
-        ids, types, mask = take_pairs(batch, part.rows).padded(part.length, self._pad_token_id)
+        ids, types, mask = pad(take_pairs(batch, part.rows), part.length, self._pad_token_id)
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
         request = pb_utils.InferenceRequest(
             model_name=self._engine_model,

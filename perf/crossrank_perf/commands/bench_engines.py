@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import click
 
+from crossrank.engines.select import ENGINES, EngineName
 from crossrank_perf.commands.bench_options import check_installed, chosen_workload, workload_facts, workload_options
-from crossrank_server.engines.select import ENGINES, EngineName
 
 _NAMES = [name for name in get_args(EngineName) if name != "auto"]
 
@@ -49,13 +49,13 @@ def engines(
       crossrank bench engines --threads 2 --engine native --engine openvino
       crossrank bench engines --model bundle --engine onnxruntime --engine cuda --precision auto --bucket-s 2
     """  # noqa: D301 - click reads the backspace itself
+    from crossrank.bundles.cache import default_cache_dir
+    from crossrank.bundles.resolve import resolve_model
     from crossrank_perf.bucket_rates import rates_by_bucket
     from crossrank_perf.engine_report import print_engine_report
     from crossrank_perf.engines import compare_engines
     from crossrank_perf.environment import describe_run
     from crossrank_perf.report import Progress, check_writable, write_json
-    from crossrank_server.bundle_cache import default_cache_dir
-    from crossrank_server.hub import resolve_model
 
     check_installed()
     if json_path:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.errors import SetupError
 from crossrank_perf.commands.bench_options import check_installed, workload_facts
 from crossrank_perf.guard import LEAST_ROUNDS
-from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     from crossrank_perf.guard import Load

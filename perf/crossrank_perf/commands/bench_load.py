@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.errors import SetupError
 from crossrank_perf.commands.bench_options import (
     POSITIVE,
     SERVER_OPTIONS,
@@ -21,8 +22,7 @@ from crossrank_perf.commands.bench_options import (
     workload_facts,
     workload_options,
 )
-from crossrank_server.errors import SetupError
-from crossrank_server.options import options_from_settings
+from crossrank_server.commands.options import options_from_settings
 from crossrank_server.settings import ServeSettings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 
 if TYPE_CHECKING:
     from crossrank_perf.workload import Workload

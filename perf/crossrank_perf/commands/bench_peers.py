@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.errors import SetupError
 from crossrank_perf.commands.bench_options import (
     SERVER_OPTIONS,
     check_installed,
@@ -18,8 +19,7 @@ from crossrank_perf.commands.bench_options import (
     workload_options,
 )
 from crossrank_perf.peer_systems import PEERS
-from crossrank_server.errors import SetupError
-from crossrank_server.options import options_from_settings
+from crossrank_server.commands.options import options_from_settings
 from crossrank_server.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -125,9 +125,9 @@ def peers(
 
 
 def _lineup(checkpoint: Path, onnx: Path, model: str, options: dict[str, Any]) -> Lineup:
+    from crossrank.bundles.resolve import resolve_model
     from crossrank_perf.environment import available_cores
     from crossrank_perf.peer_entrants import Lineup
-    from crossrank_server.hub import resolve_model
 
     return Lineup(
         checkpoint=checkpoint,

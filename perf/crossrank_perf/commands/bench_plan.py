@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.errors import SetupError
 from crossrank_perf.commands.bench_options import POSITIVE
-from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     from crossrank_perf.capacity import CapacityModel, MachinePlan

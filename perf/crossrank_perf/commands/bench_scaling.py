@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.errors import SetupError
 from crossrank_perf.commands.bench_options import (
     SERVER_OPTIONS,
     check_installed,
@@ -19,8 +20,7 @@ from crossrank_perf.commands.bench_options import (
     workload_options,
 )
 from crossrank_perf.scaling import SERIES
-from crossrank_server.errors import SetupError
-from crossrank_server.options import options_from_settings
+from crossrank_server.commands.options import options_from_settings
 from crossrank_server.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ def _known(json_path: Path | None, report: dict[str, Any]) -> dict[str, Any]:
 
 def _random_models(directory: Path) -> dict[str, str]:
     """Return the nine models' bundles by name."""
+    from crossrank.bundles.catalog import BUILTIN, MODELS
     from crossrank_perf.random_models import random_bundle
     from crossrank_perf.report import Progress
-    from crossrank_server.catalog import BUILTIN, MODELS
 
     made = {}
     with Progress("models of random weights") as progress:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossrank_server.errors import SetupError
-from crossrank_server.options import options_from_settings, settings_from_options
+from crossrank.errors import SetupError
+from crossrank_server.commands.options import options_from_settings, settings_from_options
 from crossrank_server.settings import ServeSettings
 
 if TYPE_CHECKING:

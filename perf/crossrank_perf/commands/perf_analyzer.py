@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.errors import SetupError
 from crossrank_perf.commands.bench_options import parse_numbers
-from crossrank_server.errors import SetupError
 
 if TYPE_CHECKING:
     from crossrank_perf.perf_analyzer import SweepPlan
@@ -113,6 +113,7 @@ def perf_analyzer(url: str | None, model: str, triton_model: str, out: Path, **o
       crossrank perf-analyzer --url gpu-node:8001 --model cross-encoder/ms-marco-MiniLM-L6-v2 -c 1,8,64
       crossrank perf-analyzer --only engine --bucket 128 --rows 16
     """
+    from crossrank.bundles.resolve import resolve_model
     from crossrank_perf.environment import describe_run
     from crossrank_perf.perf_analyzer import Sweep, SweepPlan
     from crossrank_perf.perf_analyzer_home import find_perf_analyzer
@@ -120,7 +121,6 @@ def perf_analyzer(url: str | None, model: str, triton_model: str, out: Path, **o
     from crossrank_perf.perf_analyzer_report import check_directory, print_report, say, summarize, write_results
     from crossrank_perf.perf_analyzer_triton import ask_triton, started_triton
     from crossrank_perf.workload import load_workload
-    from crossrank_server.hub import resolve_model
 
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:

@@ -49,10 +49,10 @@ def tune(model: str, seconds: float, candidates: Path | None, cache_dir: Path | 
     """  # noqa: D301 - click reads the backspace itself
     from datetime import datetime, timezone
 
+    from crossrank.bundles.resolve import resolve_model
+    from crossrank.engines.tuning import new_tuning, write_tuning
     from crossrank_perf.report import Progress
     from crossrank_perf.tune import tune_bundle
-    from crossrank_server.hub import resolve_model
-    from crossrank_server.tuning import new_tuning, write_tuning
 
     bundle = resolve_model(model, cache_dir=cache_dir, offline=offline)
     with Progress(f"tuning {bundle.manifest.model_id}") as progress:
@@ -69,8 +69,8 @@ def _print(found: Found) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from crossrank.engines.tuning import EngineConfig
     from crossrank_perf.tune import describe
-    from crossrank_server.tuning import EngineConfig
 
     table = Table()
     table.add_column("step")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from crossrank.request import RerankRequest
 from crossrank_server.calls import Call
-from crossrank_server.request import RerankRequest
+from crossrank_server.serving.startup import load_service
 from crossrank_server.settings import ServeSettings
-from crossrank_server.startup import load_service
 
 
 class System:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from crossrank_server.errors import Forbidden
+from crossrank.errors import Forbidden
 
 SCOPES = ("rerank", "models", "account", "metrics")
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from sqlalchemy import func, insert, select, update
 
+from crossrank.errors import SetupError, Unauthorized
 from crossrank_server.accounts.base import SCOPES, Account
+from crossrank_server.accounts.prices import usd_from_nano
 from crossrank_server.accounts.store import Store, allowances, keys
-from crossrank_server.errors import SetupError, Unauthorized
-from crossrank_server.prices import usd_from_nano
 
 _KEY = re.compile(r"cr-([0-9a-f]{12})-([\w-]{43})", re.ASCII)
 _KEY_ID = re.compile(r"(?:cr-)?([0-9a-f]{12})(?:-[\w-]{43})?", re.ASCII)

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, and_, delete, insert, select, update
 
+from crossrank.errors import PaymentRequired, RateLimited
 from crossrank_server.accounts.admission import ADMIT, LOOK, LOOK_BALANCE, TAKE, admission_facts, clock_minute
 from crossrank_server.accounts.base import Account
+from crossrank_server.accounts.prices import usd_from_nano
 from crossrank_server.accounts.store import Store, allowances, gateways, holds, usage
 from crossrank_server.accounts.windows import Window, refuse_over_limit
-from crossrank_server.errors import PaymentRequired, RateLimited
-from crossrank_server.prices import usd_from_nano
 
 LEASE_S = 60.0
 _FORGET_GATEWAY_S = 7 * 86_400.0

@@ -6,8 +6,8 @@ import logging
 import threading
 from datetime import datetime, timezone
 
+from crossrank.errors import BackendUnavailable
 from crossrank_server.accounts.ledger import Batch, Hold, Ledger
-from crossrank_server.errors import BackendUnavailable
 
 _log = logging.getLogger("crossrank.accounts")
 

@@ -12,17 +12,17 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
+from crossrank.errors import BackendUnavailable, CrossrankError, Unauthorized
 from crossrank_server.accounts.base import Account, Charge, require_scope
 from crossrank_server.accounts.keys import find_account, missing_key, refuse_expired
 from crossrank_server.accounts.ledger import Hold, Ledger
 from crossrank_server.accounts.meter import Meter
+from crossrank_server.accounts.prices import Prices, usd_from_nano
 from crossrank_server.accounts.redis_limits import RedisLimits
 from crossrank_server.accounts.store import Store
 from crossrank_server.accounts.threads import StoreThreads
 from crossrank_server.accounts.usage import account_statement
 from crossrank_server.accounts.windows import Window, refuse_never_admissible, write_headers
-from crossrank_server.errors import BackendUnavailable, CrossrankError, Unauthorized
-from crossrank_server.prices import Prices, usd_from_nano
 
 _log = logging.getLogger("crossrank.accounts")
 

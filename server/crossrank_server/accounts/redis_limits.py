@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from crossrank.errors import BackendUnavailable, SetupError
 from crossrank_server.accounts.base import Account
 from crossrank_server.accounts.store import RETRY_AFTER_S
 from crossrank_server.accounts.windows import WINDOW_S, Window, refuse_over_limit
-from crossrank_server.errors import BackendUnavailable, SetupError
 
 _log = logging.getLogger("crossrank.accounts")
 _ANSWER_S = 2.0

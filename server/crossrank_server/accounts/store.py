@@ -40,7 +40,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from crossrank_server.errors import BackendUnavailable, SetupError
+from crossrank.errors import BackendUnavailable, SetupError
 
 _log = logging.getLogger("crossrank.accounts")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from crossrank.errors import BackendUnavailable
 from crossrank_server.accounts.store import RETRY_AFTER_S
-from crossrank_server.errors import BackendUnavailable
 
 T = TypeVar("T")
 

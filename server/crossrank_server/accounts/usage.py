@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import func, select
 
 from crossrank_server.accounts.base import Account
+from crossrank_server.accounts.prices import usd_from_nano
 from crossrank_server.accounts.store import Store, allowances, keys, usage
-from crossrank_server.prices import usd_from_nano
 
 _SUMS = [func.coalesce(func.sum(usage.c[name]), 0).label(name) for name in ("requests", "documents", "tokens", "cost")]
 

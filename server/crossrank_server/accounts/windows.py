@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 
+from crossrank.errors import InvalidRequest, RateLimited
 from crossrank_server.accounts.base import Account
-from crossrank_server.errors import InvalidRequest, RateLimited
 
 WINDOW_S = 60
 

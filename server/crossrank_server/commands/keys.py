@@ -184,7 +184,7 @@ def credit(store_url: str | None, key: str, usd: int) -> None:
     A key that had no credit becomes prepaid: from then on it is served until its credit is spent.
     """
     from crossrank_server.accounts.keys import add_credit
-    from crossrank_server.prices import usd_from_nano
+    from crossrank_server.accounts.prices import usd_from_nano
 
     with opened_store(store_url) as store:
         granted, balance = add_credit(store, key, usd)

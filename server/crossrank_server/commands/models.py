@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from crossrank_server.bundle_cache import CachedBundle
-    from crossrank_server.catalog import CatalogModel
+    from crossrank.bundles.cache import CachedBundle
+    from crossrank.bundles.catalog import CatalogModel
 
 # All columns fit into it; a narrower terminal folds cells instead of cutting them.
 _PIPE_WIDTH = 80
@@ -36,7 +36,7 @@ def models(as_json: bool, cache_dir: Path | None) -> None:
       crossrank serve --model ms-marco-TinyBERT-L2-v2
       crossrank models --json | jq -r '.[] | select(.cached) | .model_id'
     """  # noqa: D301 - click reads the backspace character
-    from crossrank_server.catalog import MODELS
+    from crossrank.bundles.catalog import MODELS
 
     rows = [(model, _cached(model, cache_dir)) for model in MODELS]
     if as_json:
@@ -47,9 +47,9 @@ def models(as_json: bool, cache_dir: Path | None) -> None:
 
 def _cached(model: CatalogModel, cache_dir: Path | None) -> CachedBundle | None:
     """Return where the model lies on this machine; the built-in one is part of the installation."""
-    from crossrank_server.bundle_cache import BundleCache, measure_bundle
-    from crossrank_server.catalog import BUILTIN
-    from crossrank_server.hub import builtin_path
+    from crossrank.bundles.cache import BundleCache, measure_bundle
+    from crossrank.bundles.catalog import BUILTIN
+    from crossrank.bundles.resolve import builtin_path
 
     if model is BUILTIN:
         return measure_bundle(builtin_path(), "built in")
@@ -85,7 +85,7 @@ def _print_table(rows: list[tuple[CatalogModel, CachedBundle | None]]) -> None:
 
 
 def _cells(model: CatalogModel, cached: CachedBundle | None) -> list[str]:
-    from crossrank_server.catalog import BUILTIN
+    from crossrank.bundles.catalog import BUILTIN
 
     is_builtin = model is BUILTIN
     return [

@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
+from crossrank.errors import InvalidRequest, SetupError
+from crossrank.request import RerankRequest
 from crossrank_server.calls import Call
-from crossrank_server.errors import InvalidRequest, SetupError
-from crossrank_server.options import options_from_settings, settings_from_options
-from crossrank_server.request import RerankRequest
+from crossrank_server.commands.options import options_from_settings, settings_from_options
 from crossrank_server.settings import ServeSettings
 
 _FORWARDED = {"engine", "precision", "label", "threads", "offline", "cache_dir"}
@@ -68,7 +68,7 @@ def rerank(
 async def _rank(
     query: str, documents: list[_Document], model: str, settings: ServeSettings, top_n: int | None, raw: bool
 ) -> tuple[dict[str, Any], list[tuple[float, int, _Document]]]:
-    from crossrank_server.startup import load_service
+    from crossrank_server.serving.startup import load_service
 
     # The server's limits guard callers from each other; here there is only one.
     unlimited = {

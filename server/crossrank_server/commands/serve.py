@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossrank_server.errors import SetupError
-from crossrank_server.options import options_from_settings, settings_from_options
-from crossrank_server.ports import hold, listen, port_of
+from crossrank.errors import SetupError
+from crossrank_server.commands.options import options_from_settings, settings_from_options
+from crossrank_server.process.ports import hold, listen, port_of
+from crossrank_server.process.tls import TlsFiles, read_tls_files
+from crossrank_server.process.workers import COUNTS_VARIABLE, Workers, worker_count, worker_settings
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.logs import configure_logging
-from crossrank_server.tls import TlsFiles, read_tls_files
-from crossrank_server.workers import COUNTS_VARIABLE, Workers, worker_count, worker_settings
 
 if TYPE_CHECKING:
     from crossrank_server.rpc.server import RpcServer
-    from crossrank_server.service import RerankService
+    from crossrank_server.serving.service import RerankService
 
 
 @click.command()
@@ -117,7 +117,7 @@ def _run(
 ) -> None:
     from crossrank_server.http.app import create_app
     from crossrank_server.http.server import GracefulServer
-    from crossrank_server.startup import load_service
+    from crossrank_server.serving.startup import load_service
     from crossrank_server.telemetry.access_log import AccessLog
     from crossrank_server.telemetry.base import Observers
     from crossrank_server.telemetry.metrics import Metrics

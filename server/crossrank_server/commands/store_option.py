@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossrank_server.errors import BackendUnavailable, SetupError
+from crossrank.errors import BackendUnavailable, SetupError
 
 if TYPE_CHECKING:
     from crossrank_server.accounts.store import Store
@@ -54,7 +54,7 @@ def nano_usd(value: str) -> int:
     Raises:
         click.BadParameter: It is no sum, or beyond a million: a slip of the hand.
     """
-    from crossrank_server.prices import NANO_PER_USD
+    from crossrank_server.accounts.prices import NANO_PER_USD
 
     try:
         usd = float(value)

@@ -25,7 +25,7 @@ from crossrank_server.http.routes.rerank import rerank_routes
 from crossrank_server.http.routes.score import score_routes
 from crossrank_server.http.routes.specification import specification_routes
 from crossrank_server.http.routes.tei import tei_routes
-from crossrank_server.service import RerankService
+from crossrank_server.serving.service import RerankService
 from crossrank_server.telemetry.metrics import Metrics
 
 

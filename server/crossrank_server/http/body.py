@@ -12,7 +12,7 @@ import orjson
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from crossrank_server.errors import Overloaded, RequestTooLarge
+from crossrank.errors import Overloaded, RequestTooLarge
 from crossrank_server.http.codings import BodyDecoder
 
 # Bodies of the largest size that may be held at a time; small ones are counted by their bytes.

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from crossrank_server.errors import InvalidRequest, UnsupportedEncoding
+from crossrank.errors import InvalidRequest, UnsupportedEncoding
 
 if sys.version_info >= (3, 14):
     import compression.zstd as zstd

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from crossrank_server.errors import CrossrankError, InvalidRequest, shown_error
+from crossrank.errors import CrossrankError, InvalidRequest, shown_error
 from crossrank_server.http.body import JsonResponse, LingeringResponse
 from crossrank_server.http.codings import CODINGS
 

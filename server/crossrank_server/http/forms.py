@@ -6,7 +6,7 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crossrank_server.errors import ExpectationFailed
+from crossrank.errors import ExpectationFailed
 from crossrank_server.http.body import LingeringResponse
 from crossrank_server.http.error_handlers import error_response
 

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
+from crossrank.errors import CrossrankError
 from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call
-from crossrank_server.errors import CrossrankError
 from crossrank_server.http.body import BodyReader, JsonResponse
 from crossrank_server.http.json_body import parse_object
-from crossrank_server.service import RerankService
+from crossrank_server.serving.service import RerankService
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from crossrank_server.errors import InvalidRequest
+from crossrank.errors import InvalidRequest
 from crossrank_server.http.schema.fields import shown
 
 

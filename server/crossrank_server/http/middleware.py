@@ -8,8 +8,8 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from crossrank.errors import BackendUnavailable, shown_error
 from crossrank_server.calls import usable_request_id
-from crossrank_server.errors import BackendUnavailable, shown_error
 from crossrank_server.http.error_handlers import error_response
 from crossrank_server.telemetry.base import Exchange, Observers
 from crossrank_server.telemetry.logs import current_request

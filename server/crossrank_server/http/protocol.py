@@ -18,7 +18,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from crossrank_server.errors import InvalidRequest
+from crossrank.errors import InvalidRequest
 
 # Of a request's head, or of a body's trailers; one more segment may come on top.
 _MAX_HEAD_BYTES = 65_536

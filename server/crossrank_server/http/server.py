@@ -22,10 +22,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from crossrank_server.http.protocol import LenientProtocol
-from crossrank_server.service import RerankService
+from crossrank_server.process.tls import TlsFiles
+from crossrank_server.serving.service import RerankService
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.logs import log_loop_failure
-from crossrank_server.tls import TlsFiles
 
 if TYPE_CHECKING:
     from crossrank_server.rpc.server import RpcServer

@@ -7,7 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from crossrank_server.errors import shown_error
+from crossrank.errors import shown_error
 
 DOMAIN = "crossrank"
 DETAILS_KEY = "grpc-status-details-bin"

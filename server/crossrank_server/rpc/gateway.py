@@ -13,11 +13,11 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
+from crossrank.errors import CrossrankError, InvalidRequest, Overloaded, RequestTooLarge
 from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call, usable_request_id
-from crossrank_server.errors import CrossrankError, InvalidRequest, Overloaded, RequestTooLarge
 from crossrank_server.rpc.errors import DETAILS_KEY, status_from_error
-from crossrank_server.service import RerankService
+from crossrank_server.serving.service import RerankService
 from crossrank_server.telemetry.base import OK, Exchange
 from crossrank_server.telemetry.logs import current_request
 

@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import grpc
 
+from crossrank.errors import InvalidRequest
+from crossrank.request import RerankRequest, Truncation, TruncationDirection
 from crossrank_client.proto import crossrank_v1_pb2 as pb
 from crossrank_server.calls import Call
-from crossrank_server.errors import InvalidRequest
-from crossrank_server.listing import model_entry
-from crossrank_server.request import RerankRequest, Truncation, TruncationDirection
 from crossrank_server.rpc.errors import status_from_error
 from crossrank_server.rpc.gateway import Received, RpcGateway, Scope, fail_exchange, handlers_of
 from crossrank_server.rpc.stream import pipelined
-from crossrank_server.service import Ranking
+from crossrank_server.serving.listing import model_entry
+from crossrank_server.serving.service import Ranking
 
 RERANKER = pb.DESCRIPTOR.services_by_name["Reranker"].full_name
 

@@ -9,11 +9,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from crossrank_server.errors import SetupError
+from crossrank.errors import SetupError
 from crossrank_server.rpc.gateway import MethodInterceptor, RpcGateway
 from crossrank_server.rpc.reranker import RERANKER, reranker_service
 from crossrank_server.rpc.tei import INFO, RERANK, tei_services
-from crossrank_server.service import RerankService
+from crossrank_server.serving.service import RerankService
 
 # A message up to this many times the limit is still read, so that its sender is told the limit and the remedy and a
 # stream lives on; what is larger is refused by gRPC itself, in its own words.

@@ -13,12 +13,12 @@ from importlib.metadata import version
 import grpc
 import numpy as np
 
+from crossrank.errors import InvalidRequest
+from crossrank.request import RerankRequest, ScoreRequest, Truncation
 from crossrank_client.proto import tei_v1_pb2 as pb
 from crossrank_server.calls import Call
-from crossrank_server.errors import InvalidRequest
-from crossrank_server.request import RerankRequest, ScoreRequest, Truncation
 from crossrank_server.rpc.gateway import Received, RpcGateway, handlers_of
-from crossrank_server.service import Scores
+from crossrank_server.serving.service import Scores
 
 RERANK = pb.DESCRIPTOR.services_by_name["Rerank"].full_name
 INFO = pb.DESCRIPTOR.services_by_name["Info"].full_name

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.orjson import OrjsonFormatter
 
-from crossrank_server.errors import CrossrankError
+from crossrank.errors import CrossrankError
 
 # The id of the request that the running task handles; empty outside of requests.
 current_request: contextvars.ContextVar[str] = contextvars.ContextVar("current_request", default="")

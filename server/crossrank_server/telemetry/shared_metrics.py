@@ -19,8 +19,8 @@ from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from crossrank_server.process.workers import COUNTS_VARIABLE
 from crossrank_server.telemetry.metrics import Metrics
-from crossrank_server.workers import COUNTS_VARIABLE
 
 _WRITE_S = 1.0
 # How a gauge of all workers follows from those of each that lives; others are added up.

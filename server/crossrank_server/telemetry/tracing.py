@@ -13,8 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from crossrank.errors import SetupError
 from crossrank_server.calls import STAGES, Call
-from crossrank_server.errors import SetupError
 from crossrank_server.telemetry.base import OK, Exchange, ScoredBatch
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from crossrank_server.http.gateway import Gateway
+from crossrank_server.serving.state import StateCollector
 from crossrank_server.telemetry.metrics import Metrics
-from crossrank_server.telemetry.state import StateCollector
 
 
 def metrics_routes(gateway: Gateway, metrics: Metrics) -> APIRouter:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.schema.answers import ERRORS, GET_ERRORS
-from crossrank_server.listing import model_entry
+from crossrank_server.serving.listing import model_entry
 
 
 class Pricing(BaseModel):

@@ -12,12 +12,12 @@ from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
 
+from crossrank.bundles.catalog import CatalogModel, catalog_model
+from crossrank_server.accounts.prices import Prices
 from crossrank_server.calls import Tier
-from crossrank_server.catalog import CatalogModel, catalog_model
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
-from crossrank_server.prices import Prices
-from crossrank_server.residency import ModelSlot
+from crossrank_server.serving.residency import ModelSlot
 
 _MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _HEADERS = {

@@ -19,7 +19,7 @@ from crossrank_server.http.schema.answers import (
     usage_of,
 )
 from crossrank_server.http.schema.bodies import RerankBody, body_schema
-from crossrank_server.service import Ranking
+from crossrank_server.serving.service import Ranking
 
 # Beside /v1, /v2 and /rerank itself: what clients make of a base URL that ends in /v1, llama.cpp's names, and that of
 # OpenVINO Model Server.

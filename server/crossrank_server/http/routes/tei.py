@@ -13,7 +13,7 @@ from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.schema.answers import GET_ERRORS, results_of
 from crossrank_server.http.schema.bodies import Options
 from crossrank_server.http.schema.fields import Documents, Query
-from crossrank_server.service import RerankService
+from crossrank_server.serving.service import RerankService
 
 
 class TextsBody(Options):

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from crossrank_server.service import Ranking, Scores
+from crossrank_server.serving.service import Ranking, Scores
 
 # Cohere bills a query with up to this many documents as one search unit.
 # Source: https://docs.cohere.com/docs/how-does-cohere-pricing-work

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
-from crossrank_server.errors import InvalidRequest
+from crossrank.errors import InvalidRequest
+from crossrank.request import RerankRequest, Truncation, TruncationDirection
 from crossrank_server.http.schema.fields import (
     Count,
     Direction,
@@ -20,7 +21,6 @@ from crossrank_server.http.schema.fields import (
     Truncate,
     shown,
 )
-from crossrank_server.request import RerankRequest, Truncation, TruncationDirection
 
 _SIDES: dict[str | None, TruncationDirection] = {"START": "left", "END": "right"}
 

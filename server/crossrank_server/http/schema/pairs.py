@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from crossrank_server.errors import InvalidRequest
+from crossrank.errors import InvalidRequest
+from crossrank.request import ScoreRequest
 from crossrank_server.http.schema.bodies import Options
 from crossrank_server.http.schema.fields import Texts
-from crossrank_server.request import ScoreRequest
 
 # vLLM's names for the two sides of the pairs, the newest last.
 _SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))

@@ -1,0 +1,162 @@
+"""The cache of converted bundles: never half a bundle, whatever fails and however many processes share it.
+
+    CACHE/bundles/TOOLS/OWNER--NAME@COMMIT/    a bundle; TOOLS names bundle format, crossrank version and CONVERSION
+    CACHE/bundles/TOOLS/refs/OWNER--NAME@main  the commit that a branch or tag last meant
+
+A bundle is built beside its place and moved there whole, under a lock. Reading takes no lock and writes nothing,
+so a filled cache may be mounted read-only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from crossrank.bundles.bundle import FORMAT, Bundle, is_bundle, load_bundle
+from crossrank.errors import BundleError, ModelSourceError
+
+logger = logging.getLogger(__name__)
+
+_PARTIAL = ".partial"
+# Raised where bundles that this version has converted before may score otherwise: they are converted again.
+# 2: tokens are those of transformers, segments only where the model has them, weights of several labels.
+CONVERSION = 2
+
+
+def default_cache_dir() -> Path:
+    """Return CROSSRANK_CACHE_DIR, or `crossrank` in the user's cache directory."""
+    if configured := os.environ.get("CROSSRANK_CACHE_DIR"):
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "crossrank"
+
+
+def bundle_name(model_id: str, revision: str) -> str:
+    """Return the directory name of a model's bundle; ids and revisions may hold slashes, file names may not."""
+    return f"{model_id}@{revision}".replace("/", "--")
+
+
+@dataclass(frozen=True)
+class CachedBundle:
+    """A bundle in the cache, as `crossrank models` shows it."""
+
+    path: Path
+    revision: str
+    size_bytes: int
+
+
+def measure_bundle(path: Path, revision: str) -> CachedBundle | None:
+    """Return a bundle's size, or None where there is none; its files are not verified here."""
+    if not is_bundle(path):
+        return None
+    return CachedBundle(path, revision, sum(file.stat().st_size for file in path.iterdir() if file.is_file()))
+
+
+class BundleCache:
+    """Bundles made by this version's tools; another bundle format or version makes its own.
+
+    Args:
+        directory: The cache; `default_cache_dir()` if omitted. It need not exist.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        tools = f"format{FORMAT}-{version('crossrank')}-{CONVERSION}"
+        self.root = (directory or default_cache_dir()) / "bundles" / tools
+
+    def load(self, name: str) -> Bundle | None:
+        """Return a bundle, or None where there is none or it is damaged and must be built again."""
+        target = self.root / name
+        if not is_bundle(target):
+            return None
+        try:
+            return load_bundle(target)
+        except BundleError as error:
+            logger.warning("the cached bundle is damaged and will be made again: %s", error.message)
+            return None
+
+    def build(self, name: str, write: Callable[[Path, Path], None]) -> Bundle:
+        """Make a bundle, unless another process made it meanwhile; whatever fails, nothing is left behind.
+
+        Args:
+            name: As `bundle_name` gives it.
+            write: Called with (scratch directory, bundle directory), neither of which exists yet.
+
+        Raises:
+            BundleError: What was written is not a bundle.
+            ModelSourceError: The cache cannot be written.
+        """
+        target = self.root / name
+        partial = self.root / f"{name}{_PARTIAL}"
+        with self._locked(name):
+            if bundle := self.load(name):
+                return bundle
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            try:
+                partial.mkdir()
+                out = partial / "bundle"
+                write(partial / "source", out)
+                bundle = load_bundle(out)
+                if target.exists():
+                    shutil.rmtree(target)
+                out.replace(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        return replace(bundle, path=target)
+
+    def newest(self, model_id: str) -> CachedBundle | None:
+        """Return the newest bundle of a hub model, or None."""
+        found = [path for path in self.root.glob(bundle_name(model_id, "*")) if is_bundle(path)]
+        if not found:
+            return None
+        path = max(found, key=lambda item: item.stat().st_mtime)
+        return measure_bundle(path, path.name.rpartition("@")[2])
+
+    def remember(self, model_id: str, ref: str, commit: str) -> None:
+        """Record which commit a branch or tag means, for the day the hub cannot be asked."""
+        file = self.root / "refs" / bundle_name(model_id, ref)
+        try:
+            if file.is_file() and file.read_text() == commit:
+                return
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_name(f"{file.name}.{os.getpid()}{_PARTIAL}")
+            partial.write_text(commit)
+            partial.replace(file)
+        except OSError as error:
+            raise _unwritable(file.parent, error) from error
+
+    def recall(self, model_id: str, ref: str) -> str | None:
+        """Return the commit a branch or tag last meant here, or None."""
+        try:
+            return (self.root / "refs" / bundle_name(model_id, ref)).read_text().strip()
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """Hold the lock of one bundle, so that no two processes build it at the same time."""
+        from filelock import FileLock, Timeout
+
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / f".{name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                logger.warning("waiting for another process that is fetching %s", name)
+                lock.acquire()
+        except OSError as error:
+            raise _unwritable(self.root, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _unwritable(path: Path, error: OSError) -> ModelSourceError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return ModelSourceError(f"the cache {path} cannot be written ({reason}): name another with CROSSRANK_CACHE_DIR")

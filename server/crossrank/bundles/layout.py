@@ -1,0 +1,245 @@
+"""Which files of a model are read, in whatever layout its owner keeps them, and why a model cannot be read.
+
+    config.json, tokenizer.json           always
+    onnx/model.onnx, model.onnx           its graph; else the only other one, fp16 before nothing
+    onnx/model.onnx_data                  the graph's external data, under any name
+    model.safetensors                     its weights, whole or in the shards of model.safetensors.index.json
+
+The names come from a directory or from the hub's listing; what is decided is the same for both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from crossrank.errors import ModelSourceError
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+MODULES = "modules.json"
+# Read where they are there.
+COMPANIONS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    MODULES,
+)
+ADAPTER = "adapter_config.json"
+_GRAPHS = ("onnx/model.onnx", "model.onnx")
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+# What the file name of a graph says that is not plain fp32.
+_HALF = re.compile(r"fp16|float16|bf16|half|_o4\b", re.IGNORECASE)
+_OPTIMIZED = re.compile(r"_o[1-4]$|optimized", re.IGNORECASE)
+_QUANTIZED = re.compile(r"quant|int8|int4|q4|q8|bnb|_i8", re.IGNORECASE)
+
+Kind = Literal["safetensors", "onnx"]
+# Gives the content of one of the model's small files.
+Read = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model that are read.
+
+    Attributes:
+        kind: What its graph is made from.
+        graph: The ONNX file, where kind is `onnx`.
+        names: All files but the graph's external data, POSIX paths relative to the model's directory or repository.
+        data: Files that exporters write as the graph's external data, by their names.
+    """
+
+    kind: Kind
+    graph: str | None
+    names: list[str]
+    data: list[str]
+
+
+def choose_files(
+    names: Collection[str], where: str, read: Read, *, kind: Kind | None = None, torch: bool = True
+) -> ModelFiles:
+    """Choose what is read of the files that are there.
+
+    Args:
+        names: POSIX paths relative to the model's directory or repository.
+        where: The hub id or directory, for messages.
+        read: Reads a small file of it.
+        kind: Insist on safetensors or ONNX.
+        torch: Whether safetensors can be read here; then they come before a graph.
+
+    Raises:
+        ModelSourceError: Something is missing: what, why it is needed, and what to do.
+    """
+    present = set(names)
+    _refuse_adapter(present, where, read)
+    graph = graph_among(present, where)
+    weights = weights_among(present, where, read)
+    prefers_weights = kind == "safetensors" or (kind is None and bool(weights) and (graph is None or torch))
+    if not (weights if prefers_weights else graph):
+        raise ModelSourceError(_why_nothing(present, where, read, kind))
+    _refuse_incomplete(present, where)
+    common = [CONFIG, TOKENIZER, *(name for name in COMPANIONS if name in present)]
+    if graph is None or prefers_weights:
+        return ModelFiles("safetensors", None, [*common, *weights], [])
+    return ModelFiles("onnx", graph, [*common, graph], _data_beside(graph, present))
+
+
+def graph_among(names: Collection[str], where: str) -> str | None:
+    """Return the ONNX graph to read: `model.onnx`, else the one other of the least reduced precision.
+
+    Of graphs that were optimized by ONNX Runtime to different levels, the least optimized one.
+
+    Raises:
+        ModelSourceError: There are several, and their names do not say how they differ.
+    """
+    for name in _GRAPHS:
+        if name in names:
+            return name
+    others = [name for name in sorted(names) if name.endswith(".onnx") and name.count("/") == name.count("onnx/")]
+    for reduced in (None, _HALF, _QUANTIZED):
+        found = [name for name in others if _reduced(name) is reduced]
+        unlike = [name for name in found if not _OPTIMIZED.search(PurePosixPath(name).stem)] if reduced is None else []
+        if len(unlike) > 1:
+            raise ModelSourceError(
+                f"{where} has several ONNX graphs, none of them called model.onnx ({', '.join(unlike[:5])}): give the "
+                "path of the one that is the model"
+            )
+        if found:
+            return (unlike or found)[0]
+    return None
+
+
+def weights_among(names: Collection[str], where: str, read: Read) -> list[str]:
+    """Return the safetensors to read, the index and all of its shards where there are several.
+
+    Raises:
+        ModelSourceError: A shard that the index names is not there.
+    """
+    if _WEIGHTS in names:
+        return [_WEIGHTS]
+    if _INDEX not in names:
+        return []
+    shards = read_object(_INDEX, where, read).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ModelSourceError(f"{where}: {_INDEX} has no weight_map: download it again")
+    found = sorted(set(shards.values()))
+    missing = [name for name in found if name not in names]
+    if missing:
+        raise ModelSourceError(
+            f"{where} lacks {missing[0]}, one of the {len(found)} shards that {_INDEX} names: download the model again"
+        )
+    return [_INDEX, *found]
+
+
+def read_object(name: str, where: str, read: Read) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ModelSourceError: It is none.
+    """
+    try:
+        value = json.loads(read(name))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelSourceError(f"{where}/{name} cannot be read as JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise ModelSourceError(f"{where}/{name} is not a JSON object: download it again")
+    return value
+
+
+def own_code(config: dict[str, Any]) -> str | None:
+    """Return the class that a model's own Python code defines, which is never run here; None where it has none."""
+    classes = config.get("auto_map")
+    if not isinstance(classes, dict):
+        return None
+    for name in ("AutoModelForSequenceClassification", "AutoModel"):
+        value = classes.get(name)
+        if isinstance(value, str):
+            return value.rpartition(".")[2]
+    return None
+
+
+def why_own_code(where: str, name: str) -> str:
+    """Return the sentence that refuses a model's own code."""
+    return (
+        f"{where} needs its own code (class {name}), which is never run here: ask its owner for an ONNX graph "
+        f"({_GRAPHS[0]}), or export one where you trust that code"
+    )
+
+
+def _data_beside(graph: str, names: Collection[str]) -> list[str]:
+    """Return the files that exporters write as a graph's external data: those named after it."""
+    return sorted(name for name in names if name.startswith(graph) and re.fullmatch(r"[._][^/]+", name[len(graph) :]))
+
+
+def _reduced(name: str) -> re.Pattern[str] | None:
+    stem = PurePosixPath(name).stem
+    return next((pattern for pattern in (_QUANTIZED, _HALF) if pattern.search(stem)), None)
+
+
+def _refuse_adapter(present: set[str], where: str, read: Read) -> None:
+    if ADAPTER not in present or _WEIGHTS in present or _INDEX in present or graph_among(present, where):
+        return
+    base = read_object(ADAPTER, where, read).get("base_model_name_or_path") or "a base model that it does not name"
+    raise ModelSourceError(
+        f"{where} is an adapter of {base}, not a model: merge the two with peft's merge_and_unload(), save the result "
+        "with save_pretrained(), and give that"
+    )
+
+
+def _refuse_incomplete(present: set[str], where: str) -> None:
+    if CONFIG not in present:
+        raise ModelSourceError(
+            f"{where} has no {CONFIG}, from which the shape and the number of labels are read: give the whole model"
+        )
+    if TOKENIZER not in present:
+        raise ModelSourceError(
+            f"{where} has no {TOKENIZER}: save a fast tokenizer there, with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers"
+        )
+
+
+def _why_nothing(present: set[str], where: str, read: Read, kind: Kind | None) -> str:
+    """Say what to do about a model without what was looked for, judging by what it has instead."""
+    if any(name.endswith(".safetensors") for name in present):
+        code = own_code(read_object(CONFIG, where, read)) if CONFIG in present else None
+        if code is not None:
+            return why_own_code(where, code)
+        if kind == "safetensors":
+            found = min(name for name in present if name.endswith(".safetensors"))
+            return f"{where} has no {_WEIGHTS} or {_INDEX}, only {found}: save the model with save_pretrained()"
+        return (
+            f"{where} has safetensors but no ONNX graph ({' or '.join(_GRAPHS)}): run "
+            f"`pip install 'crossrank[export]' && crossrank export {shlex.quote(where)} --out BUNDLE`, "
+            "then `crossrank serve --model BUNDLE`"
+        )
+    if kind == "safetensors" and graph_among(present, where):
+        return f"{where} has no safetensors: omit --from safetensors to read its ONNX graph"
+    pickles = sorted(name for name in present if _is_pickle(name))
+    if pickles:
+        return (
+            f"{where} has only pickled weights ({pickles[0]}), which can run any code when loaded and are never "
+            "read here: ask its owner for safetensors or ONNX, or convert it where you trust it"
+        )
+    for suffix, form in _FOREIGN.items():
+        foreign = next((name for name in sorted(present) if name.endswith(suffix)), None)
+        if foreign:
+            return f"{where} has its weights as {form} only ({foreign}), which is not read here: get its ONNX graph"
+    if kind == "onnx":
+        return f"{where} has no ONNX graph: looked for {' and '.join(_GRAPHS)}"
+    return f"{where} has no weights: looked for {', '.join((_WEIGHTS, _INDEX, *_GRAPHS))}"
+
+
+_FOREIGN = {".gguf": "GGUF", ".xml": "OpenVINO IR", ".h5": "TensorFlow", ".msgpack": "Flax", ".tflite": "TFLite"}
+
+
+def _is_pickle(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix in {".pt", ".pth", ".ckpt", ".pkl"} or path.name.startswith("pytorch_model")

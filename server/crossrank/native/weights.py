@@ -1,0 +1,143 @@
+"""The weights of a BERT cross-encoder by role: what export writes, the bundle holds and the native engine reads.
+
+    embeddings.word [vocab_size, hidden]    embeddings.position [positions, hidden]
+    embeddings.segment [segments, hidden]   embeddings.norm
+    layer.N.query, .key, .value, .output, .up, .down, .attention_norm, .output_norm
+    pooler                                  classifier: of the one label that is the score
+
+All but the tables have `.weight` and `.bias`; a linear layer computes x W + b with W [in, out].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from crossrank.bundles.bundle import Architecture, Weights
+from crossrank.errors import BundleError
+
+WORD = "embeddings.word"
+_FP32 = ("avx512", "avx2", "portable")
+# Hidden size and heads of the models that it serves - TinyBERT-L2, TinyBERT-L4, MiniLM - and with which kernels: those
+# with which it, or for AMX its prototype, was measured at least 1.3 times as fast as OpenVINO in the same precision
+# (README.md). The portable one serves where it is asked for.
+OFFERED: dict[tuple[int, int], tuple[str, ...]] = {
+    (128, 2): (*_FP32, "avx512_bf16", "amx"),
+    (312, 12): (*_FP32, "avx512_bf16"),
+    (384, 12): (*_FP32, "avx512_bf16"),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers that decide every array's size.
+
+    Attributes:
+        epsilon: Of every layer normalization.
+    """
+
+    INTEGERS: ClassVar[tuple[str, ...]] = ("layers", "hidden", "heads", "ffn", "vocab_size", "positions", "segments")
+
+    layers: int
+    hidden: int
+    heads: int
+    ffn: int
+    vocab_size: int
+    positions: int
+    segments: int
+    epsilon: float
+
+    def arrays(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every role's array."""
+        hidden = self.hidden
+        sizes: dict[str, tuple[int, ...]] = {
+            WORD: (self.vocab_size, hidden),
+            "embeddings.position": (self.positions, hidden),
+            "embeddings.segment": (self.segments, hidden),
+            "embeddings.norm.weight": (hidden,),
+            "embeddings.norm.bias": (hidden,),
+        }
+        for layer in range(self.layers):
+            for name, inputs, outputs in (
+                ("query", hidden, hidden),
+                ("key", hidden, hidden),
+                ("value", hidden, hidden),
+                ("output", hidden, hidden),
+                ("up", hidden, self.ffn),
+                ("down", self.ffn, hidden),
+            ):
+                sizes[f"layer.{layer}.{name}.weight"] = (inputs, outputs)
+                sizes[f"layer.{layer}.{name}.bias"] = (outputs,)
+            for name in ("attention_norm", "output_norm"):
+                sizes[f"layer.{layer}.{name}.weight"] = sizes[f"layer.{layer}.{name}.bias"] = (hidden,)
+        sizes["pooler.weight"] = (hidden, hidden)
+        sizes["pooler.bias"] = (hidden,)
+        sizes["classifier.weight"] = (hidden,)
+        sizes["classifier.bias"] = (1,)
+        return sizes
+
+    def check(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Compare arrays with the shape.
+
+        Raises:
+            ValueError: A role is missing or unknown, or its array is not float32 of the right shape.
+        """
+        expected = self.arrays()
+        if arrays.keys() != expected.keys():
+            different = sorted(arrays.keys() ^ expected.keys())
+            raise ValueError(f"roles are missing or unknown: {', '.join(different[:3])}")
+        for role, dims in expected.items():
+            array = arrays[role]
+            if array.shape != dims or array.dtype != np.float32:
+                raise ValueError(f"{role} is {array.dtype} {list(array.shape)}, not float32 {list(dims)}")
+
+
+def offered_kernels(architecture: Architecture) -> tuple[str, ...]:
+    """Return with which kernels the native engine serves models of this shape, none if it does not."""
+    return OFFERED.get((architecture.hidden, architecture.heads), ()) if architecture.model_type == "bert" else ()
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write arrays as safetensors, each in the order of its own elements.
+
+    The library writes the memory under a strided view as it lies there, so that `weight[:, 1]` would become the first
+    elements of `weight`: an array that is not contiguous is copied.
+
+    Source: https://github.com/safetensors/safetensors/issues/825
+    """
+    contiguous = {role: np.ascontiguousarray(array, "<f4") for role, array in arrays.items()}
+    path.write_bytes(save(contiguous))  # save_file would make it readable for its owner only
+
+
+def read_weights(directory: Path, record: Weights, sizes: Architecture) -> tuple[Shape, dict[str, NDArray[np.float32]]]:
+    """Read a bundle's weights, whose files have been compared with their hashes when it was loaded.
+
+    Args:
+        directory: The bundle's.
+        record: What its manifest says of them.
+        sizes: Of the model.
+
+    Raises:
+        BundleError: They do not fit the manifest.
+    """
+    integers = {name: getattr(sizes, name) for name in ("layers", "hidden", "heads", "ffn", "vocab_size")}
+    shape = Shape(**integers, positions=record.positions, segments=record.segments, epsilon=record.epsilon)
+    expected = shape.arrays()
+    try:
+        arrays = load_file(directory / record.file)
+        for role, tensor in record.shared.items():
+            dims = expected.get(role, ())
+            numbers = np.fromfile(directory / tensor.file, "<f4", math.prod(dims), offset=tensor.offset)
+            arrays[role] = numbers.astype(np.float32, copy=False).reshape(dims)
+        shape.check(arrays)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BundleError(f"{directory / record.file} does not fit the manifest ({error}); export it again") from error
+    return shape, arrays

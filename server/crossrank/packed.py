@@ -1,0 +1,166 @@
+"""Packed token ids: texts, or pairs of texts, one after the other in one array, without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Spans(NamedTuple):
+    """Parts of an array of ids.
+
+    Attributes:
+        starts: int64 [spans], where each begins.
+        lengths: int64 [spans], ids of each.
+    """
+
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def kept(self, most: int | NDArray[np.int64], *, left: bool) -> Spans:
+        """Return the first `most` ids of each span, or the last ones if the left side gives way."""
+        lengths = np.minimum(self.lengths, most)
+        return Spans(self.starts + (self.lengths - lengths) if left else self.starts, lengths)
+
+    def split(self, at: int) -> tuple[Spans, Spans]:
+        """Return the first `at` spans and the others."""
+        return Spans(self.starts[:at], self.lengths[:at]), Spans(self.starts[at:], self.lengths[at:])
+
+    def taken(self, indices: NDArray[np.int64]) -> Spans:
+        """Return the spans of these indices, which may repeat."""
+        return Spans(self.starts[indices], self.lengths[indices])
+
+    def gathered(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return the ids of all spans, int32 [sum of lengths], one span after the other."""
+        places = (self.starts + self.lengths - self.lengths.cumsum()).repeat(self.lengths)
+        places += np.arange(len(places))
+        gathered: NDArray[np.int32] = ids[places]
+        return gathered
+
+
+class Tokens(NamedTuple):
+    """The token ids of several texts, one after the other.
+
+    Attributes:
+        ids: int32 [tokens].
+        offsets: int64 [texts + 1]; text i has `ids[offsets[i]:offsets[i + 1]]`.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int] | NDArray[np.int32]]) -> Tokens:
+        """Pack the ids of each text."""
+        ids = np.concatenate([np.empty(0, np.int32), *(np.asarray(text, np.int32) for text in texts)])
+        return cls(ids, offsets_of([len(text) for text in texts]))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [texts]: tokens of each text."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def spans(self) -> Spans:
+        """Return where each text lies in `ids`."""
+        return Spans(self.offsets[:-1], self.lengths)
+
+    def text(self, index: int) -> NDArray[np.int32]:
+        """Return the ids of one text."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def replaced(self, indices: Sequence[int], others: Tokens) -> Tokens:
+        """Return these with the texts of `indices` taken from `others`, in that order."""
+        texts = [self.text(i) for i in range(len(self.offsets) - 1)]
+        for i, index in enumerate(indices):
+            texts[index] = others.text(i)
+        return Tokens.of(texts)
+
+
+def offsets_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return int64 [texts + 1], where each of these lengths begins and the last one ends."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    offsets[1:] = lengths
+    return offsets.cumsum()
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Tokenized pairs, one after the other.
+
+    Attributes:
+        input_ids: int32 [tokens], all pairs concatenated, special tokens included.
+        token_type_ids: int32 [tokens], the segment of each token.
+        offsets: int64 [pairs + 1]; pair i is `input_ids[offsets[i]:offsets[i + 1]]`.
+    """
+
+    input_ids: NDArray[np.int32]
+    token_type_ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [pairs]: tokens of each pair."""
+        return np.diff(self.offsets)
+
+
+def take_pairs(batch: PairBatch, rows: NDArray[np.int64]) -> PairBatch:
+    """Return some pairs of a batch, in the order of `rows`."""
+    lengths = batch.lengths[rows]
+    offsets = offsets_of(lengths)
+    tokens = np.repeat(batch.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return PairBatch(batch.input_ids[tokens], batch.token_type_ids[tokens], offsets)
+
+
+def join_pairs(batches: Sequence[PairBatch]) -> PairBatch:
+    """Return the pairs of all batches, one batch after the other."""
+    return PairBatch(
+        np.concatenate([batch.input_ids for batch in batches]),
+        np.concatenate([batch.token_type_ids for batch in batches]),
+        offsets_of(np.concatenate([batch.lengths for batch in batches])),
+    )
+
+
+def pairs_from_padded(
+    input_ids: NDArray[np.int32],
+    token_type_ids: NDArray[np.int32] | None,
+    attention_mask: NDArray[np.int32],
+    vocab_size: int,
+) -> PairBatch:
+    """Return the packed pairs of padded tensors: the inverse of `native.padding.pad`.
+
+    A row that attends to nothing is read as one token: warm-up requests are all zeros, and an empty row has no
+    softmax.
+
+    Args:
+        input_ids: int32 [rows, length].
+        token_type_ids: int32 [rows, length], or None where the model has no segments.
+        attention_mask: int32 [rows, length], ones and then zeros.
+        vocab_size: Ids are below it.
+
+    Raises:
+        ValueError: The tensors do not describe right-padded pairs of known tokens.
+    """
+    types = np.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+    if input_ids.ndim != 2 or not input_ids.shape == types.shape == attention_mask.shape or 0 in input_ids.shape:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in (input_ids, types, attention_mask))
+        raise ValueError(f"input_ids, token_type_ids and attention_mask must be equal [rows, length], not {shapes}")
+    attended = attention_mask.astype(np.bool_)
+    attended[~attended.any(axis=1), 0] = True
+    lengths = attended.sum(axis=1)
+    if not np.array_equal(attended, np.arange(attended.shape[1]) < lengths[:, None]):
+        raise ValueError("attention_mask must be ones followed by zeros in every row: pad on the right")
+    ids = input_ids[attended]
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        raise ValueError(f"input_ids must be 0 to {vocab_size - 1}, not {ids.min()} to {ids.max()}")
+    return PairBatch(
+        ids.astype(np.int32, copy=False),
+        types[attended].astype(np.int32, copy=False),
+        offsets_of(lengths),
+    )

@@ -1,0 +1,59 @@
+"""Share idle cores among the queues of all loaded models."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class _Queue(Protocol):
+    def start_batch_tier(self) -> bool:
+        """Start one batch of the tier `batch` if a core is idle; tell whether more of them wait."""
+        ...
+
+
+class Cores:
+    """Counts what runs on them over all models, and offers an idle one to the queues that wait for one in turn.
+
+    Attributes:
+        running: Batches under way, and realtime texts being tokenized.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0
+        self._waiting: dict[_Queue, None] = {}
+
+    @contextlib.contextmanager
+    def tokenizing(self, tier: str) -> Iterator[None]:
+        """Count a core as taken inside the block, unless it is for the tier `batch` itself."""
+        if tier == "batch":
+            yield
+            return
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            # Not at once: the text that is ready now goes first.
+            asyncio.get_running_loop().call_soon(self.offer)
+
+    def wait(self, queue: _Queue) -> None:
+        """Ask to be offered idle cores until nothing waits."""
+        self._waiting.setdefault(queue)
+
+    def offer(self) -> None:
+        """Let those that wait start what idle cores can take, each in turn."""
+        started = True
+        while started:
+            started = False
+            for queue in list(self._waiting):
+                before = self.running
+                more = queue.start_batch_tier()
+                if self.running > before or not more:
+                    del self._waiting[queue]
+                    if more:
+                        # Behind the others.
+                        self._waiting[queue] = None
+                started |= self.running > before

@@ -1,0 +1,243 @@
+"""Query and documents to packed token ids: each text is tokenized once, and assembled as the model was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrank.bundles.bundle import TOKENIZER, Bundle
+from crossrank.errors import BundleError, InvalidRequest
+from crossrank.packed import PairBatch, Spans, Tokens, offsets_of
+from crossrank.request import Truncation
+from crossrank.text.tokenizer import TextTokenizer
+from crossrank.text.truncation import does_not_fit, kept_pieces
+
+# So many characters are tokenized in less than a millisecond, natively and by the Rust tokenizer.
+_INLINE_CHARACTERS, _INLINE_CHARACTERS_SLOWLY = 50_000, 2_000
+# Tokens of a document that does not fit are counted exactly up to this many windows.
+_COUNTED_WINDOWS = 10
+_TRUNCATE = Truncation()
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """The pairs of one request, in document order.
+
+    Attributes:
+        batch: The packed token ids.
+        truncated: Indices of the documents of which only a part is scored.
+        query_truncated: Whether a query lost tokens too (it is longer than half the window).
+        first_pairs: int64 [documents], the first pair of each document; None where each has exactly one.
+    """
+
+    batch: PairBatch
+    truncated: list[int]
+    query_truncated: bool
+    first_pairs: NDArray[np.int64] | None = None
+
+    def document_logits(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the logit of each document, float32 [documents]: that of its best chunk.
+
+        Args:
+            logits: float32 [pairs].
+        """
+        if self.first_pairs is None:
+            return logits
+        best: NDArray[np.float32] = np.maximum.reduceat(logits, self.first_pairs)
+        return best
+
+
+class PairEncoder:
+    """Assembles `start + query + middle + document + end` as the bundle's pair template says.
+
+    Attributes:
+        inline_characters: Texts of no more characters together are encoded so quickly that a thread's hand-over would
+            cost more.
+
+    Raises:
+        BundleError: The tokenizer cannot be read, or gives ids that the model has no embedding for.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self._tokenizer = TextTokenizer(bundle.file(TOKENIZER))
+        self.inline_characters = _INLINE_CHARACTERS if self._tokenizer.native else _INLINE_CHARACTERS_SLOWLY
+        self._template = manifest.pair_template
+        self._truncation_side = manifest.truncation_side
+        self._window = manifest.max_length - manifest.pair_template.special_tokens
+        self._fixed = Tokens.of([self._template.start, self._template.middle, self._template.end])
+        self._fixed_spans = self._fixed.spans()
+        query_segment, document_segment = self._template.segments
+        self._segments = [query_segment] * 3 + [document_segment] * 2
+        # An id without an embedding would be scored all the same by some runtimes.
+        template = manifest.pair_template
+        ids = [*template.start, *template.middle, *template.end, manifest.pad_token_id, self._tokenizer.vocab_size - 1]
+        rows = manifest.architecture.vocab_size
+        if not 0 <= min(ids) <= max(ids) < rows:
+            raise BundleError(
+                f"{bundle.path}: token ids reach from {min(ids)} to {max(ids)}, the model has embeddings for 0 to "
+                f"{rows - 1}; the tokenizer or the template belongs to another model: export it again"
+            )
+
+    def encode(self, query: str, documents: list[str], truncation: Truncation = _TRUNCATE) -> EncodedPairs:
+        """Tokenize and assemble all pairs of one query.
+
+        A pair over the window is truncated as Hugging Face's `longest_first` does it: the document gives way,
+        unless the query alone takes more than half of the window.
+        Source: https://huggingface.co/docs/transformers/pad_truncation
+
+        Raises:
+            InvalidRequest: See `encode_groups`.
+        """
+        return self.encode_groups([(query, documents)], truncation)
+
+    def encode_groups(
+        self, groups: Sequence[tuple[str, list[str]]], truncation: Truncation, field: str = "documents"
+    ) -> EncodedPairs:
+        """Tokenize and assemble the pairs of several queries.
+
+        Args:
+            groups: (query, its documents); documents are counted on from group to group.
+            truncation: What happens to long texts.
+            field: What the caller calls the documents.
+
+        Raises:
+            InvalidRequest: A pair does not fit and may not be truncated, or the window asked for holds no text.
+        """
+        truncation = replace(truncation, direction=truncation.direction or self._truncation_side)
+        window = self._window_for(truncation)
+        left = truncation.direction == "left"
+        documents = [document for _, own in groups for document in own]
+        tokens = self._tokens([query for query, _ in groups], documents, window, truncation)
+        whole = tokens.spans()
+        queries, parts = whole.split(len(groups))
+        if truncation.max_tokens_per_query is not None:
+            queries = queries.kept(truncation.max_tokens_per_query, left=left)
+        if truncation.max_tokens_per_doc is not None:
+            parts = parts.kept(truncation.max_tokens_per_doc, left=left)
+        query_of = np.arange(len(groups)).repeat([len(own) for _, own in groups])
+        cut = _Cut(queries.taken(query_of), parts, window, truncation)
+        if cut.lost and not truncation.allowed:
+            group = query_of[cut.lost[0]]
+            counts = self._counts(documents, [i for i in cut.lost if query_of[i] == group], truncation)
+            raise does_not_fit(field, counts, int(queries.lengths[group]), window)
+        truncated = parts.lengths < whole.lengths[len(groups) :]
+        truncated[cut.short] = True
+        return EncodedPairs(
+            self._assembled(tokens.ids, cut.queries, cut.documents),
+            truncated.nonzero()[0].tolist(),
+            cut.query_truncated or bool((queries.lengths < whole.lengths[: len(groups)]).any()),
+            cut.first_pairs,
+        )
+
+    def _window_for(self, truncation: Truncation) -> int:
+        """Return how many tokens query and document may have together."""
+        if truncation.max_tokens is None:
+            return self._window
+        special = self._template.special_tokens
+        if truncation.max_tokens < special + 2:
+            raise InvalidRequest(
+                f"truncate_prompt_tokens is {truncation.max_tokens}; a pair has {special} special tokens: "
+                f"send at least {special + 2}, or -1 for the whole window of the model",
+                param="truncate_prompt_tokens",
+            )
+        return min(self._window, truncation.max_tokens - special)
+
+    def _tokens(self, queries: list[str], documents: list[str], window: int, truncation: Truncation) -> Tokens:
+        """Return the tokens of queries and documents, as many of each as can be used."""
+        texts = queries + documents
+        left = truncation.direction == "left"
+        limit = window * truncation.max_chunks_per_doc
+        tokens = self._tokenizer.tokenize(texts, limit, from_end=left)
+        over = (tokens.lengths[: len(queries)] > limit).nonzero()[0].tolist()
+        most = truncation.max_tokens_per_query or max(map(len, queries), default=0)
+        if not over or most <= limit:
+            return tokens
+        # As the longer side keeps more, a document over the window too must be compared with all of such a query.
+        longer = self._tokenizer.tokenize([queries[i] for i in over], most, from_end=left)
+        tokens = self._tokenizer.tokenize(texts, int(longer.lengths.max()), from_end=left)
+        return tokens.replaced(over, longer)
+
+    def _assembled(self, ids: NDArray[np.int32], queries: Spans, documents: Spans) -> PairBatch:
+        """Put the parts of every pair together: start, query, middle, document, end."""
+        fixed = self._fixed.ids
+        # [of a part: where it starts, its length, its segment][pair][part]
+        starts, lengths, segments = np.empty((3, len(queries.starts), 5), np.int64)
+        starts[:, ::2], lengths[:, ::2] = self._fixed_spans
+        segments[:] = self._segments
+        starts[:, 1], lengths[:, 1] = len(fixed) + queries.starts, queries.lengths
+        starts[:, 3], lengths[:, 3] = len(fixed) + documents.starts, documents.lengths
+        parts = Spans(starts.ravel(), lengths.ravel())
+        return PairBatch(
+            parts.gathered(np.concatenate([fixed, ids])),
+            segments.ravel().repeat(parts.lengths).astype(np.int32),
+            offsets_of(lengths.sum(axis=1)),
+        )
+
+    def _counts(self, documents: list[str], lost: list[int], truncation: Truncation) -> list[tuple[int, str]]:
+        """Return how many tokens documents have, as text; exactly where they are not far too long."""
+        most = _COUNTED_WINDOWS * self._window
+        counts = []
+        for i in lost:
+            tokens = min(
+                int(self._tokenizer.tokenize([documents[i]], most).lengths[0]),
+                truncation.max_tokens_per_doc or most + 1,
+            )
+            counts.append((i, str(tokens) if tokens <= most else f"over {most}"))
+        return counts
+
+
+class _Cut:
+    """The pairs that fit the window: a document each, or pieces of it where it does not fit with its query.
+
+    Args:
+        queries: The query of each document.
+        documents: The documents.
+
+    Attributes:
+        queries, documents: What is kept for each pair.
+        short: Indices of the documents that lose tokens.
+        lost: Indices of those that do, or whose query does.
+        query_truncated: Whether a query loses tokens.
+        first_pairs: int64 [documents], the first pair of each document; None where each has exactly one.
+    """
+
+    def __init__(self, queries: Spans, documents: Spans, window: int, truncation: Truncation) -> None:
+        self.queries, self.documents = queries, documents
+        self.short: list[int] = []
+        self.lost: list[int] = []
+        self.query_truncated = False
+        self.first_pairs: NDArray[np.int64] | None = None
+        misfits = np.flatnonzero(queries.lengths + documents.lengths > window).tolist()
+        if misfits:
+            self._cut(misfits, window, truncation)
+
+    def _cut(self, misfits: list[int], window: int, truncation: Truncation) -> None:
+        kept_queries = self.queries.lengths.copy()
+        counts = np.ones(len(kept_queries), np.int64)
+        pieces = {}
+        for i in misfits:
+            query, document = int(self.queries.lengths[i]), int(self.documents.lengths[i])
+            kept_queries[i], pieces[i] = kept_pieces(query, document, window, truncation)
+            counts[i] = len(pieces[i])
+            short = pieces[i][-1][1] - pieces[i][0][0] < document
+            query_cut = bool(kept_queries[i] < query)
+            self.query_truncated |= query_cut
+            if short:
+                self.short.append(i)
+            if short or query_cut:
+                self.lost.append(i)
+        document_of = np.repeat(np.arange(len(counts)), counts)
+        first_pairs = np.cumsum(counts) - counts
+        self.queries = self.queries.kept(kept_queries, left=truncation.direction == "left").taken(document_of)
+        self.documents = self.documents.taken(document_of)
+        for i, own in pieces.items():
+            starts, stops = np.array(own, np.int64).T
+            pairs = slice(first_pairs[i], first_pairs[i] + len(own))
+            self.documents.starts[pairs] += starts
+            self.documents.lengths[pairs] = stops - starts
+        if len(document_of) > len(counts):
+            self.first_pairs = first_pairs

@@ -1,0 +1,68 @@
+"""What of a query and a document is scored when they do not fit the window together."""
+
+from __future__ import annotations
+
+from crossrank.errors import InvalidRequest
+from crossrank.request import Truncation
+
+# How many documents that do not fit are named in an error.
+_MOST_NAMED = 5
+
+
+def kept_pieces(query: int, document: int, window: int, truncation: Truncation) -> tuple[int, list[tuple[int, int]]]:
+    """Return how many query tokens are kept, and the parts of the document that are scored with them.
+
+    What fits is scored whole. Else the longer side gives way, and a document that loses tokens is cut into at most
+    `max_chunks_per_doc` pieces as long as what truncation alone would keep: the first piece (with the direction
+    `left`: the last) is what one without chunks would read. Pieces do not overlap and are in document order.
+    Source: https://docs.cohere.com/docs/reranking-best-practices (document chunking)
+
+    Args:
+        query: Tokens of the query.
+        document: Tokens of the document.
+        window: Tokens that both may have together.
+        truncation: Its direction and its number of chunks.
+
+    Returns:
+        Tokens of the query kept, and (start, stop) of each piece.
+    """
+    kept_query, kept = longest_first(query, document, window)
+    if kept == document:
+        return kept_query, [(0, document)]
+    covered = min(truncation.max_chunks_per_doc * kept, document)
+    first = document - covered if truncation.direction == "left" else 0
+    return kept_query, [(start, min(start + kept, first + covered)) for start in range(first, first + covered, kept)]
+
+
+def longest_first(query: int, document: int, window: int) -> tuple[int, int]:
+    """Return how many tokens of the query and of the document are kept; the longer side gives way.
+
+    Source: `TruncationStrategy::LongestFirst` in https://github.com/huggingface/tokenizers (utils/truncation.rs)
+    """
+    if query + document <= window:
+        return query, document
+    short, long = sorted((query, document))
+    long = short if short > window else max(short, window - short)
+    if short + long > window:
+        short = window // 2
+        long = short + window % 2
+    return (short, long) if query <= document else (long, short)
+
+
+def does_not_fit(field: str, counts: list[tuple[int, str]], query_tokens: int, window: int) -> InvalidRequest:
+    """Return the error for documents that would have to be truncated and may not be.
+
+    Args:
+        field: What the caller calls the documents.
+        counts: (index, tokens as text) of each document that does not fit.
+        query_tokens: Tokens of the query.
+        window: Tokens that query and document may have together.
+    """
+    named = ", ".join(f"{field}[{index}] has {tokens} tokens" for index, tokens in counts[:_MOST_NAMED])
+    more = f" and {len(counts) - _MOST_NAMED} more are too long" if len(counts) > _MOST_NAMED else ""
+    return InvalidRequest(
+        f"{named}{more}; query and document may have {window} tokens together, the query has {query_tokens}: "
+        "shorten them, or let them be truncated",
+        param=f"{field}[{counts[0][0]}]",
+        code="too_many_tokens",
+    )

@@ -1,0 +1,35 @@
+"""What is told of a model, the same over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, get_args
+
+from crossrank_server.calls import Tier
+from crossrank_server.serving.residency import ModelSlot
+from crossrank_server.serving.service import RerankService
+
+_STARTED = int(time.time())
+
+
+def model_entry(service: RerankService, model: ModelSlot) -> dict[str, Any]:
+    """Return a model in the form of OpenAI's API, with facts of its own beside it.
+
+    Engine and precision of one never loaded are None.
+    """
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "crossrank",
+        "engine": model.engine.name,
+        "precision": model.engine.precision,
+        "status": model.status,
+        "pinned": model.pinned,
+        "max_length": model.bundle.manifest.max_length,
+        "activation": model.bundle.manifest.activation,
+        "pricing": {
+            "currency": "USD",
+            "per_1000_documents": {tier: service.prices.usd_per_1000(model.id, tier) for tier in get_args(Tier)},
+        },
+    }

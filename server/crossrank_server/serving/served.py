@@ -1,0 +1,77 @@
+"""A loaded model: its encoder, its engine and the queue in front of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.base import Engine, PadsBatches
+from crossrank.packed import PairBatch
+from crossrank.scheduling.batcher import Batcher
+from crossrank.scheduling.cores import Cores
+from crossrank.scheduling.passthrough import Passage
+from crossrank.text.encoding import PairEncoder
+from crossrank_server.telemetry.base import Observers, ScoredBatch
+
+
+class ServedModel:
+    """A bundle with its encoder, its engine and the queue in front of it.
+
+    Args:
+        bundle: The model.
+        engine: What computes its logits.
+        max_waiting_documents: Beyond this many a request is refused.
+        max_waiting_batch_documents: The same for the tier `batch`; as many if None.
+        engine_merges: The engine merges concurrent requests itself, as Triton does.
+        cores: Shared by the models of a server, whose engines use the same cores.
+        observers: Who is told of its batches.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        max_waiting_documents: int,
+        max_waiting_batch_documents: int | None = None,
+        *,
+        engine_merges: bool = False,
+        cores: Cores | None = None,
+        observers: Observers | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        self.encoder = PairEncoder(bundle)
+        self.cores = cores or Cores()
+        report = _reporter(self.id, engine, observers or Observers())
+        self.batcher: Batcher | Passage = (
+            Passage(engine, max_waiting_documents, max_waiting_batch_documents)
+            if engine_merges
+            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, self.cores, report)
+        )
+
+    @property
+    def id(self) -> str:
+        """The model's id."""
+        return self.bundle.manifest.model_id
+
+    async def close(self) -> None:
+        """Finish the batches under way and release the engine."""
+        await self.batcher.close()
+        await self.engine.close()
+
+
+def _reporter(model_id: str, engine: Engine, observers: Observers) -> Callable[[PairBatch, float], None]:
+    """Return what tells the observers of a batch.
+
+    It does not know the ServedModel: a circle of references would keep one that sleeps in memory until the garbage
+    collector comes by.
+    """
+    padded_shape = engine.padded_shape if isinstance(engine, PadsBatches) else None
+
+    def report(batch: PairBatch, duration_s: float) -> None:
+        tokens = len(batch.input_ids)
+        padded = math.prod(padded_shape(batch)) if padded_shape else tokens
+        observers.batch_scored(ScoredBatch(model_id, len(batch), tokens, padded, duration_s))
+
+    return report

@@ -1,0 +1,253 @@
+"""One answer for all protocols: who may ask, which model, which scores, which order."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import math
+import operator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrank.errors import BackendTimeout, InvalidRequest
+from crossrank.request import RerankRequest, ScoreRequest, Truncation
+from crossrank.text.encoding import EncodedPairs
+from crossrank_server.accounts.base import Accounts, Charge, OpenAccounts
+from crossrank_server.accounts.prices import Prices
+from crossrank_server.calls import Call, Tier
+from crossrank_server.serving.pool import ModelPool
+from crossrank_server.serving.served import ServedModel
+from crossrank_server.telemetry.base import Observers
+
+_log = logging.getLogger("crossrank")
+
+# Seconds that engines may take to end.
+_CLOSE_S = 5.0
+# Chunks of one request, over all documents, for each document that is allowed: Cohere's 10,000 for 1,000.
+# Source: https://docs.cohere.com/v1/docs/reranking-best-practices
+_CHUNKS_PER_DOCUMENT = 10
+
+# A query and its documents.
+Group = tuple[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scored pairs of one request.
+
+    Attributes:
+        model: Id of the model that scored.
+        logits: float32 [pairs], in the order of the request.
+        tokens: Tokens scored, special tokens and the repeated query included.
+        billed: Documents billed; each chunk of a document counts as one.
+        cost_usd: What the request cost; None where nothing is metered.
+        truncated: Indices of truncated documents.
+        query_truncated: Whether a query was truncated.
+    """
+
+    model: str
+    logits: NDArray[np.float32]
+    tokens: int
+    billed: int
+    cost_usd: float | None
+    truncated: list[int]
+    query_truncated: bool
+
+    def score(self, index: int, *, raw: bool) -> float:
+        """Return a document's logit, or its sigmoid computed in float64, where float32 would saturate at 1."""
+        logit = float(self.logits[index])
+        return logit if raw else sigmoid(logit)
+
+
+@dataclass(frozen=True)
+class Ranking(Scores):
+    """The scored documents of one request and their order.
+
+    Attributes:
+        order: int64 [returned], document indices by falling logit, ties by index.
+    """
+
+    order: NDArray[np.int64]
+
+
+def sigmoid(logit: float) -> float:
+    """Return 1 / (1 + e^-logit) in float64 without overflow."""
+    if logit >= 0:
+        return 1.0 / (1.0 + math.exp(-logit))
+    power = math.exp(logit)
+    return power / (1.0 + power)
+
+
+class RerankService:
+    """Ranks documents with the models of a pool.
+
+    Args:
+        models: The models served.
+        max_documents: Documents in one request.
+        timeout_s: Seconds after which a request is given up; the wait for a model to be loaded comes before them.
+        batch_timeout_s: The same for the tier `batch`, which waits for idle cores; as many if None.
+        accounts: Who may ask, and what it costs.
+        prices: The price list, for whoever asks.
+        observers: Who is told of requests.
+
+    Attributes:
+        draining: The server is about to end: it is not ready for more, but answers what still comes.
+    """
+
+    def __init__(
+        self,
+        models: ModelPool,
+        *,
+        max_documents: int,
+        timeout_s: float,
+        batch_timeout_s: float | None = None,
+        accounts: Accounts | None = None,
+        prices: Prices | None = None,
+        observers: Observers | None = None,
+    ) -> None:
+        self.models = models
+        self.accounts = accounts or OpenAccounts()
+        self.prices = prices or Prices()
+        self.observers = observers or Observers()
+        self.draining = False
+        self.max_documents = max_documents
+        self._timeout_s = {"realtime": timeout_s, "batch": timeout_s if batch_timeout_s is None else batch_timeout_s}
+        # The tier `batch` has its own, or realtime texts would queue behind its texts.
+        self._tokenizers = {
+            "realtime": ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize"),
+            "batch": ThreadPoolExecutor(1, thread_name_prefix="crossrank-tokenize-batch"),
+        }
+
+    def ready(self) -> bool:
+        """Tell whether requests can be scored now."""
+        return not self.draining and self.models.ready()
+
+    async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
+        """Score and order the documents.
+
+        Raises:
+            CrossrankError: See `score`.
+        """
+        groups = [(request.query, request.documents)]
+        scores = await self._score(request.model, groups, request.truncation, request.field, call)
+        # The order is that of the logits: sigmoids of distinct logits may be equal.
+        order = np.argsort(-scores.logits, kind="stable")
+        return Ranking(**vars(scores), order=order[: request.top_n or None])
+
+    async def score(self, request: ScoreRequest, call: Call) -> Scores:
+        """Score the pairs, in their order; a query of several neighbouring pairs is tokenized once.
+
+        Raises:
+            InvalidRequest: There are more documents or chunks than the limit, or one may not be truncated.
+            ModelNotFound: The model is not served here.
+            ModelWarming: The model was asleep; see `Residency.hold`.
+            Forbidden, PaymentRequired, RateLimited: See `Accounts.admit`.
+            Overloaded, EngineFailure, BackendError, BackendUnavailable: See `Batcher.score` and `Engine.score`.
+            BackendTimeout: The time limit passed.
+        """
+        neighbours = itertools.groupby(request.pairs, key=operator.itemgetter(0))
+        groups = [(query, [document for _, document in pairs]) for query, pairs in neighbours]
+        return await self._score(request.model, groups, request.truncation, request.field, call)
+
+    async def _score(
+        self, model: str | None, groups: list[Group], truncation: Truncation, field: str, call: Call
+    ) -> Scores:
+        documents = sum(len(documents) for _, documents in groups)
+        if documents > self.max_documents:
+            raise InvalidRequest(
+                f"{field} holds {documents} documents, the limit is {self.max_documents}; "
+                "split the request, or raise --max-documents",
+                param=field,
+                code="too_many_documents",
+            )
+        model_id = self.models.resolve(model)
+        call.model = model_id
+        call.documents += documents
+        if call.wait_s:
+            call.response_headers["preference-applied"] = f"wait={call.wait_s:.0f}"
+        async with (
+            self.accounts.admit(
+                call.account,
+                model=model_id,
+                tier=call.tier,
+                documents=documents,
+                headers=call.response_headers,
+            ) as charge,
+            self.models.awake(model_id, call.wait_s) as served,
+        ):
+            try:
+                pairs, logits = await asyncio.wait_for(
+                    self._encode_and_score(served, groups, truncation, field, call, charge), self._timeout_s[call.tier]
+                )
+            except asyncio.TimeoutError:
+                raise _timeout(call.tier, self._timeout_s[call.tier]) from None
+            charge.tokens = len(pairs.batch.input_ids)
+            # A call may be made of several requests.
+            call.tokens += charge.tokens
+            call.truncated_documents += len(pairs.truncated)
+            call.query_truncated |= pairs.query_truncated
+        return Scores(
+            model=model_id,
+            logits=pairs.document_logits(logits),
+            tokens=charge.tokens,
+            billed=charge.documents,
+            cost_usd=charge.cost_usd if call.account else None,
+            truncated=pairs.truncated,
+            query_truncated=pairs.query_truncated,
+        )
+
+    async def _encode_and_score(
+        self,
+        served: ServedModel,
+        groups: list[Group],
+        truncation: Truncation,
+        field: str,
+        call: Call,
+        charge: Charge,
+    ) -> tuple[EncodedPairs, NDArray[np.float32]]:
+        with call.stage("tokenize"), served.cores.tokenizing(call.tier):
+            characters = sum(len(query) + sum(map(len, documents)) for query, documents in groups)
+            encode = functools.partial(served.encoder.encode_groups, groups, truncation, field)
+            if characters <= served.encoder.inline_characters:
+                pairs = encode()
+            else:
+                pairs = await asyncio.get_running_loop().run_in_executor(self._tokenizers[call.tier], encode)
+        most = _CHUNKS_PER_DOCUMENT * self.max_documents
+        if len(pairs.batch) > most:
+            raise InvalidRequest(
+                f"the documents make {len(pairs.batch)} chunks, the limit is {most}; send fewer documents, "
+                "a smaller max_chunks_per_doc, or raise --max-documents",
+                param="max_chunks_per_doc",
+                code="too_many_chunks",
+            )
+        if len(pairs.batch) > charge.documents:
+            await charge.raise_to(len(pairs.batch))
+        return pairs, await served.batcher.score(pairs.batch, tier=call.tier, stages_s=call.stages_s)
+
+    async def close(self) -> None:
+        """Finish what is under way, release the engines, write what is not written yet."""
+        try:
+            # Usage is written even if an engine does not come to an end.
+            await asyncio.wait_for(self.models.close(), _CLOSE_S)
+        except asyncio.TimeoutError:
+            _log.error("an engine has not stopped after %g s and is left behind", _CLOSE_S)
+        finally:
+            await self.accounts.close()
+            for tokenizers in self._tokenizers.values():
+                tokenizers.shutdown(wait=False)
+
+
+def _timeout(tier: Tier, timeout_s: float) -> BackendTimeout:
+    if tier == "batch":
+        return BackendTimeout(
+            f"the request of the tier batch took longer than {timeout_s:g} s, as it waits for idle cores; send it "
+            "again later, without x-tier, or raise --batch-timeout-s"
+        )
+    return BackendTimeout(
+        f"the request took longer than {timeout_s:g} s; send fewer documents, or raise --request-timeout-s"
+    )

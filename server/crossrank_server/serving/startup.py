@@ -1,0 +1,214 @@
+"""From model names and settings to a service that is ready to score."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+from crossrank.bundles.bundle import Bundle
+from crossrank.bundles.catalog import canonical_model_id
+from crossrank.bundles.resolve import resolve_model
+from crossrank.engines.base import Engine
+from crossrank.engines.embedded import EmbeddedEngine
+from crossrank.engines.select import EngineName, make_engine
+from crossrank.engines.tuning import Tuning, make_tuned_engine, read_tuning
+from crossrank.errors import SetupError
+from crossrank.scheduling.cores import Cores
+from crossrank_server.accounts.base import Accounts, OpenAccounts
+from crossrank_server.accounts.prices import Prices, parse_prices
+from crossrank_server.serving.pool import ModelPool
+from crossrank_server.serving.residency import ModelSlot, estimated_memory_mb
+from crossrank_server.serving.served import ServedModel
+from crossrank_server.serving.service import RerankService
+from crossrank_server.settings import ServeSettings
+from crossrank_server.telemetry.base import Observers
+
+_log = logging.getLogger("crossrank")
+
+
+def load_service(models: Sequence[str], settings: ServeSettings, observers: Observers | None = None) -> RerankService:
+    """Find the models, and load the pinned ones into engines that are warmed up.
+
+    The others are fetched and checked all the same, so that waking them needs no network.
+
+    Args:
+        models: As `--model` takes them.
+        settings: Of the server.
+        observers: Who is told of requests and batches.
+
+    Raises:
+        SetupError: A model cannot be found, fetched, trusted or loaded, two have the same id, or the memory budget is
+            too small.
+    """
+    if settings.triton_model and len(models) > 1:
+        raise SetupError(f"--triton-model {settings.triton_model} cannot stand for {len(models)} models: leave it out")
+    slots: dict[str, ModelSlot] = {}
+    cores = Cores()
+    for spec in models:
+        bundle = resolve_model(spec, cache_dir=settings.cache_dir, offline=settings.offline, label=settings.label)
+        model_id = bundle.manifest.model_id
+        if model_id in slots:
+            raise SetupError(f"two models are called {model_id}: name each only once with --model")
+        # What Triton serves takes no memory here.
+        in_triton = settings.engine == "triton"
+        slots[model_id] = ModelSlot(
+            bundle,
+            partial(_load, bundle, settings, cores, observers),
+            memory_mb=0.0 if in_triton else estimated_memory_mb(bundle),
+            pinned=in_triton,
+        )
+    for slot in _pinned(settings.pin, models, list(slots.values())):
+        slot.pinned = True
+    pool = ModelPool(
+        slots.values(),
+        idle_sleep_s=settings.idle_sleep_s,
+        memory_budget_mb=settings.memory_budget_mb,
+        strict_names=settings.strict_model_names,
+    )
+    for slot in slots.values():
+        if slot.pinned:
+            slot.wake(slot.load())
+    prices = prices_from_settings(settings)
+    for name in prices.named.keys() - slots.keys():
+        _log.warning("--prices names %s, which is not served: served are %s", name, ", ".join(slots))
+    return RerankService(
+        pool,
+        max_documents=settings.max_documents,
+        timeout_s=settings.request_timeout_s,
+        batch_timeout_s=settings.batch_timeout_s,
+        accounts=open_accounts(settings, prices),
+        prices=prices,
+        observers=observers,
+    )
+
+
+def _pinned(pin: str, specs: Sequence[str], slots: list[ModelSlot]) -> list[ModelSlot]:
+    """Return the first model and those of `--pin`."""
+    if pin.strip() == "all":
+        return slots
+    pinned = slots[:1]
+    for name in filter(None, map(str.strip, pin.split(","))):
+        same = [
+            slot
+            for spec, slot in zip(specs, slots, strict=True)
+            if canonical_model_id(name) in (spec, canonical_model_id(spec), slot.id)
+        ]
+        if not same:
+            served = ", ".join(slot.id for slot in slots)
+            raise SetupError(f"--pin names {name}, which no --model does; served: {served}")
+        pinned += same
+    return pinned
+
+
+def _load(bundle: Bundle, settings: ServeSettings, cores: Cores, observers: Observers | None) -> ServedModel:
+    engine = _load_engine(bundle, settings)
+    _log.info(
+        "%s: engine %s, precision %s, window %d tokens",
+        bundle.manifest.model_id,
+        engine.name,
+        engine.precision,
+        bundle.manifest.max_length,
+    )
+    return ServedModel(
+        bundle,
+        engine,
+        settings.max_waiting_documents,
+        settings.max_waiting_batch_documents,
+        engine_merges=settings.engine == "triton",
+        cores=cores,
+        observers=observers,
+    )
+
+
+def prices_from_settings(settings: ServeSettings) -> Prices:
+    """Return the price list.
+
+    Raises:
+        SetupError: See `parse_prices`.
+    """
+    return Prices(
+        parse_prices(settings.prices),
+        usd_per_1000=settings.usd_per_1000_documents,
+        batch_factor=settings.batch_price_factor,
+    )
+
+
+def open_accounts(settings: ServeSettings, prices: Prices) -> Accounts:
+    """Open the store of keys; without one anybody is served.
+
+    Raises:
+        SetupError: It cannot be opened.
+    """
+    if not settings.store:
+        return OpenAccounts()
+    from crossrank_server.accounts.keys import list_keys
+    from crossrank_server.accounts.metered import MeteredAccounts
+    from crossrank_server.accounts.redis_limits import RedisLimits
+    from crossrank_server.accounts.store import Store
+
+    store = Store(settings.store)
+    if not list_keys(store):
+        _log.warning("the store has no keys yet, so that every request gets 401: `crossrank keys create` makes one")
+    return MeteredAccounts(
+        store,
+        prices,
+        flush_window_s=settings.flush_window_s,
+        limits=RedisLimits(settings.limits_store) if settings.limits_store else None,
+    )
+
+
+def _load_engine(bundle: Bundle, settings: ServeSettings) -> Engine:
+    if settings.engine != "triton":
+        return _load_embedded(bundle, settings, settings.engine)
+    from crossrank.engines.triton.engine import connect_triton
+
+    gateway = connect_triton(
+        bundle,
+        settings.triton_url,
+        model=settings.triton_model,
+        wait_s=settings.triton_wait_s,
+        timeout_s=settings.request_timeout_s,
+    )
+    if settings.precision not in ("auto", gateway.precision):
+        raise SetupError(
+            f"--precision {settings.precision} is decided in Triton, whose model was set up with {gateway.precision}: "
+            "write its repository with that precision, or leave --precision out"
+        )
+    return gateway
+
+
+def _load_embedded(bundle: Bundle, settings: ServeSettings, name: EngineName) -> EmbeddedEngine:
+    tuning = _tuning_for(bundle, settings)
+    if tuning is None:
+        engine = make_engine(bundle, name, settings.precision, settings.threads or None)
+    else:
+        engine = make_tuned_engine(bundle, tuning.config, settings.threads or None)
+        _log.info(
+            "%s: as crossrank tune found fastest on %s: %d threads, batches of %d tokens, padded to %d tokens, %d rows",
+            bundle.manifest.model_id,
+            tuning.date,
+            engine.concurrency,
+            engine.batch_tokens,
+            engine.length_step,
+            engine.row_step,
+        )
+    engine.warm_up()
+    return engine
+
+
+def _tuning_for(bundle: Bundle, settings: ServeSettings) -> Tuning | None:
+    """Return what was measured here, unless the flags ask for another engine or precision."""
+    tuning = read_tuning(bundle, settings.cache_dir)
+    if tuning is None:
+        return None
+    wanted = (settings.engine, settings.precision)
+    found = (tuning.config.engine, tuning.config.precision)
+    if all(flag in ("auto", value) for flag, value in zip(wanted, found, strict=True)):
+        return tuning
+    _log.info(
+        "%s: crossrank tune found %s %s fastest here, which --engine and --precision rule out: not used",
+        bundle.manifest.model_id,
+        *found,
+    )
+    return None
