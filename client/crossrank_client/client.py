@@ -33,7 +33,8 @@ class _ConfiguredClient(ABC):
 
     Args:
         base_url: Address of the server; `CROSSRANK_BASE_URL` if omitted, else http://127.0.0.1:8000. With grpc:// or
-            grpcs:// (TLS) in place of http:// or https:// it is spoken to over gRPC: pip install 'crossrank[grpc]'.
+            grpcs:// (TLS) in place of http:// or https:// it is spoken to over gRPC, which
+            `pip install 'crossrank-client[grpc]'` adds.
         api_key: Sent as a bearer token; `CROSSRANK_API_KEY` if omitted. Empty: none is sent.
         timeout: Seconds to wait for one step (connecting, sending, the answer) of one attempt; over gRPC for one
             attempt.
@@ -274,5 +275,5 @@ def _grpc_transport() -> ModuleType:
     try:
         from crossrank_client import grpc_transport
     except ModuleNotFoundError as error:
-        raise ImportError(f"grpc:// addresses need {error.name}: pip install 'crossrank[grpc]'") from error
+        raise ImportError(f"grpc:// addresses need {error.name}: pip install 'crossrank-client[grpc]'") from error
     return grpc_transport
