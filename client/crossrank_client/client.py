@@ -6,7 +6,9 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+from typing_extensions import Unpack
 
 from crossrank_client.endpoint import Endpoint
 from crossrank_client.many import DEFAULT_BATCH_SIZE, DEFAULT_CONCURRENCY, Batches, Progress, Run
@@ -14,9 +16,6 @@ from crossrank_client.operations import CheckReady, ListModels, ReadAccount, Rer
 from crossrank_client.results import Account, Model, RerankResponse
 from crossrank_client.retries import RetryPolicy
 from crossrank_client.transport import AsyncHttpTransport, AsyncTransport, HttpTransport, Transport
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 # Longer than a server's own limit (60 s), so that its answer says what happened.
