@@ -68,7 +68,7 @@ clients: .venv-clients/.ready .venv-clients-older/.ready ## other vendors' clien
 .venv-reference/.ready: requirements/reference.txt | $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-reference
 	$(BIN)/pip --python .venv-reference/bin/python install --quiet $(TORCH)
-	$(BIN)/uv pip install --quiet --require-hashes --python .venv-reference -r $<
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --python .venv-reference -r $<
 	touch $@
 
 reference: .venv-reference/.ready ## sentence-transformers and what takes its CrossEncoder, in an environment of its own
