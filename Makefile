@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SERVE_ARGS ?=
+BENCH_ARGS ?=
 # PyTorch is needed by tests and by export from safetensors only. It is not in the lock: its wheels differ by platform.
 TORCH := torch==2.13.0
 
@@ -13,7 +14,8 @@ COMMA := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
-	perf-analyzer-setup services clients reference aiperf peers cuda native native-asan native-tsan bench-guard clean
+	perf-analyzer-setup services clients reference aiperf peers cuda native native-asan native-tsan clean \
+	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-gpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -125,16 +127,36 @@ services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packa
 cuda: .venv-cuda/.ready ## an environment for a machine with an NVIDIA GPU, in .venv-cuda
 
 PEERS := sentence-transformers flashrank fastembed infinity
-.venv-peer-%/.ready: perf/peers/%.txt
+.venv-peer-%/.ready: perf/lab/peers/environments/%.txt
 	test -x .venv-peer-$*/bin/python || $(PYTHON) -m venv .venv-peer-$*
 	.venv-peer-$*/bin/pip install --quiet -r $<
 	touch $@
 
-peers: $(PEERS:%=.venv-peer-%/.ready) ## the systems of `crossrank bench peers`, each in an environment of its own
+peers: $(PEERS:%=.venv-peer-%/.ready) ## the systems of bench-peers, each in an environment of its own
 
+# The laboratory, perf/lab: BENCH_ARGS="--help" shows what each takes.
+LAB := PYTHONPATH=perf $(BIN)/python -m lab
 BASELINE ?= HEAD~1
 bench-guard: native ## report whether this tree is slower than a commit (BASELINE=HEAD~1), in turn in one run
-	$(BIN)/crossrank bench guard --baseline $(BASELINE)
+	$(LAB) guard --baseline $(BASELINE) $(BENCH_ARGS)
+
+bench-peers: native peers ## compare with other libraries and servers (BENCH_ARGS="--checkpoint DIR ...")
+	$(LAB) peers $(BENCH_ARGS)
+
+bench-scaling: native ## throughput by cores, documents, tokens, requests under way and model shape
+	$(LAB) scaling $(BENCH_ARGS)
+
+bench-tiers: native ## latency of realtime requests beside a flood of the tier batch
+	$(LAB) tiers $(BENCH_ARGS)
+
+bench-graphs: $(VENV)/.dev ## an exported graph before and after the passes (BENCH_ARGS=DIR)
+	$(LAB) graphs $(BENCH_ARGS)
+
+bench-tokenizer: native ## the tokenizer beside the tokenizers library, on one core
+	$(LAB) tokenizer $(BENCH_ARGS)
+
+bench-gpu: ## everything about a machine with an NVIDIA GPU (MODEL=builtin; options in perf/lab/gpu/measure.sh)
+	perf/lab/gpu/measure.sh $(MODEL)
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
