@@ -20,10 +20,13 @@ COMMA := ,
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-$(VENV)/.serve: requirements/serve.txt pyproject.toml setup.py
+# The library with the server, and the client beside them; what others wrote comes from the lock.
+EDITABLE := --no-deps --editable client --editable .
+
+$(VENV)/.serve: requirements/serve.txt pyproject.toml client/pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r requirements/serve.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet $(EDITABLE)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
@@ -40,10 +43,11 @@ test: $(VENV)/.dev triton-setup perf-analyzer-setup clients reference ## set up 
 test-all: $(VENV)/.dev triton-setup perf-analyzer-setup clients reference aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(VENV)/.dev ## lint, formatting, types
+check: $(VENV)/.dev ## lint, formatting, types, directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 .triton/.ready: requirements/triton.txt
 	$(BIN)/pip install --quiet --no-deps --require-hashes --upgrade --target .triton -r $<
@@ -118,10 +122,10 @@ services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packa
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 			postgresql redis-server chromium chromium-driver fonts-dejavu-core; }
 
-.venv-cuda/.ready: requirements/cuda.txt pyproject.toml setup.py
+.venv-cuda/.ready: requirements/cuda.txt pyproject.toml client/pyproject.toml setup.py
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/pip install --quiet --require-hashes -r $<
-	.venv-cuda/bin/pip install --quiet --no-deps --editable .
+	.venv-cuda/bin/pip install --quiet $(EDITABLE)
 	touch $@
 
 cuda: .venv-cuda/.ready ## an environment for a machine with an NVIDIA GPU, in .venv-cuda
@@ -159,20 +163,20 @@ bench-gpu: ## everything about a machine with an NVIDIA GPU (MODEL=builtin; opti
 	perf/lab/gpu/measure.sh $(MODEL)
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
-	--no-emit-index-url --no-emit-find-links
+	--no-emit-index-url --no-emit-find-links --no-emit-package crossrank-client
 lock: $(VENV)/.dev ## write the lock files anew
 	$(LOCK) pyproject.toml requirements/torch-needs.in --extra dev --override requirements/no-torch.override \
 		--output-file requirements/dev.txt
-	$(LOCK) pyproject.toml --extra openvino --extra grpc --constraint requirements/dev.txt \
+	$(LOCK) pyproject.toml --extra server --extra openvino --extra grpc --constraint requirements/dev.txt \
 		--output-file requirements/serve.txt
-	$(LOCK) pyproject.toml requirements/cuda.in --extra grpc --extra triton --extra perf --constraint requirements/dev.txt \
+	$(LOCK) pyproject.toml requirements/cuda.in --extra server --extra grpc --extra triton --extra perf --constraint requirements/dev.txt \
 		--override requirements/no-cpu-onnxruntime.override --output-file requirements/cuda.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
 	for name in clients clients-older; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done
 	$(LOCK) pyproject.toml requirements/reference.in requirements/torch-needs.in \
 		--override requirements/no-torch.override --output-file requirements/reference.txt
-	$(LOCK) pyproject.toml $(addprefix --extra ,openvino grpc triton postgresql redis tls otel) \
+	$(LOCK) pyproject.toml $(addprefix --extra ,server openvino grpc triton postgresql redis tls otel) \
 		--constraint requirements/dev.txt --output-file deploy/docker/gateway.txt
 	$(LOCK) pyproject.toml deploy/docker/nvidia.in --output-file deploy/docker/nvidia.txt
 
