@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import distribution, packages_distributions
@@ -86,16 +86,26 @@ class Import:
 
 
 @cache
+def installed() -> Mapping[str, list[str]]:
+    """Return the distributions that hold each top-level package."""
+    return packages_distributions()
+
+
+@cache
+def files_of(name: str) -> set[str]:
+    return {file.as_posix() for file in distribution(name).files or ()}
+
+
+@cache
 def owner(module: str) -> str:
     """Return the canonical name of the distribution that holds a module; several may share its first package."""
     top = module.partition(".")[0]
-    owners = sorted(set(packages_distributions().get(top, [top])))
+    owners = sorted(set(installed().get(top, [top])))
     if len(owners) == 1:
         return str(canonicalize_name(owners[0]))
     path = module.replace(".", "/")
     for name in owners:
-        files = {file.as_posix() for file in distribution(name).files or ()}
-        if files & {f"{path}.py", f"{path}/__init__.py"}:
+        if files_of(name) & {f"{path}.py", f"{path}/__init__.py"}:
             return str(canonicalize_name(name))
     # A name inside a module, or a namespace package: what encloses it tells.
     enclosing = module.rpartition(".")[0]
