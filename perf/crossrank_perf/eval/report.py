@@ -113,7 +113,6 @@ def _draw_deltas(comparison: Comparison, axis: Axes) -> None:
 
 
 def _table(title: str, first: str, columns: list[str]) -> Table:
-
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(first, overflow="fold")
     for column in columns:
