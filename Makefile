@@ -159,6 +159,9 @@ bench-graphs: $(VENV)/.dev ## an exported graph before and after the passes (BEN
 bench-tokenizer: native ## the tokenizer beside the tokenizers library, on one core
 	$(LAB) tokenizer $(BENCH_ARGS)
 
+bench-install: $(VENV)/.dev ## packages, megabytes and import times of each way to install the last commit
+	$(LAB) install
+
 bench-gpu: ## everything about a machine with an NVIDIA GPU (MODEL=builtin; options in perf/lab/gpu/measure.sh)
 	perf/lab/gpu/measure.sh $(MODEL)
 
