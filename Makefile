@@ -15,7 +15,8 @@ COMMA := ,
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
 	perf-analyzer-setup services clients reference aiperf peers cuda native native-asan native-tsan clean \
-	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-gpu
+	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-install \
+	bench-gpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20

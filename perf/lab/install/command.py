@@ -14,6 +14,7 @@ def install() -> None:
       make bench-install
     """  # noqa: D301 - click reads the backspace itself
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from crossrank_perf.base.report import Progress
@@ -24,5 +25,5 @@ def install() -> None:
     table = Table("pip install", "packages", "MB", "statement", "ms", box=None)
     for found in measured:
         row = (str(found.packages), f"{found.bytes / 1e6:.0f}", found.statement, f"{found.import_s * 1000:.0f}")
-        table.add_row(found.requirement, *row)
+        table.add_row(escape(found.requirement), *row)
     Console().print(table)

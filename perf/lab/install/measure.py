@@ -19,8 +19,8 @@ INSTALLATIONS = {
     "crossrank-client": "import crossrank_client",
     "crossrank": "import crossrank",
     "crossrank[openvino]": "import crossrank",
-    "crossrank[server]": "import crossrank_server.http",
-    "crossrank[server,openvino,grpc]": "import crossrank_server.http",
+    "crossrank[server]": "import crossrank_server.http.app",
+    "crossrank[server,openvino,grpc]": "import crossrank_server.http.app",
 }
 _IMPORTS = 15
 
@@ -90,7 +90,7 @@ def _wheels(folder: Path, requirement: str) -> list[str]:
 
 
 def _seconds(python: str, statement: str) -> float:
-    """Return the median time of a Python process that runs a statement; the first run, which compiles, is not counted."""
+    """Return the median time of a Python process that runs a statement; the first run, which compiles, is left out."""
     seconds = []
     for _ in range(1 + _IMPORTS):
         began = time.perf_counter()
