@@ -26,21 +26,22 @@ from crossrank.bundles.bundle import (
     sha256_of,
     write_manifest,
 )
+from crossrank.bundles.layout import CARD
+from crossrank.checkpoints.config import ModelConfig, choose_label, read_config
+from crossrank.checkpoints.tokens import PairTokens, read_tokens
 from crossrank.engines.memory import return_memory
 from crossrank.errors import SetupError
 from crossrank_export.engine_parity import compare_engines
 from crossrank_export.graph_files import INLINE_BYTES
 from crossrank_export.graphs import Scorer, check_graph, without_links
-from crossrank_export.model_config import ModelConfig, choose_label, read_config
 from crossrank_export.native_weights import write_weights
 from crossrank_export.onnx_source import graph_scorer, read_graph
 from crossrank_export.parity import prepare
 from crossrank_export.passes.report import PassReport
 from crossrank_export.replacing import refuse_occupied, replacing
 from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
-from crossrank_export.sources import CARD, SourceFiles, find_source
+from crossrank_export.sources import SourceFiles, find_source, is_class_of_transformers
 from crossrank_export.token_parity import refuse_other_tokens
-from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_export.variants import Reference, write_fp32, write_others
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _read(
     files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep
 ) -> tuple[_Model, onnx_ir.Model, Scorer]:
     """Read configuration and tokenizer first: what must be refused is refused before anything heavy is loaded."""
-    config = read_config(files.directory, files.kind)
+    config = read_config(files.directory, files.kind, is_known_class=is_class_of_transformers)
     label = choose_label(config.num_labels, options.label, str(files.directory))
     tokens = read_tokens(files.directory, config, options.max_length)
     refuse_other_tokens(files.directory, tokens, config)

@@ -9,9 +9,8 @@ from pathlib import Path
 from crossrank.bundles.bundle import Source, sha256_of
 from crossrank.bundles.layout import Kind, choose_files
 from crossrank.bundles.model_directory import checked_files, files_of, locate, name_of
+from crossrank.checkpoints.families import is_own_class
 from crossrank.errors import ModelSourceError
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,15 @@ def find_source(path: Path, *, kind: Kind | None = None, source: Source | None =
         sha256={name: sha256_of(directory / name) for name in read},
     )
     return SourceFiles(directory, files.kind, directory / files.graph if files.graph else None, record)
+
+
+def is_class_of_transformers(model_type: str, name: str) -> bool:
+    """Tell whether transformers has the class for cross-encoders of a family, without code of the model's own."""
+    if importlib.util.find_spec("transformers") is None:
+        return is_own_class(model_type, name)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type) == name
 
 
 def torch_is_installed() -> bool:

@@ -17,9 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of
-from crossrank.bundles.resolve import resolve_model
 from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank.errors import ModelSourceError, SetupError
+from crossrank.resolve import resolve_model
 from crossrank.text.encoding import PairEncoder
 from crossrank_export import parity, precision
 from crossrank_export.pipeline import ExportOptions, bundle_from_onnx, export_model

@@ -19,8 +19,8 @@ from crossrank.bundles.bundle import Bundle, Source, load_bundle
 from crossrank.bundles.cache import BundleCache
 from crossrank.bundles.hub import download_files, list_repository
 from crossrank.bundles.hub_ref import HubRef
-from crossrank.bundles.resolve import builtin_path, resolve_model
 from crossrank.errors import BundleError, ModelSourceError
+from crossrank.resolve import builtin_path, resolve_model
 from tests.fake_hub import FakeHub, Repository, copy_convert, model_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -407,7 +407,7 @@ DRIVER = """
 import sys
 from tests.fake_hub import copy_convert
 from crossrank.errors import CrossrankError
-from crossrank.bundles.resolve import builtin_path, resolve_model
+from crossrank.resolve import builtin_path, resolve_model
 try:
     print(resolve_model(sys.argv[1], convert=copy_convert).path.name)
 except CrossrankError as error:

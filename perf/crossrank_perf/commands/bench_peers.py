@@ -125,7 +125,7 @@ def peers(
 
 
 def _lineup(checkpoint: Path, onnx: Path, model: str, options: dict[str, Any]) -> Lineup:
-    from crossrank.bundles.resolve import resolve_model
+    from crossrank.resolve import resolve_model
     from crossrank_perf.environment import available_cores
     from crossrank_perf.peer_entrants import Lineup
 

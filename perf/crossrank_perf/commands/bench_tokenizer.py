@@ -23,7 +23,7 @@ def tokenizer(model: str, rounds: int, json_path: Path | None, **options: Any) -
       crossrank bench tokenizer --documents 1 --synthetic
     """  # noqa: D301 - click reads the backspace itself
     from crossrank.bundles.cache import default_cache_dir
-    from crossrank.bundles.resolve import resolve_model
+    from crossrank.resolve import resolve_model
     from crossrank_perf.engine_report import print_tokenizer_report
     from crossrank_perf.environment import describe_run
     from crossrank_perf.report import Progress, check_writable, write_json

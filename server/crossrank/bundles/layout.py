@@ -23,6 +23,7 @@ from crossrank.errors import ModelSourceError
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 MODULES = "modules.json"
+CARD = "README.md"
 # Read where they are there.
 COMPANIONS = (
     "tokenizer_config.json",

@@ -236,7 +236,7 @@ def _convert_checked(want: _Want, path: Path, out: Path, source: Source) -> None
 
 def _check(directory: Path, kind: Kind) -> None:
     """Run the export package's checks of the configuration and the tokenizer."""
-    from crossrank_export.tokens import check_source
+    from crossrank.checkpoints.tokens import check_source
 
     check_source(directory, kind)
 
