@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from crossrank.checkpoints.emitter import Emitter
+from crossrank.checkpoints.emitter import Emitter
 
 # Appends the nodes of an activation: (emitter, name of its input) to name of its output.
-Emit = Callable[["Emitter", str], str]
+Emit = Callable[[Emitter, str], str]
 
 
 def _gelu(emit: Emitter, x: str) -> str:
