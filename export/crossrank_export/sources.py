@@ -9,6 +9,7 @@ from pathlib import Path
 from crossrank.bundles.bundle import Source, sha256_of
 from crossrank.bundles.layout import Kind, choose_files
 from crossrank.bundles.model_directory import checked_files, files_of, locate, name_of
+from crossrank.checkpoints.converters import torch_is_installed
 from crossrank.checkpoints.families import is_own_class
 from crossrank.errors import ModelSourceError
 
@@ -51,7 +52,13 @@ def find_source(path: Path, *, kind: Kind | None = None, source: Source | None =
         names = [name for name in names if name == given or not name.endswith((".onnx", ".safetensors"))]
         kind = "onnx"
     torch = kind != "onnx" and torch_is_installed()
-    files = choose_files(names, str(directory), lambda name: (directory / name).read_bytes(), kind=kind, torch=torch)
+    files = choose_files(
+        names,
+        str(directory),
+        lambda name: (directory / name).read_bytes(),
+        kind=kind,
+        reads_weights=lambda config: torch,
+    )
     if files.graph is None and not torch:
         raise ModelSourceError(
             f"{directory} has safetensors, which need PyTorch to become a graph: pip install 'crossrank[export]', or "
@@ -74,8 +81,3 @@ def is_class_of_transformers(model_type: str, name: str) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
     return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type) == name
-
-
-def torch_is_installed() -> bool:
-    """Tell whether everything needed to export safetensors is there, without importing it."""
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "optimum"))

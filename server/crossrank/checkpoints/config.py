@@ -148,7 +148,7 @@ def choose_label(num_labels: int, label: int | None, where: str) -> int:
     if label is None and num_labels > 1:
         raise ModelSourceError(
             f"{where} gives {num_labels} logits a pair, and a score is one: say which with "
-            f"--label 0..{num_labels - 1} of crossrank serve or crossrank export"
+            f"--label 0..{num_labels - 1} of crossrank serve or crossrank export, or label= in Python"
         )
     if label is not None and not 0 <= label < num_labels:
         raise ModelSourceError(f"--label {label} is not among the {num_labels} of {where}: give 0..{num_labels - 1}")
