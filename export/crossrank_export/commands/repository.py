@@ -136,7 +136,7 @@ def repository(
     """  # noqa: D301
     from typing import cast
 
-    from crossrank.bundles.resolve import resolve_model
+    from crossrank.resolve import resolve_model
     from crossrank_export.triton.spec import Queue, Target, make_spec
     from crossrank_export.triton.write import write_repository
 

@@ -226,7 +226,7 @@ class _Writer:
 
 
 def _builtin_tokenizer() -> Tokenizer:
-    from crossrank.bundles.resolve import builtin_path
+    from crossrank.resolve import builtin_path
 
     return tokenizer_from(builtin_path())
 
