@@ -132,7 +132,7 @@ def activation_from(choice: str | ActivationFunction | Activation) -> Activation
 def default_activation(recorded: str) -> Activation:
     """Return the activation that a model's configuration names, as sentence-transformers chooses it.
 
-    A class outside of torch is code of the model's author, which is not run: the sigmoid serves instead, with a warning.
+    A class outside of torch is code of the model's author, which is not run: the sigmoid serves, with a warning.
     Source: `CrossEncoder.get_default_activation_fn`, https://github.com/huggingface/sentence-transformers
 
     Args:
