@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,14 @@ _log = logging.getLogger("crossrank")
 
 Logits = NDArray[np.float32]
 ActivationFunction = Callable[[Any], Any]
+
+
+def sigmoid(logit: float) -> float:
+    """Return 1 / (1 + e^-logit) in float64, without overflow."""
+    if logit >= 0:
+        return 1.0 / (1.0 + math.exp(-logit))
+    power = math.exp(logit)
+    return power / (1.0 + power)
 
 
 class Activation:
