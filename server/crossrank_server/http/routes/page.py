@@ -17,7 +17,7 @@ from crossrank_server.accounts.prices import Prices
 from crossrank_server.calls import Tier
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
-from crossrank_server.serving.residency import ModelSlot
+from crossrank_server.serving.slot import ModelSlot
 
 _MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _HEADERS = {
