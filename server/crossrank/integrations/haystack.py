@@ -14,7 +14,8 @@ from crossrank.cross_encoder import CrossEncoder
 class CrossrankRanker:
     """Keep the `top_k` documents that answer the query best, best first, with the model's scores.
 
-    Documents without text are scored as empty ones. Pipelines that hold it can be saved and loaded.
+    Documents without text are scored as empty ones. Haystack loads a saved pipeline that holds this component if told
+    that it may: `Pipeline.loads(saved, allowed_modules=["crossrank.integrations.haystack"])`.
 
     Args:
         model: Name or directory of the model, as `CrossEncoder` takes it.

@@ -50,8 +50,8 @@ class CrossrankRerank(BaseNodePostprocessor):
     def _begin(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> str:
         if query is None:
             raise ValueError("no query to rank the nodes by; pass query_bundle or query_str")
-        model = str(self.encoder.model_name_or_path)
-        _dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=self.top_n, model_name=model))
+        model_name = self.encoder.model_id
+        _dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=self.top_n, model_name=model_name))
         return str(query.query_str)
 
 

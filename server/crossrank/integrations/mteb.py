@@ -30,12 +30,11 @@ class CrossrankCrossEncoder:
         mteb_model_meta: What MTEB writes into its results: name, revision, longest input.
     """
 
-    def __init__(
-        self, model_name: str, revision: str | None = None, device: str | None = None, **options: Any
-    ) -> None:
+    def __init__(self, model_name: str, revision: str | None = None, device: str | None = None, **options: Any) -> None:
         self.encoder = CrossEncoder(model_name, revision=revision, device=device, **options)
-        # MTEB asks for names like ORGANIZATION/MODEL, and makes directories of them.
-        name = model_name if model_name.count("/") == 1 else f"crossrank/{model_name.strip('/').rpartition('/')[2]}"
+        # MTEB asks for names like ORGANIZATION/MODEL.
+        model_id = self.encoder.model_id
+        name = model_id if "/" in model_id else f"crossrank/{model_id}"
         self.mteb_model_meta = ModelMeta.create_empty(
             overwrites={
                 "name": name,
