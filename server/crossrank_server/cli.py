@@ -1,4 +1,4 @@
-"""The `crossrank` command: one group whose subcommands are imported when first used."""
+"""Define the `crossrank` command: a group whose subcommands are imported when first used."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from importlib.metadata import version
 import click
 
 from crossrank.errors import CrossrankError
+from crossrank_server.commands.groups import DescribedGroup
 
 # Order of the help page: serve first, then what feeds it, then what measures it.
 COMMANDS = {
@@ -28,8 +29,8 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
-    """Imports a subcommand's module only when that subcommand is used.
+class LazyGroup(DescribedGroup):
+    """Import a subcommand's module only when that subcommand is used.
 
     `crossrank serve` must not pay for what `crossrank export` imports.
     """

@@ -17,9 +17,10 @@ from crossrank_perf.commands.bench_plan import plan
 from crossrank_perf.commands.bench_scaling import scaling
 from crossrank_perf.commands.bench_tiers import tiers
 from crossrank_perf.commands.bench_tokenizer import tokenizer
+from crossrank_server.commands.groups import DescribedGroup
 
 
-@click.group()
+@click.group(cls=DescribedGroup)
 def bench() -> None:
     """Measure speed, latency, CPU and memory, and compare with peers.
 

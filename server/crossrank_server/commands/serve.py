@@ -16,17 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.bundles.catalog import catalog_model
+from crossrank.bundles.model_name import split_name
 from crossrank.errors import SetupError
 from crossrank_server.commands.options import options_from_settings, settings_from_options
-from crossrank_server.process.ports import hold, listen, port_of
+from crossrank_server.process.ports import listen, port_of, reserve
 from crossrank_server.process.tls import TlsFiles, read_tls_files
-from crossrank_server.process.workers import COUNTS_VARIABLE, Workers, worker_count, worker_settings
+from crossrank_server.process.workers import Workers, require_shared_ports
+from crossrank_server.serving.worker_share import worker_count, worker_settings
 from crossrank_server.settings import ServeSettings
+from crossrank_server.telemetry.base import COUNTS_VARIABLE
 from crossrank_server.telemetry.logs import configure_logging
 
 if TYPE_CHECKING:
     from crossrank_server.rpc.server import RpcServer
     from crossrank_server.serving.service import RerankService
+
+_log = logging.getLogger("crossrank")
 
 
 @click.command()
@@ -62,11 +68,12 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     settings = settings_from_options(ServeSettings, options)
     configure_logging(settings.log_level, settings.log_format)
     _refuse_open_to_all(settings)
+    _state_terms(models)
     tls = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     workers = worker_count(settings)
     if workers > 1:
         sys.exit(_run_workers(models, settings, tls, workers))
-    # Loading takes most of a second: a taken port is said before it, not after.
+    # Loading takes most of a second: a port that is taken is reported before, not after.
     with listen(settings.host, settings.port, "--port") as listener:
         grpc_port = None
         if settings.grpc_port is not None:
@@ -77,11 +84,12 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
 
 
 def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: TlsFiles | None, count: int) -> int:
+    require_shared_ports(count)
     with ExitStack() as stack:
-        held = stack.enter_context(hold(settings.host, settings.port, "--port"))
+        reserved = stack.enter_context(reserve(settings.host, settings.port, "--port"))
         grpc_port = None
         if settings.grpc_port is not None:
-            grpc_port = port_of(stack.enter_context(hold(settings.host, settings.grpc_port, "--grpc-port")))
+            grpc_port = port_of(stack.enter_context(reserve(settings.host, settings.grpc_port, "--grpc-port")))
         try:
             counts = stack.enter_context(TemporaryDirectory(prefix="crossrank-metrics-"))
         except OSError as error:
@@ -93,7 +101,7 @@ def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: TlsFiles
         share = worker_settings(settings, count)
 
         def work(listening: Callable[[], None]) -> None:
-            with listen(settings.host, port_of(held), "--port", share=True) as listener:
+            with listen(settings.host, port_of(reserved), "--port", share=True) as listener:
                 _run(models, share, tls, listener, grpc_port, listening, shared=True)
 
         def ended(pid: int) -> None:
@@ -101,7 +109,7 @@ def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: TlsFiles
 
             mark_process_dead(pid, counts)  # type: ignore[no-untyped-call]
 
-        started = partial(_announce, settings, held, grpc_port, tls, workers=count)
+        started = partial(_announce, settings, reserved, grpc_port, tls, workers=count)
         return Workers(count, work, started=started, ended=ended).run()
 
 
@@ -142,8 +150,7 @@ def _run(
         listening()
 
     server = GracefulServer(app, service, settings, rpc, tls, listening=began)
-    # uvicorn raises the signal that stopped it once more when it has drained: that is a clean end, not a failure.
-    # So is one that comes before uvicorn listens to signals.
+    # Until the server handles them, and once it has drained, either signal is a clean end and not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
@@ -163,19 +170,27 @@ def _announce(
         lines.append(f"listening on {'grpcs' if tls else 'grpc'}://{shown}:{grpc_port}")
     for line in lines:
         if settings.log_format == "json":
-            logging.getLogger("crossrank").info(line)
+            _log.info(line)
         else:
             click.echo(line, err=True)
 
 
+def _state_terms(models: tuple[str, ...]) -> None:
+    """Log what the licences of the models forbid, where the catalogue knows of such."""
+    for spec in models:
+        known = catalog_model(split_name(spec)[1])
+        if known is not None and known.terms:
+            _log.warning("%s is licensed for %s use: %s", known.model_id, known.licence, known.terms)
+
+
 def _refuse_open_to_all(settings: ServeSettings) -> None:
-    """Refuse to serve anybody who reaches an address beyond this machine, unless that is wanted."""
+    """Refuse to serve without keys on an address that other machines reach, unless `--allow-anonymous` allows it."""
     if settings.store or settings.allow_anonymous:
         return
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
     except OSError:
-        return  # listen says what is wrong
+        return  # listen reports the error
     if not all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found):
         raise SetupError(
             f"--host {settings.host} can be reached by others and there are no keys: give --store "

@@ -1,8 +1,9 @@
-"""HTTP/1.1 as uvicorn and httptools speak it, where they would lose a request or an answer.
+"""Speak HTTP/1.1 as uvicorn and httptools do, except where they would lose a request or an answer.
 
-An offer to change the protocol is ignored, as if it were not there, instead of the body that follows it. What is no
-HTTP is refused with the one error body, after the answers to the requests before it. Fields of trailers are no headers,
-and a head without an end is not kept. Of pipelined requests, too, the work is dropped when the client goes away.
+- An Upgrade header is ignored; uvicorn would drop the body that follows it.
+- Bytes that are not HTTP are refused with the one error body, after the answers to the requests before them.
+- Fields of trailers do not become headers, and a head without an end is refused at a limit.
+- The work for pipelined requests, too, is dropped when the client disconnects.
 
 Sources:
     https://www.rfc-editor.org/rfc/rfc9110#section-7.8 (Upgrade)
@@ -20,26 +21,26 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from crossrank.errors import InvalidRequest
 
-# Of a request's head, or of a body's trailers; one more segment may come on top.
+# Limit of a request's head, or of a body's trailers; one more segment may come on top.
 _MAX_HEAD_BYTES = 65_536
-# How long a connection whose request was refused is still read, and what comes thrown away: closing it with unread data
-# resets it, and the client would lose the answer.
+# Seconds in which a connection whose request was refused is still read, and the data thrown away: closing a connection
+# with unread data resets it, and the client would lose the answer.
 _LINGER_S = 2.0
 
 
 class LenientProtocol(HttpToolsProtocol):
-    """One connection. Its parameters are those of uvicorn's protocol."""
+    """Serve one connection. The parameters are those of uvicorn's protocol."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The answer to what cannot be read, once there is any; nothing is read after it.
+        # The answer to bytes that are not HTTP, once such have come; nothing is read after them.
         self._refusal: bytes | None = None
         self._running: RequestResponseCycle | None = None
         self._head_bytes = 0
         self._advanced = False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the request under way that nobody waits for it; uvicorn tells the last one that came."""
+        """Cancel the request under way; uvicorn itself cancels the last one received."""
         if self._running is not None:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -49,7 +50,7 @@ class LenientProtocol(HttpToolsProtocol):
         """Read a segment."""
         if self._refusal is not None:
             return
-        self._unset_keepalive_if_required()
+        self._stop_keep_alive_timer()
         self._advanced = False
         try:
             self._parse(data)
@@ -64,7 +65,7 @@ class LenientProtocol(HttpToolsProtocol):
             )
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser; it stops behind a head that offers another protocol, and a new one goes on."""
+        """Feed the parser. It stops after a head with an Upgrade header; a new parser continues."""
         rest = memoryview(data)
         while True:
             try:
@@ -79,35 +80,34 @@ class LenientProtocol(HttpToolsProtocol):
                     return
                 rest = rest[stop.args[0] :]
                 head = self._head_without_offer()
-                # A new one, as the old one reads nothing more if the head also says `close`.
+                # The old one would read nothing more if the head also says `close`.
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
                 self.parser.feed_data(head)
 
     def _head_without_offer(self) -> bytes:
-        """Return the head that was just parsed, as it would be without the offer."""
+        """Return the head that was just parsed, without its Upgrade header."""
         version = self.parser.get_http_version().encode()
         lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
         lines += [b"%s: %s" % field for field in self.headers if field[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
 
     def on_headers_complete(self) -> None:
-        """Begin a request, unless its head will be read once more without the offer."""
+        """Begin a request, unless its head will be parsed once more without its Upgrade header."""
         self._advanced = True
         if self.parser.should_upgrade():
             return
         if self.parser.get_http_version() == "1.0":
-            # Whoever sent it does not know an answer 100.
+            # A client of HTTP/1.0 does not know the answer 100.
             self.expect_100_continue = False
         if not self.url.startswith(b"/"):
             self.url = _origin_form(self.url)
         super().on_headers_complete()
+        if not self.pipeline:
+            # It was started at once.
+            self._running = self.cycle
         # The request keeps its list; trailers go into this one.
         self.headers = []
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
@@ -123,9 +123,17 @@ class LenientProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with the next request, or refuse what came after the last."""
         last = not self.pipeline
+        if not (last or self.transport.is_closing()):
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
         if last and self._refusal is not None:
             self._send_refusal(self._refusal)
+
+    def _stop_keep_alive_timer(self) -> None:
+        """Let uvicorn's timer not close the connection."""
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
 
     def _refuse_malformed(self, error: httptools.HttpParserError) -> None:
         self.logger.warning("Invalid HTTP request received.")
@@ -143,12 +151,12 @@ class LenientProtocol(HttpToolsProtocol):
         self._refuse(HTTPStatus.BAD_REQUEST, f"the request cannot be read as HTTP/1.1: {reason}")
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        """Answer what cannot be served, when the requests before it are answered, and then close the connection."""
+        """Answer with an error once the requests before are answered, and then close the connection."""
         code = status.phrase.lower().replace(" ", "_")
         self._refusal = self._rendered(status, orjson.dumps(InvalidRequest(message, code=code).as_body()))
         cycle = self.cycle
         if cycle is not None and cycle.more_body and not cycle.response_complete:
-            # It is within the body of this request, which therefore gets this answer and no other.
+            # The error is within the body of this request, which therefore gets this answer and no other.
             cycle.disconnected = True
             cycle.message_event.set()
             if self.pipeline:
@@ -170,7 +178,7 @@ class LenientProtocol(HttpToolsProtocol):
     def _send_refusal(self, answer: bytes) -> None:
         if self.transport.is_closing():
             return
-        self._unset_keepalive_if_required()
+        self._stop_keep_alive_timer()
         self.flow.resume_reading()
         self.transport.write(answer)
         if self.transport.can_write_eof():

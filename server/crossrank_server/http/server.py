@@ -1,8 +1,8 @@
-"""The web server: uvicorn with an orderly end, and gRPC beside it on the same event loop where that is asked for.
+"""Run the web server: uvicorn with a graceful shutdown, and gRPC on the same event loop where it is asked for.
 
-On SIGTERM or SIGINT the server first says that it is not ready, then (after a delay in which load balancers look
-elsewhere) refuses new connections, lets requests under way finish within a grace, and always writes what is not
-written yet.
+On SIGTERM or SIGINT the server first reports that it is not ready, then (after a delay in which load balancers turn
+away) refuses new connections, lets requests under way finish within a grace period, and always writes the usage that
+is not written yet.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
     from crossrank_server.rpc.server import RpcServer
 
 _log = logging.getLogger("crossrank")
-# What closing engines, writing usage and sending traces may take.
+# Seconds that closing engines, writing usage and sending traces may take.
 LAST_RESORT_S = 15.0
 
 
 class GracefulServer(uvicorn.Server):
-    """Drains before it ends.
+    """Serve until a signal, then drain.
 
     Args:
         app: The application in front of the service.
-        service: Is told that it is draining, and closed in the end.
-        settings: `shutdown_delay_s`, `shutdown_grace_s`.
-        rpc: The gRPC port; None has none.
-        tls: None speaks plain HTTP.
+        service: Marked as draining first, and closed in the end.
+        settings: Read for `shutdown_delay_s` and `shutdown_grace_s`.
+        rpc: The gRPC server; None has none.
+        tls: Certificate and key; None speaks plain HTTP.
         last_resort_s: After delay and grace, seconds that closing engines, writing usage and sending traces may take;
             then the process is ended with exit code 1.
-        listening: Called when it listens.
+        listening: Called once the server listens.
     """
 
     def __init__(
@@ -81,8 +81,11 @@ class GracefulServer(uvicorn.Server):
         self._drained_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second SIGTERM changes nothing, a second SIGINT (Ctrl+C) ends without waiting."""
-        self._captured_signals.append(sig)
+        """Begin to drain; a second SIGTERM changes nothing, a second SIGINT (Ctrl+C) ends without waiting.
+
+        uvicorn's own method also notes the signal, to raise it once more after draining; here a drained server has
+        ended well, with exit code 0.
+        """
         if self._drained_at is None:
             self._service.draining = True
             self._drained_at = time.monotonic() + self._delay_s
@@ -91,7 +94,7 @@ class GracefulServer(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
+        """Listen on the sockets."""
         asyncio.get_running_loop().set_exception_handler(log_loop_failure)
         if self._rpc is not None:
             await self._rpc.start()
@@ -100,7 +103,7 @@ class GracefulServer(uvicorn.Server):
             self._listening()
 
     async def on_tick(self, counter: int) -> bool:
-        """Tell whether to stop listening; asked ten times a second."""
+        """Tell whether to stop listening; uvicorn calls it ten times a second."""
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -112,7 +115,7 @@ class GracefulServer(uvicorn.Server):
             await asyncio.gather(super().shutdown(sockets), *stops)
         finally:
             if tasks := set(self.server_state.tasks):
-                # Requests given up return what they hold before it is closed.
+                # Requests that are given up release their memory and credit before the service is closed.
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks, timeout=1.0)
@@ -120,7 +123,7 @@ class GracefulServer(uvicorn.Server):
 
 
 def _end_process_after(seconds: float) -> None:
-    """End the process even if a thread inside a runtime never returns; interpreters wait for threads otherwise."""
+    """End the process even if a thread inside a runtime never returns, for which the interpreter would wait."""
 
     def end() -> None:
         _log.critical("the server has not ended %g s after the signal: it is ended now", seconds)

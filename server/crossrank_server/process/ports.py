@@ -1,4 +1,4 @@
-"""Sockets of the ports that the server was asked to listen on; a taken one is refused with its remedy."""
+"""Open the sockets of the server's ports; a port that is taken is refused with the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def listen(host: str, port: int, flag: str, *, share: bool = False) -> socket.so
         host: Name or address.
         port: 0 takes a free one.
         flag: The setting that names the port, for the message.
-        share: Other processes of this user that share it too may listen on the same port (SO_REUSEPORT).
+        share: Let other processes of this user listen on the same port (SO_REUSEPORT).
 
     Raises:
         SetupError: The port is taken or the address is none of this machine's.
@@ -27,8 +27,8 @@ def listen(host: str, port: int, flag: str, *, share: bool = False) -> socket.so
         raise SetupError(f"cannot listen on {host}:{port}: {reason}; choose another with --host or {flag}") from None
 
 
-def hold(host: str, port: int, flag: str) -> socket.socket:
-    """Return a socket that keeps a port for processes that share it, and gets no connection itself.
+def reserve(host: str, port: int, flag: str) -> socket.socket:
+    """Return a bound socket that reserves a port for the workers that share it; it never listens itself.
 
     Args:
         host: Name or address.
@@ -38,18 +38,18 @@ def hold(host: str, port: int, flag: str) -> socket.socket:
     Raises:
         SetupError: See `listen`.
     """
-    # Not shared, so that a port of another server is seen to be taken.
+    # The probe does not share the port, so that it fails if another server has it.
     with listen(host, port, flag) as probe:
-        held = socket.socket(probe.family, socket.SOCK_STREAM)
+        reserved = socket.socket(probe.family, socket.SOCK_STREAM)
         name = probe.getsockname()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if held.family == socket.AF_INET6:
-        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as create_server does
-    held.bind(name)
-    return held
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if reserved.family == socket.AF_INET6:
+        reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as create_server does
+    reserved.bind(name)
+    return reserved
 
 
-def port_of(held: socket.socket) -> int:
-    """Return the port of a socket."""
-    return int(held.getsockname()[1])
+def port_of(bound: socket.socket) -> int:
+    """Return the port of a bound socket."""
+    return int(bound.getsockname()[1])

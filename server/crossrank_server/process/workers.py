@@ -1,7 +1,8 @@
-"""Several server processes on the same ports: a parent that starts them, watches them, and ends them together.
+"""Run several server processes on the same ports: a parent starts them, watches them, and ends them together.
 
-The parent serves nothing and imports little, so that each worker is forked from a process without threads. It holds
-the ports by sockets that never listen; every worker listens with SO_REUSEPORT, and the kernel spreads the connections.
+The parent serves nothing and imports little, so that each worker is forked from a process without threads. It reserves
+the ports with sockets that never listen; every worker listens with SO_REUSEPORT, and the kernel spreads the
+connections.
 
 Source: https://man7.org/linux/man-pages/man7/socket.7.html (SO_REUSEPORT)
 """
@@ -13,76 +14,68 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
-from crossrank.engines.cpu import available_cores
-from crossrank.engines.cuda_session import cuda_installed
-from crossrank.errors import CrossrankError
-from crossrank_server.settings import ServeSettings
+from crossrank.errors import CrossrankError, SetupError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkProcess  # Windows has none
 
 _log = logging.getLogger("crossrank")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# How often the parent looks whether a worker is due to be started again, and a worker whether it has lost its parent.
-_LOOK_S = 0.5
+# How often the parent checks whether a worker is due to be restarted, and a worker whether its parent is still there.
+_POLL_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 
-# The directory of all workers' counts (telemetry/shared_metrics.py); prometheus_client reads it when it is imported.
-COUNTS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-
-# What a worker does: serve, and call what it is given once it listens.
+# Serves in a worker, and calls its argument once it listens.
 Work = Callable[[Callable[[], None]], None]
 
 
-def worker_count(settings: ServeSettings) -> int:
-    """Return how many processes serve: `--workers`, where `auto` depends on what computes.
+def require_shared_ports(count: int) -> None:
+    """Refuse several workers where processes can be neither forked nor share a port, as on Windows.
 
-    In front of Triton it is one a core. A GPU computes more documents than one process hands over: one for every four
-    cores, as each holds a copy of the model there and a gigabyte here. On a CPU one process keeps all cores busy.
+    Raises:
+        SetupError: The operating system lacks one of the two.
     """
-    if settings.workers != "auto":
-        return int(settings.workers)
-    if settings.engine == "triton":
-        return available_cores()
-    return max(1, available_cores() // 4) if _takes_gpu(settings) else 1
-
-
-def worker_settings(settings: ServeSettings, workers: int) -> ServeSettings:
-    """Return the settings of one worker, which has its share of the cores, unless a GPU computes."""
-    if workers == 1 or settings.threads or _takes_gpu(settings):
-        return settings
-    return settings.model_copy(update={"threads": max(1, available_cores() // workers)})
-
-
-def _takes_gpu(settings: ServeSettings) -> bool:
-    return settings.engine == "cuda" or (settings.engine == "auto" and cuda_installed())
+    if "fork" not in multiprocessing.get_all_start_methods() or not hasattr(socket, "SO_REUSEPORT"):
+        raise SetupError(
+            f"--workers is {count}, but this operating system cannot fork processes that share a port; use --workers 1 "
+            "(Linux and macOS can)"
+        )
 
 
 @dataclass
 class _Worker:
-    """A process, and where it says that it listens; None once it has."""
+    """A worker process.
+
+    Attributes:
+        process: The process.
+        listens: Becomes readable when the worker listens; None once that was read.
+    """
 
     process: ForkProcess
     listens: Connection | None
 
 
 class Workers:
-    """Keeps a number of workers alive until SIGTERM or SIGINT, which is passed on to them.
+    """Keep a number of workers alive until SIGTERM or SIGINT, which is passed on to them.
 
     Args:
         count: Processes.
-        work: What each does.
+        work: Run in each of them.
         started: Called once, when the first worker listens; the others are started after it, so that a model is
             fetched once and a mistake is reported once.
-        ended: Told the id of each process that is gone.
+        ended: Called with the process id of each worker that has ended.
     """
 
     def __init__(
@@ -103,7 +96,7 @@ class Workers:
         self._exit_code = 0
 
     def run(self) -> int:
-        """Return when all workers have ended: 0 if each ended cleanly after a signal."""
+        """Start the workers, wait until all have ended, and return the exit code: 0 if all ended after a signal."""
         for number in _SIGNALS:
             signal.signal(number, self._pass_on)
         self._due[0] = 0.0
@@ -120,8 +113,8 @@ class Workers:
 
     def _start_due(self) -> None:
         for index in [index for index, at in self._due.items() if at <= time.monotonic()]:
-            # A signal between fork and note would miss the worker.
-            with _signals_held():
+            # A signal between the fork and the entry in self._workers would not be passed on to the worker.
+            with _signals_blocked():
                 if self._stopping:
                     return
                 del self._due[index]
@@ -132,10 +125,10 @@ class Workers:
                 self._workers[index] = _Worker(process, listens)
 
     def _watch(self) -> None:
-        """Wait for a worker that listens or ends, `_LOOK_S` at most."""
+        """Wait until a worker listens or ends, at most `_POLL_S` seconds."""
         ends = {worker.process.sentinel: index for index, worker in self._workers.items()}
         begins = {worker.listens: index for index, worker in self._workers.items() if worker.listens}
-        happened = wait([*ends, *begins], _LOOK_S)
+        happened = wait([*ends, *begins], _POLL_S)
         for index in [begins[found] for found in happened if isinstance(found, Connection)]:
             self._note_listening(index)
         for index in [ends[found] for found in happened if isinstance(found, int)]:
@@ -150,7 +143,7 @@ class Workers:
             try:
                 listens.recv_bytes()
             except EOFError:
-                return  # it ended instead, which its sentinel tells
+                return  # it ended instead; its sentinel says so
         self._failures[index] = 0
         if not self._announced:
             self._announced = True
@@ -158,13 +151,13 @@ class Workers:
             self._due.update(dict.fromkeys(range(1, self._count), 0.0))
 
     def _note_end(self, index: int) -> None:
-        with _signals_held():
+        with _signals_blocked():
             worker = self._workers.pop(index)
             worker.process.join()
         pid, code = worker.process.pid or 0, worker.process.exitcode or 0
         self._ended(pid)
         if self._stopping or not self._announced:
-            # Before the first one listens, what is wrong is wrong for all; it has said so.
+            # Before the first one listens, an error would be the same for all; it has printed it.
             self._exit_code = self._exit_code or (0 if code == 0 else 1)
             return
         pause_s = min(2.0 ** self._failures[index] - 1, _LONGEST_PAUSE_S)
@@ -200,8 +193,8 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Let signals wait until the block ends."""
+def _signals_blocked() -> Iterator[None]:
+    """Block SIGTERM and SIGINT until the block ends; they are delivered then."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -210,8 +203,8 @@ def _signals_held() -> Iterator[None]:
 
 
 def _end_after_parent(parent: int) -> None:
-    """Drain when the parent was killed: nobody else would end this process or start a new one."""
+    """Wait for the end of the parent process, then begin to drain: nothing else would ever end this worker."""
     while os.getppid() == parent:
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     _log.error("the parent process %d is gone: this worker ends", parent)
     os.kill(os.getpid(), signal.SIGTERM)

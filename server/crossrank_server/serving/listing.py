@@ -6,8 +6,8 @@ import time
 from typing import Any, get_args
 
 from crossrank_server.calls import Tier
-from crossrank_server.serving.residency import ModelSlot
 from crossrank_server.serving.service import RerankService
+from crossrank_server.serving.slot import ModelSlot
 
 _STARTED = int(time.time())
 

@@ -1,4 +1,4 @@
-"""The models of a server: found by any of their names, awake while they are used."""
+"""The models of a server: looked up by any of their names, kept awake while they are used."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from contextlib import AbstractAsyncContextManager
 
 from crossrank.bundles.catalog import canonical_model_id
 from crossrank.errors import ModelNotFound
-from crossrank_server.serving.residency import EngineFacts, ModelSlot, Residency
+from crossrank_server.serving.residency import Residency
 from crossrank_server.serving.served import ServedModel
+from crossrank_server.serving.slot import ModelSlot
 
 
 class ModelPool:
-    """Holds the models that a server offers.
+    """Hold the models that a server offers.
 
     Args:
-        models: The first one is the default. One given loaded is pinned.
+        models: The first one is the default. A loaded model is pinned.
         idle_sleep_s: See Residency.
         memory_budget_mb: See Residency.
-        strict_names: An unknown name is refused; otherwise it gets the default model, as some applications send
-            names of their own.
+        strict_names: Refuse an unknown name; otherwise it gets the default model, as some applications send names of
+            their own.
 
     Raises:
         SetupError: A model does not fit into the budget.
@@ -40,7 +41,7 @@ class ModelPool:
 
     @property
     def models(self) -> list[ModelSlot]:
-        """The models served, the default first, whether awake or asleep."""
+        """All models, the default first, whether awake or asleep."""
         return list(self._slots.values())
 
     def ready(self) -> bool:
@@ -64,7 +65,7 @@ class ModelPool:
         raise ModelNotFound(f"model {name[:200]!r} is not served here; served: {served}", param="model")
 
     def awake(self, model_id: str, wait_s: float = 0.0) -> AbstractAsyncContextManager[ServedModel]:
-        """Give the model, loaded, and keep it so until the block ends; see Residency.hold.
+        """Enter with the loaded model, which stays loaded until the block ends; see Residency.awake.
 
         Args:
             model_id: As `resolve` gives it.
@@ -74,7 +75,7 @@ class ModelPool:
             ModelWarming: It is being loaded.
             BackendUnavailable: It cannot be loaded, or there is no room for it.
         """
-        return self._residency.hold(self._slots[model_id], wait_s)
+        return self._residency.awake(self._slots[model_id], wait_s)
 
     async def close(self) -> None:
         """Finish the batches under way and release the engines."""
@@ -82,5 +83,6 @@ class ModelPool:
 
 
 def _pinned(served: ServedModel) -> ModelSlot:
-    facts = EngineFacts(served.engine.name, served.engine.precision)
-    return ModelSlot(served.bundle, lambda: served, pinned=True, served=served, engine=facts)
+    slot = ModelSlot(served.bundle, lambda: served, pinned=True)
+    slot.finish(served)
+    return slot

@@ -145,7 +145,7 @@ class RerankService:
         Raises:
             InvalidRequest: There are more documents or chunks than the limit, or one may not be truncated.
             ModelNotFound: The model is not served here.
-            ModelWarming: The model was asleep; see `Residency.hold`.
+            ModelWarming: The model was asleep; see `Residency.awake`.
             Forbidden, PaymentRequired, RateLimited: See `Accounts.admit`.
             Overloaded, EngineFailure, BackendError, BackendUnavailable: See `Batcher.score` and `Engine.score`.
             BackendTimeout: The time limit passed.

@@ -1,4 +1,4 @@
-"""From model names and settings to a service that is ready to score."""
+"""Build a service that is ready to score from model names and settings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from crossrank.scheduling.cores import Cores
 from crossrank_server.accounts.base import Accounts, OpenAccounts
 from crossrank_server.accounts.prices import Prices, parse_prices
 from crossrank_server.serving.pool import ModelPool
-from crossrank_server.serving.residency import ModelSlot, estimated_memory_mb
+from crossrank_server.serving.residency import estimated_memory_mb
 from crossrank_server.serving.served import ServedModel
 from crossrank_server.serving.service import RerankService
+from crossrank_server.serving.slot import ModelSlot
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.base import Observers
 
@@ -33,9 +34,9 @@ def load_service(models: Sequence[str], settings: ServeSettings, observers: Obse
     The others are fetched and checked all the same, so that waking them needs no network.
 
     Args:
-        models: As `--model` takes them.
-        settings: Of the server.
-        observers: Who is told of requests and batches.
+        models: As `--model` takes them; the first is the default.
+        settings: Those of the server.
+        observers: Notified of every request and every scored batch.
 
     Raises:
         SetupError: A model cannot be found, fetched, trusted or loaded, two have the same id, or the memory budget is
@@ -43,35 +44,38 @@ def load_service(models: Sequence[str], settings: ServeSettings, observers: Obse
     """
     if settings.triton_model and len(models) > 1:
         raise SetupError(f"--triton-model {settings.triton_model} cannot stand for {len(models)} models: leave it out")
-    slots: dict[str, ModelSlot] = {}
-    cores = Cores()
+    bundles: dict[str, Bundle] = {}
     for spec in models:
         bundle = resolve_model(spec, cache_dir=settings.cache_dir, offline=settings.offline, label=settings.label)
         model_id = bundle.manifest.model_id
-        if model_id in slots:
+        if model_id in bundles:
             raise SetupError(f"two models are called {model_id}: name each only once with --model")
-        # What Triton serves takes no memory here.
-        in_triton = settings.engine == "triton"
-        slots[model_id] = ModelSlot(
+        bundles[model_id] = bundle
+    pinned = _pinned_ids(settings.pin, models, list(bundles))
+    # A model served by Triton takes no memory here.
+    in_triton = settings.engine == "triton"
+    cores = Cores()
+    slots = [
+        ModelSlot(
             bundle,
             partial(_load, bundle, settings, cores, observers),
             memory_mb=0.0 if in_triton else estimated_memory_mb(bundle),
-            pinned=in_triton,
+            pinned=in_triton or model_id in pinned,
         )
-    for slot in _pinned(settings.pin, models, list(slots.values())):
-        slot.pinned = True
+        for model_id, bundle in bundles.items()
+    ]
     pool = ModelPool(
-        slots.values(),
+        slots,
         idle_sleep_s=settings.idle_sleep_s,
         memory_budget_mb=settings.memory_budget_mb,
         strict_names=settings.strict_model_names,
     )
-    for slot in slots.values():
+    for slot in slots:
         if slot.pinned:
-            slot.wake(slot.load())
+            slot.finish(slot.load())
     prices = prices_from_settings(settings)
-    for name in prices.named.keys() - slots.keys():
-        _log.warning("--prices names %s, which is not served: served are %s", name, ", ".join(slots))
+    for name in prices.named.keys() - bundles.keys():
+        _log.warning("--prices names %s, which is not served: served are %s", name, ", ".join(bundles))
     return RerankService(
         pool,
         max_documents=settings.max_documents,
@@ -83,21 +87,29 @@ def load_service(models: Sequence[str], settings: ServeSettings, observers: Obse
     )
 
 
-def _pinned(pin: str, specs: Sequence[str], slots: list[ModelSlot]) -> list[ModelSlot]:
-    """Return the first model and those of `--pin`."""
+def _pinned_ids(pin: str, specs: Sequence[str], model_ids: Sequence[str]) -> set[str]:
+    """Return the ids of the first model and of those that `--pin` names.
+
+    Args:
+        pin: The setting.
+        specs: The values of `--model`.
+        model_ids: The id of each.
+
+    Raises:
+        SetupError: A name is that of no model.
+    """
     if pin.strip() == "all":
-        return slots
-    pinned = slots[:1]
+        return set(model_ids)
+    pinned = {*model_ids[:1]}
     for name in filter(None, map(str.strip, pin.split(","))):
-        same = [
-            slot
-            for spec, slot in zip(specs, slots, strict=True)
-            if canonical_model_id(name) in (spec, canonical_model_id(spec), slot.id)
-        ]
+        same = {
+            model_id
+            for spec, model_id in zip(specs, model_ids, strict=True)
+            if canonical_model_id(name) in (spec, canonical_model_id(spec), model_id)
+        }
         if not same:
-            served = ", ".join(slot.id for slot in slots)
-            raise SetupError(f"--pin names {name}, which no --model does; served: {served}")
-        pinned += same
+            raise SetupError(f"--pin names {name}, which no --model does; served: {', '.join(model_ids)}")
+        pinned |= same
     return pinned
 
 
@@ -122,7 +134,7 @@ def _load(bundle: Bundle, settings: ServeSettings, cores: Cores, observers: Obse
 
 
 def prices_from_settings(settings: ServeSettings) -> Prices:
-    """Return the price list.
+    """Return the price list of the settings.
 
     Raises:
         SetupError: See `parse_prices`.
@@ -198,7 +210,7 @@ def _load_embedded(bundle: Bundle, settings: ServeSettings, name: EngineName) ->
 
 
 def _tuning_for(bundle: Bundle, settings: ServeSettings) -> Tuning | None:
-    """Return what was measured here, unless the flags ask for another engine or precision."""
+    """Return the tuning measured on this machine; None without one, or where the flags rule it out."""
     tuning = read_tuning(bundle, settings.cache_dir)
     if tuning is None:
         return None

@@ -14,6 +14,10 @@ from crossrank_server.calls import Call
 
 OK = "ok"
 
+# Environment variable with the directory of all workers' counts (shared_metrics.py); prometheus_client reads it when it
+# is imported.
+COUNTS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
 
 @dataclass
 class Exchange:

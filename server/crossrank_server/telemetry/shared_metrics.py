@@ -19,7 +19,7 @@ from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from crossrank_server.process.workers import COUNTS_VARIABLE
+from crossrank_server.telemetry.base import COUNTS_VARIABLE
 from crossrank_server.telemetry.metrics import Metrics
 
 _WRITE_S = 1.0

@@ -23,9 +23,10 @@ from crossrank.request import RerankRequest
 from crossrank_server.accounts.base import Charge, OpenAccounts
 from crossrank_server.calls import Call
 from crossrank_server.serving.pool import ModelPool
-from crossrank_server.serving.residency import EngineFacts, ModelSlot, Residency, estimated_memory_mb
+from crossrank_server.serving.residency import Residency, estimated_memory_mb
 from crossrank_server.serving.served import ServedModel
 from crossrank_server.serving.service import RerankService
+from crossrank_server.serving.slot import EngineFacts, ModelSlot
 from tests.unit.library.test_batcher import ArithmeticEngine
 
 BUNDLE = load_bundle(builtin_path())
@@ -55,7 +56,7 @@ class Home:
         self.residency = Residency(self.slots, **limits)
         self.loop = SteppedLoop()
         for slot in self.slots[:pinned]:
-            slot.wake(slot.load())
+            slot.finish(slot.load())
 
     def _slot(self, name: str, memory_mb: float, pinned: bool) -> ModelSlot:
         bundle = Bundle(BUNDLE.path, BUNDLE.manifest.model_copy(update={"model_id": name}))
@@ -80,7 +81,7 @@ class Home:
         self.settle()
 
     async def use(self, slot: ModelSlot, wait_s: float = 0.0) -> Loaded:
-        async with self.residency.hold(slot, wait_s) as served:
+        async with self.residency.awake(slot, wait_s) as served:
             assert served is slot.served
             return served  # type: ignore[return-value]
 
@@ -211,7 +212,7 @@ def test_an_idle_model_sleeps_but_not_a_pinned_one_nor_one_in_use(make_home) -> 
     release = asyncio.Event()
 
     async def use_for_long() -> None:
-        async with home.residency.hold(home.slots[2], 0):
+        async with home.residency.awake(home.slots[2], 0):
             await release.wait()
 
     long = home.loop.create_task(use_for_long())
@@ -248,7 +249,7 @@ def test_a_model_in_use_gives_no_way_and_the_refusal_states_budget_and_sizes(mak
     release = asyncio.Event()
 
     async def use_for_long() -> None:
-        async with home.residency.hold(home.slots[1], 30):
+        async with home.residency.awake(home.slots[1], 30):
             await release.wait()
 
     long = home.loop.create_task(use_for_long())
@@ -357,7 +358,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(model=st.integers(0, 3), wait_s=st.sampled_from([0.0, 5.0, 1e6]))
     def ask(self, model: int, wait_s: float) -> None:
         async def request() -> None:
-            async with self.home.residency.hold(self.home.slots[model], wait_s) as served:
+            async with self.home.residency.awake(self.home.slots[model], wait_s) as served:
                 release = asyncio.Event()
                 self.holding[asyncio.current_task()] = (served, release)  # type: ignore[assignment]
                 try:
@@ -375,9 +376,8 @@ class ResidencyMachine(RuleBasedStateMachine):
         (name,) = [slot.id for slot in self.loading() if self.home.alive[slot.id]]
         if fails:
             self.home.failures[name] = OSError("no")
-        loads = [slot._loading for slot in self.loading() if slot.id == name]
         self.home.gate.release()
-        self.home.until(lambda: all(load.done() for load in loads))
+        self.home.until(lambda: name not in [slot.id for slot in self.loading()])
         self.home.settle()
 
     @precondition(lambda self: self.holding)

@@ -1,15 +1,20 @@
-"""How many processes serve, and what each of them may take of the machine."""
+"""How many processes serve, what each of them may take of the machine, and where there can only be one."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from crossrank.engines.cpu import available_cores
 from crossrank.errors import SetupError
 from crossrank_server.commands.options import settings_from_options
-from crossrank_server.process.workers import worker_count, worker_settings
+from crossrank_server.process.workers import require_shared_ports
+from crossrank_server.serving.worker_share import worker_count, worker_settings
 from crossrank_server.settings import ServeSettings
 
 
@@ -23,9 +28,9 @@ def test_in_front_of_triton_every_core_has_a_process():
 
 
 def test_a_gpu_is_fed_by_one_process_for_every_four_cores(monkeypatch):
-    monkeypatch.setattr("crossrank_server.process.workers.cuda_installed", lambda: True)
+    monkeypatch.setattr("crossrank_server.serving.worker_share.cuda_installed", lambda: True)
     for cores, workers in ((2, 1), (4, 1), (16, 4)):
-        monkeypatch.setattr("crossrank_server.process.workers.available_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("crossrank_server.serving.worker_share.available_cores", lambda cores=cores: cores)
         for engine in ("cuda", "auto"):
             settings = ServeSettings(workers="auto", engine=engine)
             assert worker_count(settings) == workers
@@ -62,3 +67,28 @@ def test_workers_share_the_cores_unless_threads_are_given():
 def test_anything_else_is_refused(value):
     with pytest.raises(SetupError, match=r"--workers \(CROSSRANK_WORKERS\) is"):
         settings_from_options(ServeSettings, {"workers": value})
+
+
+# What Python for Windows does not have.
+WINDOWS = """
+import multiprocessing.context, os, signal, socket
+del multiprocessing.context.ForkProcess, os.fork, os.setpgid, os.sched_getaffinity, socket.SO_REUSEPORT
+del signal.pthread_sigmask, signal.SIGKILL
+"""
+
+
+def test_the_command_is_there_without_the_names_that_windows_lacks():
+    code = WINDOWS + "from crossrank_server.commands.serve import serve; print(serve.name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("serve", "")
+
+
+@pytest.mark.parametrize("missing", ["fork", "shared ports"])
+def test_several_workers_need_fork_and_shared_ports_and_are_refused_with_the_remedy(monkeypatch, missing):
+    require_shared_ports(2)
+    if missing == "fork":
+        monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    else:
+        monkeypatch.delattr(socket, "SO_REUSEPORT")
+    with pytest.raises(SetupError, match=r"--workers is 2, but this operating system cannot .* use --workers 1"):
+        require_shared_ports(2)

@@ -17,7 +17,7 @@ from crossrank_server.accounts.prices import Prices
 from crossrank_server.calls import Tier
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
-from crossrank_server.serving.residency import ModelSlot
+from crossrank_server.serving.slot import ModelSlot
 
 _MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 _HEADERS = {
@@ -110,5 +110,5 @@ def model_state(model: ModelSlot, prices: Prices) -> dict[str, Any]:
 
 def card(model: CatalogModel) -> dict[str, Any]:
     """Return the catalogue's figures of a model."""
-    names = ("layers", "hidden", "ndcg_at_10", "mrr_at_10", "docs_per_s_v100", "licence", "protocol", "note")
+    names = ("layers", "hidden", "ndcg_at_10", "mrr_at_10", "docs_per_s_v100", "licence", "terms", "protocol", "note")
     return {name: getattr(model, name) for name in names}
