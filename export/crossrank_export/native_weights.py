@@ -10,9 +10,10 @@ import logging
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Architecture, SharedTensor, Weights
@@ -21,9 +22,6 @@ from crossrank_export.bert import score_pairs
 from crossrank_export.graph_files import data_file
 from crossrank_export.parity import SampleSet, compare, limit_of
 from crossrank_export.roles import NoRolesError, find_roles
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 FILE = "weights.safetensors"
 _RUNTIME = "numpy fp32"

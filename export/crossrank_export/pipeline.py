@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx_ir
 
 from crossrank.bundles.bundle import (
     MANIFEST,
@@ -42,9 +44,6 @@ from crossrank_export.sources import CARD, SourceFiles, find_source
 from crossrank_export.token_parity import refuse_other_tokens
 from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_export.variants import Reference, write_fp32, write_others
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 logger = logging.getLogger(__name__)
 

@@ -58,6 +58,8 @@ def test_a_wheel_holds_exactly_the_packages_and_their_data(wheel: zipfile.ZipFil
         "crossrank/bundles/builtin/manifest.json",
         "crossrank_server/http/page/index.html",
     } <= packed
+    assert (ROOT / "perf" / "lab" / "__main__.py").is_file(), "the laboratory is in the checkout"
+    assert not [name for name in packed if name.startswith("lab/")], "and not in the wheel"
 
 
 def is_native_source(file: Path) -> bool:
