@@ -1,7 +1,7 @@
 """The ordered table of what can compute a model's scores; `auto` takes the first line that can serve.
 
-A line is an engine with its precision and its kernel, why it stands where it does, and what it needs of the machine, the
-installation and the model. `crossrank engines` prints the table with the reason for each line that is not taken.
+A line is an engine with its precision and its kernel, why it stands where it does, and what it needs of the machine,
+the installation and the model. `crossrank engines` prints the table with the reason for each line that is not taken.
 """
 
 from __future__ import annotations
@@ -88,6 +88,12 @@ def considered(engine: EngineName, precision: PrecisionName) -> list[Candidate]:
     return [candidate for candidate in CANDIDATES if candidate.considered(engine, precision)]
 
 
+def choosable_engines(bundle: Bundle, precision: PrecisionName) -> list[EngineName]:
+    """Return the engines that `auto` may choose on this machine for a bundle, in order."""
+    usable = (candidate for candidate in considered("auto", precision) if candidate.fault(bundle) is None)
+    return list(dict.fromkeys(candidate.engine for candidate in usable))
+
+
 def precisions_of(engine: EngineName) -> list[PrecisionName]:
     """Return the precisions that an engine serves, in the order of PRECISIONS."""
     served = {candidate.precision for candidate in CANDIDATES if candidate.engine == engine}
@@ -115,7 +121,8 @@ def _cuda(precision: Precision, operators: Operators, why: str) -> Candidate:
     def fault(bundle: Bundle) -> Fault | None:
         if not cuda_installed():
             return Fault(
-                "engine cuda needs ONNX Runtime's CUDA provider: put onnxruntime-gpu in place of onnxruntime (make cuda)",
+                "engine cuda needs ONNX Runtime's CUDA provider: put onnxruntime-gpu in place of onnxruntime "
+                "(make cuda)",
                 absent=True,
             )
         if operators == "onnxruntime" and not fused_operators_are_exact():
@@ -208,8 +215,8 @@ def _amx_is_elsewhere(bundle: Bundle) -> str:
     if "amx_bf16" not in cpu_flags():
         return ""
     return (
-        f"engine native serves {bundle.manifest.model_id} in bf16 without AMX, as it was not measured with that; OpenVINO "
-        "may be faster here: pip install 'crossrank[openvino]'"
+        f"engine native serves {bundle.manifest.model_id} in bf16 without AMX, as it was not measured with that; "
+        "OpenVINO may be faster here: pip install 'crossrank[openvino]'"
     )
 
 

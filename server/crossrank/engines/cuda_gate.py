@@ -1,7 +1,7 @@
 """Serialize CUDA graph capture against all other GPU work of the process.
 
-A thread that allocates or copies during a capture fails, and so does the capture; and a model may be loaded while others
-serve.
+A thread that allocates or copies during a capture fails, and so does the capture; and a model may be loaded while
+others serve.
 
 Source: https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__STREAM.html (cudaStreamCaptureModeGlobal)
 """

@@ -1,7 +1,8 @@
 """The interface that Python and the native libraries must share, as a hash that both sides state.
 
-ctypes checks no signature: a library built from other headers would read and write the wrong memory. `setup.py` computes
-the hash of the headers that it compiles and puts it into each library, `library.py` compares it with the constant here.
+ctypes checks no signature: a library built from other headers would read and write the wrong memory. `setup.py`
+computes the hash of the headers that it compiles and puts it into each library; `library.py` compares that with the
+constant here.
 """
 
 from __future__ import annotations

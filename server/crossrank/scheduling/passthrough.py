@@ -24,8 +24,9 @@ _BACKGROUND_PAIRS = 256
 class Passthrough:
     """Hand each realtime request to the engine as it comes, and background requests while no realtime one is under way.
 
-    It takes the place that `Batcher` has in front of engines of this process. Triton's dynamic batcher sees the requests
-    of all its clients; merging here too would add latency, and a request that shares its batch could not be cancelled.
+    It takes the place that `Batcher` has in front of engines of this process. Triton's dynamic batcher sees the
+    requests of all its clients; merging here too would add latency, and a request that shares its batch could not be
+    cancelled.
 
     Args:
         engine: Scores the requests.
