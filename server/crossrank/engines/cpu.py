@@ -33,7 +33,7 @@ def _quotas(cgroups: Path, own: Path) -> list[int]:
         own: File that names the own cgroup in each hierarchy.
     """
     try:
-        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines() if line.count(":") > 1]
     except OSError:
         lines = []
     found = []

@@ -114,7 +114,7 @@ def test_auto_takes_the_native_engine_in_bf16_where_it_has_a_kernel(builtin: Bun
 
 @built
 def test_what_the_native_engine_cannot_do_is_said(builtin: Bundle) -> None:
-    with pytest.raises(SetupError, match="engine native serves fp32 and bf16, not int8.*--engine onnxruntime"):
+    with pytest.raises(SetupError, match=r"engine native serves fp32 and bf16, not int8.*--engine onnxruntime"):
         make_engine(builtin, "native", "int8")
     with pytest.raises(SetupError, match=r"\(384, 12\)\], not bert of \(768, 12\); --engine auto"):
         make_engine(shaped(builtin, 768), "native")
