@@ -80,10 +80,10 @@ def ask(program, server, name, key):
 def test_a_good_key_is_served_and_a_wrong_one_is_not(way, program, keyed_server, key, reference):
     client = program(way.environment, way.program)
     asked = {"query": QUERY, "documents": DOCUMENTS, "model": MODEL, **way.options}
-    hits = client.ask(way.call, base_url=keyed_server.base_url, key=key, **asked)
+    hits = client.ask(way.call, base_url=keyed_server.base_url + way.base, key=key, **asked)
     assert [index for index, _, _ in hits] == reference.order
     with pytest.raises(Refused):
-        client.ask(way.call, base_url=keyed_server.base_url, key=key[:-1] + "?", **asked)
+        client.ask(way.call, base_url=keyed_server.base_url + way.base, key=key[:-1] + "?", **asked)
 
 
 @pytest.mark.parametrize("name", _CALLS)
@@ -116,7 +116,9 @@ def test_a_key_over_its_limit_raises_the_clients_own_exception(name, program, ke
 
 def test_openais_models_need_a_key(program, keyed_server, key):
     openai = program("clients", "openai_sdk")
-    assert [model["id"] for model in openai.ask("models", base_url=keyed_server.base_url, key=key)] == [MODEL]
+    assert [model["id"] for model in openai.ask("models", base_url=keyed_server.base_url + way.base, key=key)] == [
+        MODEL
+    ]
     with pytest.raises(Refused) as raised:
         openai.ask("models", base_url=keyed_server.base_url, key="nobody")
     assert raised.value.classes[0] == "openai.AuthenticationError"
