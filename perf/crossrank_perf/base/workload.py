@@ -51,11 +51,7 @@ class Workload:
     requests: tuple[Request, ...]
 
     def bodies(self, *, grpc: bool = False) -> list[bytes]:
-        """Return each request as the JSON body of POST /v1/rerank, or as a message of crossrank.v1.
-
-        All results are asked for: a JSON body without `top_n` is answered for Voyage's clients too, with every result
-        in two places.
-        """
+        """Return each request, for all results, as the JSON body of POST /v1/rerank or as a message of crossrank.v1."""
         if grpc:
             from crossrank_client.proto.crossrank_v1_pb2 import RerankRequest
 
