@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,14 @@ _log = logging.getLogger("crossrank")
 
 Logits = NDArray[np.float32]
 ActivationFunction = Callable[[Any], Any]
+
+
+def sigmoid(logit: float) -> float:
+    """Return 1 / (1 + e^-logit) in float64, without overflow."""
+    if logit >= 0:
+        return 1.0 / (1.0 + math.exp(-logit))
+    power = math.exp(logit)
+    return power / (1.0 + power)
 
 
 class Activation:
@@ -132,7 +141,7 @@ def activation_from(choice: str | ActivationFunction | Activation) -> Activation
 def default_activation(recorded: str) -> Activation:
     """Return the activation that a model's configuration names, as sentence-transformers chooses it.
 
-    A class outside of torch is code of the model's author, which is not run: the sigmoid serves instead, with a warning.
+    A class outside of torch is code of the model's author, which is not run: the sigmoid serves, with a warning.
     Source: `CrossEncoder.get_default_activation_fn`, https://github.com/huggingface/sentence-transformers
 
     Args:

@@ -127,6 +127,7 @@ class CrossEncoder:
         label: int | None = None,
     ) -> None:
         refuse_options(
+            threads=threads,
             modules=modules,
             trust_remote_code=trust_remote_code,
             num_labels=num_labels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,7 @@ def engine_for(engine: str, device: Any, backend: str) -> str:
 
 def refuse_options(
     *,
+    threads: int | None,
     modules: Any,
     trust_remote_code: bool,
     num_labels: int | None,
@@ -112,6 +114,7 @@ def refuse_options(
     """Refuse what sentence-transformers has and this library has not, each with what serves instead.
 
     Args:
+        threads: Inferences at the same time.
         modules: Torch modules that make a model.
         trust_remote_code: Whether code of the model's author may run.
         num_labels: Of the classifier.
@@ -121,6 +124,8 @@ def refuse_options(
     Raises:
         ValueError: Something is not supported.
     """
+    if threads is not None and operator.index(threads) < 1:
+        raise ValueError(f"threads is {threads}: give 1 or more, or None for one for each core")
     if modules is not None:
         raise ValueError("modules is not supported: save the model with sentence-transformers and give its directory")
     if trust_remote_code:

@@ -50,7 +50,7 @@ def engines(
       crossrank bench engines --model bundle --engine onnxruntime --engine cuda --precision auto --bucket-s 2
     """  # noqa: D301 - click reads the backspace itself
     from crossrank.bundles.cache import default_cache_dir
-    from crossrank.bundles.resolve import resolve_model
+    from crossrank.resolve import resolve_model
     from crossrank_perf.base.environment import describe_run
     from crossrank_perf.base.report import Progress, check_writable, write_json
     from crossrank_perf.engines.bucket_rates import rates_by_bucket

@@ -49,7 +49,7 @@ def _cached(model: CatalogModel, cache_dir: Path | None) -> CachedBundle | None:
     """Return where the model lies on this machine; the built-in one is part of the installation."""
     from crossrank.bundles.cache import BundleCache, measure_bundle
     from crossrank.bundles.catalog import BUILTIN
-    from crossrank.bundles.resolve import builtin_path
+    from crossrank.resolve import builtin_path
 
     if model is BUILTIN:
         return measure_bundle(builtin_path(), "built in")
