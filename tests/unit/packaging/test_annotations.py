@@ -21,9 +21,8 @@ def modules(package: str) -> Iterator[types.ModuleType]:
     yield root
     for found in pkgutil.walk_packages(root.__path__, f"{package}."):
         module = found.name.rpartition(".")[2]
-        # Native libraries lie beside the code in a checkout; they are no modules. What adapts a framework needs it:
-        # tests/acceptance runs those, and the frameworks read their annotations.
-        if module != "__main__" and not module.startswith("_") and ".integrations." not in found.name:
+        # Native libraries lie beside the code in a checkout; they are no modules.
+        if module != "__main__" and not module.startswith("_"):
             yield importlib.import_module(found.name)
 
 

@@ -30,7 +30,7 @@ class Part:
         inside: Prefixes of its files, relative to the folder; the first part of a folder that fits a file has it.
         loading: Extras that must be there when its modules are imported; the distribution's dependencies always are.
         running: Extras whose packages its functions may import besides; they say so where these are missing.
-        outside: What it may import and no extra installs.
+        outside: What its functions may import and no extra installs.
     """
 
     folder: str
@@ -41,12 +41,6 @@ class Part:
 
 
 PARTS = (
-    # Who imports an adapter has its framework.
-    Part(
-        "server/crossrank",
-        ("integrations/",),
-        outside=frozenset({"haystack", "langchain_core", "llama_index", "mteb"}),
-    ),
     Part("server/crossrank", running=("openvino", "triton")),
     Part("server/crossrank_server", ("rpc/",), loading=("server", "grpc")),
     Part("server/crossrank_server", ("telemetry/spans.py",), loading=("server", "otel")),
