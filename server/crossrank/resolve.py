@@ -199,9 +199,9 @@ def _bundle_from_hub(ref: HubRef, want: _Want) -> Bundle:
 def _already_downloaded(ref: HubRef, listing: HubListing) -> tuple[Path, str, dict[str, str]] | None:
     """Return the files from huggingface_hub's own cache, unless they are incomplete or not to be trusted."""
     try:
-        return find_in_hub_cache(ref, listing, reads_weights=_opens)
+        return find_in_hub_cache(ref, listing, reads_weights=_opens, remedy="the cached file is not used")
     except ModelSourceError as error:
-        logger.warning("%s; downloading it afresh", error.message.partition(": delete")[0])
+        logger.warning("%s; downloading it afresh", error.message)
         return None
 
 

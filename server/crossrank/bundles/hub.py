@@ -150,6 +150,7 @@ def find_in_hub_cache(
     *,
     kind: Kind | None = None,
     reads_weights: ReadsWeights = lambda config: True,
+    remedy: str | None = None,
 ) -> tuple[Path, str, dict[str, str]] | None:
     """Look for the files in huggingface_hub's own cache (HF_HOME), without any network.
 
@@ -158,6 +159,7 @@ def find_in_hub_cache(
         listing: What the hub has, where it could be asked; else what lies in the cache has to do.
         kind: See `choose_files`.
         reads_weights: See `choose_files`.
+        remedy: The end of the message for a file with the wrong hash; by default it says how to replace it.
 
     Returns:
         (directory, commit, sha256 by file name), or None where files are missing there.
@@ -191,7 +193,8 @@ def find_in_hub_cache(
         return None
     names = checked_files(directory, files)
     expected = {**(listing.published_sha256 if listing else {}), **ref.sha256}
-    remedy = f"delete {directory} and download again, or accept the current files with {ref.model_id}@main"
+    if remedy is None:
+        remedy = f"delete {directory} and download again, or accept the current files with {ref.model_id}@main"
     return directory, directory.name, _verify(ref, directory, names, expected, remedy)
 
 
