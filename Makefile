@@ -15,7 +15,8 @@ COMMA := ,
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
 	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
-	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-gpu
+	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-install \
+	bench-gpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -160,6 +161,9 @@ bench-graphs: $(VENV)/.dev ## an exported graph before and after the passes (BEN
 
 bench-tokenizer: native ## the tokenizer beside the tokenizers library, on one core
 	$(LAB) tokenizer $(BENCH_ARGS)
+
+bench-install: $(VENV)/.dev ## packages, megabytes and import times of each way to install the last commit
+	$(LAB) install
 
 bench-gpu: ## everything about a machine with an NVIDIA GPU (MODEL=builtin; options in perf/lab/gpu/measure.sh)
 	perf/lab/gpu/measure.sh $(MODEL)
