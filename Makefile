@@ -22,10 +22,16 @@ help: ## list the targets
 
 # The library with the server, and the client beside them; what others wrote comes from the lock.
 EDITABLE := --no-deps --editable client --editable .
+NATIVE := $(wildcard server/crossrank/native/*.cpp server/crossrank/native/*.h) server/crossrank/native/interface.py
 
 $(VENV)/.serve: requirements/serve.txt pyproject.toml client/pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r requirements/serve.txt
+	$(BIN)/pip install --quiet $(EDITABLE)
+	touch $@ $(VENV)/.native
+
+# Compiled again when a source changed since the installation.
+$(VENV)/.native: $(NATIVE) | $(VENV)/.serve
 	$(BIN)/pip install --quiet $(EDITABLE)
 	touch $@
 
@@ -34,13 +40,18 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 	$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
 	touch $@
 
-serve: $(VENV)/.serve ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
+serve: $(VENV)/.serve $(VENV)/.native ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
 	$(BIN)/crossrank serve $(SERVE_ARGS)
 
-test: $(VENV)/.dev triton-setup perf-analyzer-setup clients reference ## set up what the tests need and run them, the slow ones left out
+# With the library that only tests load.
+$(VENV)/.native-test: $(NATIVE) setup.py | $(VENV)/.dev
+	CROSSRANK_NATIVE_TEST=1 $(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
+	touch $@
+
+test: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients reference ## set up what the tests need and run them, the slow ones left out
 	$(BIN)/python -m pytest -m "not slow" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev triton-setup perf-analyzer-setup clients reference aiperf ## run every test, the large architectures included
+test-all: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients reference aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, directions of imports
@@ -96,12 +107,12 @@ model-repository: $(VENV)/.dev ## put the built-in model's weights into model_re
 	$(BIN)/crossrank repository builtin --target cpu --out model_repository
 
 native: $(VENV)/.dev ## compile the native code into the tree (CROSSRANK_NATIVE_FLAGS adds flags, like -g)
-	$(BIN)/python setup.py --quiet build_ext --inplace --force
+	CROSSRANK_NATIVE_TEST=1 $(BIN)/python setup.py --quiet build_ext --inplace --force --parallel 2
 
 # Built aside and loaded from there. Python has no sanitizer, so its library comes first, with the C++ library whose
 # exceptions it watches; leaks are not sought. The Rust tokenizer's own threads are not watched, and so stay out of it.
 SANITIZED = CROSSRANK_NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=$(1) -fno-sanitize-recover=all" \
-	$(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
+	CROSSRANK_NATIVE_TEST=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
 	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest --timeout 1800 $(3)
