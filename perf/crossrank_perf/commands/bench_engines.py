@@ -1,4 +1,4 @@
-"""`crossrank bench engines`: the embedded engines on the same pairs, in one process."""
+"""`crossrank bench engines`: compare the embedded engines on the same pairs, in one process."""
 
 from __future__ import annotations
 
@@ -16,18 +16,32 @@ _NAMES = [name for name in EMBEDDED_ENGINES if name != "auto"]
 @click.command()
 @click.option("--model", "-m", default="builtin", show_default=True, help="As for crossrank serve.")
 @click.option(
-    "--engine", "names", multiple=True, type=click.Choice(_NAMES), help="Which, in order; all of the CPU if omitted."
+    "--engine",
+    "names",
+    multiple=True,
+    type=click.Choice(_NAMES),
+    help="Engine to measure; repeat it. The first is the reference.  [default: all CPU engines]",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Inferences at a time.")
-@click.option("--rounds", type=click.IntRange(min=3), default=7, show_default=True, help="All engines run in each.")
 @click.option(
-    "--requests", type=click.IntRange(min=1), default=10, show_default=True, help="Whose pairs are scored in a round."
+    "--rounds",
+    type=click.IntRange(min=3),
+    default=7,
+    show_default=True,
+    help="Number of rounds; all engines run in each.",
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Number of requests whose pairs are scored in a round.",
 )
 @click.option(
     "--bucket-s",
     type=click.FloatRange(min=0.1),
-    help="Measure for so many seconds too what each engine computes at most, at each length that pairs are padded to.",
+    help="Also measure the most pairs/s of each engine at each padded length, for this many seconds each.",
 )
 @workload_options
 def engines(
@@ -50,7 +64,7 @@ def engines(
       crossrank bench engines --model bundle --engine onnxruntime --engine cuda --precision auto --bucket-s 2
     """  # noqa: D301 - click reads the backspace itself
     from crossrank.bundles.cache import default_cache_dir
-    from crossrank.bundles.resolve import resolve_model
+    from crossrank.resolve import resolve_model
     from crossrank_perf.base.environment import describe_run
     from crossrank_perf.base.report import Progress, check_writable, write_json
     from crossrank_perf.engines.bucket_rates import rates_by_bucket

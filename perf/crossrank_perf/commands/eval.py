@@ -171,7 +171,7 @@ def _load_inputs(
 async def _rerank_all(
     arguments: list[tuple[str | None, str | None, str]], settings: ServeSettings, inputs: Inputs
 ) -> list[Reranked]:
-    """Load all systems first, so that a missing precision is said before minutes of scoring; score one by one."""
+    """Score the candidates with each system in turn, after all are loaded: a missing precision is found early."""
     from crossrank_perf.eval.scoring import InProcessScorer, ServerScorer, rerank_topics
 
     scorers: list[Scorer] = []
@@ -193,7 +193,7 @@ async def _rerank_all(
 
 @contextmanager
 def _progress(documents: int) -> Iterator[Advance]:
-    """Show the pairs scored on stderr while it runs."""
+    """Show the number of scored pairs on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -83,8 +83,8 @@ class InProcessScorer:
     """Tokenizes, batches and scores as `crossrank serve` does, without its limits."""
 
     def __init__(self, model: str, precision: str, settings: ServeSettings) -> None:
-        from crossrank.bundles.resolve import resolve_model
         from crossrank.engines.select import make_engine
+        from crossrank.resolve import resolve_model
         from crossrank_server.serving.pool import ModelPool
         from crossrank_server.serving.served import ServedModel
         from crossrank_server.serving.service import RerankService

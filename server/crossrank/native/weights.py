@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save
 from crossrank.bundles.bundle import Architecture, Weights
 from crossrank.errors import BundleError
 
+WEIGHTS_FILE = "weights.safetensors"
 WORD = "embeddings.word"
 # Hidden size and heads of the models that the native encoder was measured with: TinyBERT-L2, TinyBERT-L4, MiniLM.
 # engines/candidates.py says with which kernels it serves them.

@@ -92,6 +92,11 @@ class Batcher:
         """Return the number of pairs that are in no batch yet."""
         return sum(map(_waiting_pairs, self._queues.values()))
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return not self._running and not any(self._queues.values())
+
     async def score(
         self, batch: PairBatch, *, tier: str = REALTIME, stages_s: MutableMapping[str, float] | None = None
     ) -> NDArray[np.float32]:

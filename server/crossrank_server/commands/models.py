@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
@@ -51,7 +53,7 @@ def _cached(model: CatalogModel, cache_dir: Path | None) -> CachedBundle | None:
     """Return the bundle of the model on this machine, or None; the built-in one is part of the installation."""
     from crossrank.bundles.cache import BundleCache, measure_bundle
     from crossrank.bundles.catalog import BUILTIN
-    from crossrank.bundles.resolve import builtin_path
+    from crossrank.resolve import builtin_path
 
     if model is BUILTIN:
         return measure_bundle(builtin_path(), "built in")
@@ -82,14 +84,14 @@ def _print_table(rows: list[tuple[CatalogModel, CachedBundle | None]]) -> None:
     for model, cached in rows:
         table.add_row(*_cells(model, cached))
     console.print(table)
-    terms = [
-        wrapped
-        for model, _ in rows
-        if model.terms
-        for wrapped in wrap(f"{model.short_name}: {model.terms}", _PIPE_WIDTH - 2)
-    ]
-    for note in (*_NOTES, *terms):
+    for note in (*_NOTES, *_terms(model for model, _ in rows)):
         console.print(note, markup=False, highlight=False)
+
+
+def _terms(models: Iterable[CatalogModel]) -> list[str]:
+    """Return the lines that say what the licences of some models forbid."""
+    lines = [wrap(f"{model.short_name}: {model.terms}", _PIPE_WIDTH - 2) for model in models if model.terms]
+    return list(chain.from_iterable(lines))
 
 
 def _cells(model: CatalogModel, cached: CachedBundle | None) -> list[str]:

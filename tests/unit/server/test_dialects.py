@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from crossrank.activations import sigmoid
 from crossrank.bundles.bundle import Bundle
 from crossrank.packed import PairBatch
 from crossrank_server.accounts.base import Account, Charge
-from crossrank_server.serving.service import sigmoid
 from tests.http_app import client_of, make_app
 
 QUERY = "how many people live in berlin"
@@ -199,9 +199,14 @@ async def test_a_document_ranked_on_other_fields_is_returned_with_them_and_with_
     [
         ("/v1/rerank", {"top_k": 2}, True),
         ("/v1/rerank", {"top_k": None, "truncation": True}, True),
-        ("/v1/rerank", {"model": MODEL, "return_documents": True}, True),
+        ("/voyage/v1/rerank", {"model": MODEL, "return_documents": True}, True),
+        ("/voyage/v1/rerank/", {}, True),
         # Voyage's client with a base URL that does not end in /v1.
         ("/rerank", {"top_k": None, "truncation": True}, True),
+        ("/v1/rerank", {}, False),
+        ("/rerank", {}, False),
+        ("/v1/rerank", {"model": MODEL, "return_documents": True}, False),
+        ("/v1/rerank", {"top_k": None}, False),
         ("/v1/rerank", {"top_n": 2}, False),
         ("/v1/rerank", {"top_n": None}, False),
         ("/v1/rerank", {"max_chunks_per_doc": 10}, False),
@@ -209,7 +214,7 @@ async def test_a_document_ranked_on_other_fields_is_returned_with_them_and_with_
         ("/v1/v2/rerank", {"model": MODEL}, False),
     ],
 )
-async def test_data_repeats_the_results_for_what_may_be_a_voyage_client(
+async def test_data_repeats_the_results_for_voyages_path_and_fields_only(
     app: FastAPI, path: str, body: dict[str, Any], expected: bool
 ) -> None:
     answer = await post(app, path, {"query": QUERY, "documents": DOCUMENTS, **body})
