@@ -130,10 +130,12 @@ builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/cro
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank/bundles/builtin \
 		--card server/crossrank/bundles/builtin/README.md
 
-services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packages; needs root); without them those tests skip
-	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server /usr/bin/chromedriver >/dev/null 2>&1 || \
+services: ## install what tests start: PostgreSQL, Redis, Chromium, an ARM emulator (Debian packages; needs root); without them those tests skip
+	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server /usr/bin/chromedriver \
+		/usr/bin/aarch64-linux-gnu-g++ /usr/bin/qemu-aarch64-static >/dev/null 2>&1 || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
-			postgresql redis-server chromium chromium-driver fonts-dejavu-core; }
+			postgresql redis-server chromium chromium-driver fonts-dejavu-core \
+			g++-aarch64-linux-gnu qemu-user-static; }
 
 .venv-cuda/.ready: requirements/cuda.txt pyproject.toml client/pyproject.toml setup.py
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
