@@ -23,7 +23,7 @@ _log = logging.getLogger("crossrank")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one line of the table.
+    """Say what became of one line of the table.
 
     Attributes:
         candidate: The line.
@@ -41,7 +41,7 @@ class Verdict:
 
 @dataclass
 class Choice:
-    """The engine that was loaded, with a verdict on every line of the table.
+    """Hold the engine that was loaded, and a verdict on every line of the table.
 
     Attributes:
         engine: None where no line can serve.

@@ -94,7 +94,7 @@ class Batcher:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing is under way."""
+        """Tell whether no pair waits and no batch is under way."""
         return not self._running and not any(self._queues.values())
 
     async def score(

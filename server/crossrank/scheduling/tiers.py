@@ -1,4 +1,4 @@
-"""The tiers that requests belong to, by the names that callers use.
+"""Name the tiers of requests as callers do.
 
 In code the second one is called bulk, as a batch is a group of pairs.
 """
