@@ -6,7 +6,7 @@ import dataclasses
 import re
 
 import pytest
-from crossrank.bundles.resolve import builtin_path
+from crossrank.resolve import builtin_path
 
 from crossrank.bundles.catalog import BUILTIN, BUILTIN_ID, MODELS, CatalogModel, canonical_model_id, catalog_model
 from crossrank.bundles.hub_ref import parse_hub_ref
