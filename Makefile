@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SERVE_ARGS ?=
+BENCH_ARGS ?=
 # PyTorch is needed by tests and by export from safetensors only. It is not in the lock: its wheels differ by platform.
 TORCH := torch==2.13.0
 
@@ -13,15 +14,19 @@ COMMA := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
-	perf-analyzer-setup services clients aiperf peers cuda native native-asan native-tsan bench-guard clean
+	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
+	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-gpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
-$(VENV)/.serve: requirements/serve.txt pyproject.toml setup.py
+# The library with the server, and the client beside them; what others wrote comes from the lock.
+EDITABLE := --no-deps --editable client --editable .
+
+$(VENV)/.serve: requirements/serve.txt pyproject.toml client/pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r requirements/serve.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(BIN)/pip install --quiet $(EDITABLE)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
@@ -32,16 +37,17 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 serve: $(VENV)/.serve ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
 	$(BIN)/crossrank serve $(SERVE_ARGS)
 
-test: $(VENV)/.dev triton-setup perf-analyzer-setup clients ## set up what the tests need and run them, the slow ones left out
+test: $(VENV)/.dev triton-setup perf-analyzer-setup clients frameworks reference ## set up what the tests need and run them, the slow ones left out
 	$(BIN)/python -m pytest -m "not slow" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev triton-setup perf-analyzer-setup clients aiperf ## run every test, the large architectures included
+test-all: $(VENV)/.dev triton-setup perf-analyzer-setup clients frameworks reference aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: $(VENV)/.dev ## lint, formatting, types
+check: $(VENV)/.dev ## lint, formatting, types, directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 .triton/.ready: requirements/triton.txt
 	$(BIN)/pip install --quiet --no-deps --require-hashes --upgrade --target .triton -r $<
@@ -57,12 +63,23 @@ triton-setup: $(VENV)/.dev .triton/.ready ## the real tritonserver, from its whe
 
 perf-analyzer-setup: $(VENV)/.dev .perf-analyzer/.ready ## the real perf_analyzer, from its wheel, into .perf-analyzer
 
-.venv-clients/.ready .venv-clients-older/.ready: .venv-%/.ready: requirements/%.txt | $(VENV)/.dev
+.venv-clients/.ready .venv-clients-older/.ready .venv-frameworks/.ready: .venv-%/.ready: requirements/%.txt | $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-$*
 	$(BIN)/uv pip install --quiet --require-hashes --python .venv-$* -r $<
 	touch $@
 
 clients: .venv-clients/.ready .venv-clients-older/.ready ## other vendors' clients, in environments of their own
+
+frameworks: .venv-frameworks/.ready ## LangChain, LlamaIndex, Haystack, PyTerrier beside the library, in an environment of its own
+
+# PyTorch is not in the lock, as above.
+.venv-reference/.ready: requirements/reference.txt | $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-reference
+	$(BIN)/pip --python .venv-reference/bin/python install --quiet $(TORCH)
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --python .venv-reference -r $<
+	touch $@
+
+reference: .venv-reference/.ready ## sentence-transformers and what takes its CrossEncoder, in an environment of its own
 
 .venv-aiperf/.ready: requirements/aiperf.in | $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-aiperf
@@ -107,39 +124,62 @@ services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packa
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 			postgresql redis-server chromium chromium-driver fonts-dejavu-core; }
 
-.venv-cuda/.ready: requirements/cuda.txt pyproject.toml setup.py
+.venv-cuda/.ready: requirements/cuda.txt pyproject.toml client/pyproject.toml setup.py
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/pip install --quiet --require-hashes -r $<
-	.venv-cuda/bin/pip install --quiet --no-deps --editable .
+	.venv-cuda/bin/pip install --quiet $(EDITABLE)
 	touch $@
 
 cuda: .venv-cuda/.ready ## an environment for a machine with an NVIDIA GPU, in .venv-cuda
 
 PEERS := sentence-transformers flashrank fastembed infinity
-.venv-peer-%/.ready: perf/peers/%.txt
+.venv-peer-%/.ready: perf/lab/peers/environments/%.txt
 	test -x .venv-peer-$*/bin/python || $(PYTHON) -m venv .venv-peer-$*
 	.venv-peer-$*/bin/pip install --quiet -r $<
 	touch $@
 
-peers: $(PEERS:%=.venv-peer-%/.ready) ## the systems of `crossrank bench peers`, each in an environment of its own
+peers: $(PEERS:%=.venv-peer-%/.ready) ## the systems of bench-peers, each in an environment of its own
 
+# The laboratory, perf/lab: BENCH_ARGS="--help" shows what each takes.
+LAB := PYTHONPATH=perf $(BIN)/python -m lab
 BASELINE ?= HEAD~1
 bench-guard: native ## report whether this tree is slower than a commit (BASELINE=HEAD~1), in turn in one run
-	$(BIN)/crossrank bench guard --baseline $(BASELINE)
+	$(LAB) guard --baseline $(BASELINE) $(BENCH_ARGS)
+
+bench-peers: native peers ## compare with other libraries and servers (BENCH_ARGS="--checkpoint DIR ...")
+	$(LAB) peers $(BENCH_ARGS)
+
+bench-scaling: native ## throughput by cores, documents, tokens, requests under way and model shape
+	$(LAB) scaling $(BENCH_ARGS)
+
+bench-tiers: native ## latency of realtime requests beside a flood of the tier batch
+	$(LAB) tiers $(BENCH_ARGS)
+
+bench-graphs: $(VENV)/.dev ## an exported graph before and after the passes (BENCH_ARGS=DIR)
+	$(LAB) graphs $(BENCH_ARGS)
+
+bench-tokenizer: native ## the tokenizer beside the tokenizers library, on one core
+	$(LAB) tokenizer $(BENCH_ARGS)
+
+bench-gpu: ## everything about a machine with an NVIDIA GPU (MODEL=builtin; options in perf/lab/gpu/measure.sh)
+	perf/lab/gpu/measure.sh $(MODEL)
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
-	--no-emit-index-url --no-emit-find-links
+	--no-emit-index-url --no-emit-find-links --no-emit-package crossrank-client
 lock: $(VENV)/.dev ## write the lock files anew
 	$(LOCK) pyproject.toml requirements/torch-needs.in --extra dev --override requirements/no-torch.override \
 		--output-file requirements/dev.txt
-	$(LOCK) pyproject.toml --extra openvino --extra grpc --constraint requirements/dev.txt \
+	$(LOCK) pyproject.toml --extra server --extra openvino --extra grpc --constraint requirements/dev.txt \
 		--output-file requirements/serve.txt
-	$(LOCK) pyproject.toml requirements/cuda.in --extra grpc --extra triton --extra perf --constraint requirements/dev.txt \
+	$(LOCK) pyproject.toml requirements/cuda.in --extra server --extra grpc --extra triton --extra perf --constraint requirements/dev.txt \
 		--override requirements/no-cpu-onnxruntime.override --output-file requirements/cuda.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
 	for name in clients clients-older; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done
-	$(LOCK) pyproject.toml $(addprefix --extra ,openvino grpc triton postgresql redis tls otel) \
+	$(LOCK) pyproject.toml requirements/frameworks.in --output-file requirements/frameworks.txt
+	$(LOCK) pyproject.toml requirements/reference.in requirements/torch-needs.in \
+		--override requirements/no-torch.override --output-file requirements/reference.txt
+	$(LOCK) pyproject.toml $(addprefix --extra ,server openvino grpc triton postgresql redis tls otel) \
 		--constraint requirements/dev.txt --output-file deploy/docker/gateway.txt
 	$(LOCK) pyproject.toml deploy/docker/nvidia.in --output-file deploy/docker/nvidia.txt
 

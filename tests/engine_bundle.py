@@ -1,6 +1,6 @@
 """The built-in model with both fp16 graphs beside its fp32 one: what `crossrank engine` and engine cuda start from.
 
-`python -m tests.engine_bundle DIRECTORY` writes it, for perf/gpu.sh.
+`python -m tests.engine_bundle DIRECTORY` writes it, for make bench-gpu.
 """
 
 from __future__ import annotations

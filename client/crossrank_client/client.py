@@ -6,7 +6,9 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+from typing_extensions import Unpack
 
 from crossrank_client.endpoint import Endpoint
 from crossrank_client.many import DEFAULT_BATCH_SIZE, DEFAULT_CONCURRENCY, Batches, Progress, Run
@@ -14,9 +16,6 @@ from crossrank_client.operations import CheckReady, ListModels, ReadAccount, Rer
 from crossrank_client.results import Account, Model, RerankResponse
 from crossrank_client.retries import RetryPolicy
 from crossrank_client.transport import AsyncHttpTransport, AsyncTransport, HttpTransport, Transport
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 # Longer than a server's own limit (60 s), so that its answer says what happened.
@@ -33,7 +32,8 @@ class _ConfiguredClient(ABC):
 
     Args:
         base_url: Address of the server; `CROSSRANK_BASE_URL` if omitted, else http://127.0.0.1:8000. With grpc:// or
-            grpcs:// (TLS) in place of http:// or https:// it is spoken to over gRPC: pip install 'crossrank[grpc]'.
+            grpcs:// (TLS) in place of http:// or https:// it is spoken to over gRPC, which
+            `pip install 'crossrank-client[grpc]'` adds.
         api_key: Sent as a bearer token; `CROSSRANK_API_KEY` if omitted. Empty: none is sent.
         timeout: Seconds to wait for one step (connecting, sending, the answer) of one attempt; over gRPC for one
             attempt.
@@ -274,5 +274,5 @@ def _grpc_transport() -> ModuleType:
     try:
         from crossrank_client import grpc_transport
     except ModuleNotFoundError as error:
-        raise ImportError(f"grpc:// addresses need {error.name}: pip install 'crossrank[grpc]'") from error
+        raise ImportError(f"grpc:// addresses need {error.name}: pip install 'crossrank-client[grpc]'") from error
     return grpc_transport

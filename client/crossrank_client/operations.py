@@ -11,13 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypedDict, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypedDict, TypeVar
+
+from typing_extensions import Unpack
 
 from crossrank_client.errors import InvalidResponse
 from crossrank_client.results import Account, Model, RerankResponse, RerankResult, Spent, Usage
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 Answer = TypeVar("Answer")
 Kind = TypeVar("Kind")

@@ -8,19 +8,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir
 from numpy.typing import NDArray
+from onnx_ir import external_data
 from safetensors import SafetensorError
 
 from crossrank.errors import ModelSourceError
 from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, put_back
 from crossrank_export.graphs import Scorer, load_graph, score_in_batches
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 # The first opset with LayerNormalization as one operator; TensorRT 10.4 reads up to 20.
 DEFAULT_OPSET = 17
@@ -77,7 +76,6 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
         ModelSourceError: optimum does not know the architecture, or PyTorch cannot export it to that opset.
     """
     import optimum.exporters.onnx.model_configs  # noqa: F401 - registers the architectures
-    from onnx_ir import external_data
     from optimum.exporters.tasks import TasksManager
 
     try:
@@ -167,8 +165,6 @@ def _short_tables(model: Any) -> Iterator[None]:
 
 def _attach_weights(graph: onnx_ir.Model, model: Any) -> None:
     """Give a graph that was traced without them the checkpoint's own weights, in the memory where they are."""
-    import onnx_ir
-
     arrays = {name: tensor.detach().numpy() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     names = [str(value.name) for value in graph.graph.inputs if value.name in arrays]
     put_back(graph, {name: onnx_ir.tensor(arrays[name], name=name) for name in names}, names)
@@ -176,8 +172,6 @@ def _attach_weights(graph: onnx_ir.Model, model: Any) -> None:
 
 def _count_columns(graph: onnx_ir.Model, num_labels: int) -> None:
     """Say how many logits a pair has, which the tracer leaves open."""
-    import onnx_ir
-
     for output in graph.graph.outputs:
         if output.shape is not None and len(output.shape) == 2 and not isinstance(output.shape[1], int):
             output.shape = onnx_ir.Shape([output.shape[0], num_labels])

@@ -6,22 +6,21 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import onnx_ir
 from numpy.typing import NDArray
+from onnx_ir import external_data
 
 from crossrank.bundles.bundle import Graph, PairTemplate, Precision, Tensor
 from crossrank.bundles.model_directory import external_locations
+from crossrank.checkpoints.config import ModelConfig
 from crossrank.errors import ModelSourceError
 from crossrank.native.padding import pad
 from crossrank.packed import PairBatch
 from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, open_graph, save_graph, weight_bytes
-from crossrank_export.model_config import ModelConfig
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 # Pairs to logits, float32 [pairs, labels]; implemented by PyTorch and by ONNX Runtime.
 Scorer = Callable[[PairBatch], NDArray[np.float32]]
@@ -36,9 +35,6 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
     Raises:
         ModelSourceError: It is not a readable ONNX graph, or cannot be converted.
     """
-    import onnx_ir
-    from onnx_ir import external_data
-
     try:
         model = open_graph(path)
         present = model.opset_imports.get("", 0)

@@ -10,22 +10,19 @@ import logging
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Architecture, SharedTensor, Weights
-from crossrank.native.weights import WORD, offered_kernels, read_weights, write_arrays
+from crossrank.native.weights import WEIGHTS_FILE, WORD, offered_kernels, read_weights, write_arrays
 from crossrank_export.bert import score_pairs
 from crossrank_export.graph_files import data_file
 from crossrank_export.parity import SampleSet, compare, limit_of
 from crossrank_export.roles import NoRolesError, find_roles
 
-if TYPE_CHECKING:
-    import onnx_ir
-
-FILE = "weights.safetensors"
 _RUNTIME = "numpy fp32"
 # Elements by which a place in a file is found, and those that are compared at a time.
 _START, _PIECE = 1024, 1 << 20
@@ -59,10 +56,10 @@ def write_weights(
         logger.warning("no weights for the native engine: %s", error)
         return None
     shared = _shared(arrays, fp32)
-    file = fp32.with_name(FILE)
+    file = fp32.with_name(WEIGHTS_FILE)
     write_arrays(file, {role: array for role, array in arrays.items() if role not in shared})
     record = Weights(
-        file=FILE,
+        file=WEIGHTS_FILE,
         positions=shape.positions,
         segments=shape.segments,
         epsilon=shape.epsilon,

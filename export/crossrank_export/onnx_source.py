@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import onnx_ir
 
 from crossrank_export import outputs, reduced
 from crossrank_export.graphs import Scorer, describe_graph, load_graph, model_scorer, session_scorer
 from crossrank_export.parity import agreeing
 from crossrank_export.passes.report import PassReport
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 
 def read_graph(file: Path, opset: int | None, num_labels: int, where: str) -> tuple[onnx_ir.Model, list[PassReport]]:

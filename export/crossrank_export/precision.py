@@ -17,19 +17,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
+import onnx_ir
 from numpy.typing import NDArray
+from onnx_ir import external_data
 
 from crossrank.errors import SetupError
 from crossrank_export.graph_files import WEIGHT_BYTES, open_graph, put_back, save_graph, set_aside
+from crossrank_export.passes import PassReport
 from crossrank_export.shapes import infer_shapes
-
-if TYPE_CHECKING:
-    import onnx_ir
-
-    from crossrank_export.passes import PassReport
 
 _FP32_OPS = ("LayerNormalization", "Softmax")
 # Added to the score of a padded token. FLOAT's minimum is -inf in FLOAT16, and so is FLOAT16's own minimum once a
@@ -90,8 +88,6 @@ def _prepared(model: onnx_ir.Model) -> onnx_ir.Model:
 
 def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[str]) -> onnx_ir.Model:
     """Return the graph in fp16 but for some nodes; `model` loses its weights."""
-    import onnx_ir
-    from onnx_ir import external_data
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     blocked = {*DEFAULT_OP_BLOCK_LIST, *fp32_ops}
@@ -123,7 +119,6 @@ def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[st
 
 def _half(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
     """Return a float32 tensor in fp16, converted each time that it is read."""
-    import onnx_ir
 
     def convert() -> onnx_ir.TensorProtocol:
         return onnx_ir.tensor(_half_array(tensor.numpy()), name=tensor.name)
@@ -226,8 +221,6 @@ def _name_nodes(model: onnx_ir.Model) -> None:
 
 def _clamp_masks(model: onnx_ir.Model) -> None:
     """Raise huge negative constants to a value that fp16 holds with room to add to."""
-    import onnx_ir
-
     values = [value for value in model.graph.initializers.values() if value.const_value is not None]
     for value in values:
         tensor = value.const_value
@@ -273,8 +266,6 @@ def _index_nodes(model: onnx_ir.Model) -> set[str]:
 
 
 def _integers() -> tuple[onnx_ir.DataType, ...]:
-    import onnx_ir
-
     return onnx_ir.DataType.INT32, onnx_ir.DataType.INT64, onnx_ir.DataType.BOOL
 
 
@@ -292,8 +283,6 @@ def _drop_needless_casts(model: onnx_ir.Model) -> None:
 
     The converter puts a pair of Casts between any two neighbours in an island, which rounds where nothing must be.
     """
-    import onnx_ir
-
     from crossrank_export.passes.clean import remove_dead
 
     for node in model.graph:

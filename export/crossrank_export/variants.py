@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import onnx_ir
 
 from crossrank.bundles.bundle import Graph, Precision
 from crossrank.engines.memory import return_memory
@@ -21,9 +23,6 @@ from crossrank_export.graph_files import INLINE_BYTES, data_file, open_graph, sa
 from crossrank_export.graphs import describe_graph, session_scorer
 from crossrank_export.parity import SampleSet, check, compare
 from crossrank_export.passes.report import PassReport
-
-if TYPE_CHECKING:
-    import onnx_ir
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,31 @@
 """Cross-encoder rerankers in your own process: texts in, scores out, no torch.
 
-`bundles` (models on disk) -> `text` (texts to token ids) -> `scheduling` (many callers, full batches) -> `engines`
-(token ids to logits), with `native`, our own C++, below; `packed` is what they hand to each other.
+    from crossrank import CrossEncoder
+
+`cross_encoder` (what users call) -> `bundles` (models on disk) -> `text` (texts to token ids) -> `scheduling` (many
+callers, full batches) -> `engines` (token ids to logits), with `native`, our own C++, below; `packed` is what they hand
+to each other.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crossrank.cross_encoder import CrossEncoder
+    from crossrank.results import Prediction
+
+__all__ = ["CrossEncoder", "Prediction"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import crossrank` alone costs next to nothing."""
+    if name == "CrossEncoder":
+        from crossrank.cross_encoder import CrossEncoder
+
+        return CrossEncoder
+    if name == "Prediction":
+        from crossrank.results import Prediction
+
+        return Prediction
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

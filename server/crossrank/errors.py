@@ -2,6 +2,7 @@
 
 CrossrankError
 |- InvalidRequest         400  the request cannot be scored as it stands
+|  |- InvalidInput         400  what a caller of the library gave is not texts; a ValueError too
 |  |- RequestTooLarge     413  the body is over the limit
 |  |- UnsupportedEncoding 415  the body is compressed in a way that is not known here
 |  `- ExpectationFailed   417  the header Expect asks for what is not known here
@@ -83,6 +84,10 @@ class InvalidRequest(CrossrankError):
     grpc_status = "INVALID_ARGUMENT"
     error_type = "invalid_request_error"
     default_code = "invalid_value"
+
+
+class InvalidInput(InvalidRequest, ValueError):
+    """What a caller of the library gave is not what is to be scored: pairs of texts."""
 
 
 class RequestTooLarge(InvalidRequest):

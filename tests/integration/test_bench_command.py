@@ -16,26 +16,25 @@ from typing import Any
 import psutil
 import pytest
 
-from crossrank.bundles.bundle import Bundle
 from crossrank.errors import SetupError
-from crossrank.packed import Tokens
-from crossrank.text.tokenizer import TextTokenizer
-from crossrank_perf.serving import Usage, find_pid, free_ports, started_server
-from crossrank_perf.tokenizers import compare_tokenizers
-from crossrank_perf.workload import Request
-from tests.conftest import ROOT
+from crossrank_perf.base.processes import Usage, find_pid
+from crossrank_perf.base.server import free_ports, started_server
 from tests.scripted_server import Reply, ScriptedServer
 from tests.server_process import CROSSRANK, RunningServer, running_server
 
 QUICK = ("--duration", "1", "--warm-up", "0.2", "--documents", "20")
 
 
-def bench(*arguments: str, shared: Path | None = None, key: str = "") -> subprocess.CompletedProcess[str]:
+def bench_environment(shared: Path | None = None) -> dict[str, str]:
+    """Without settings, and without the shared data: the text is synthetic then, so these tests run anywhere."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("CROSSRANK_")}
+    return {**env, "CROSSRANK_SHARED": str(shared or "/nonexistent")}
+
+
+def bench(*arguments: str, shared: Path | None = None, key: str = "") -> subprocess.CompletedProcess[str]:
+    env = bench_environment(shared)
     if key:
         env["CROSSRANK_API_KEY"] = key
-    # Without the shared data the text is synthetic, so these tests run anywhere.
-    env["CROSSRANK_SHARED"] = str(shared or "/nonexistent")
     command = [sys.executable, "-m", "crossrank_server", "bench", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, check=False)
 
@@ -44,42 +43,6 @@ def bench(*arguments: str, shared: Path | None = None, key: str = "") -> subproc
 def server() -> Iterator[RunningServer]:
     with running_server("--engine", "onnxruntime", "--precision", "fp32") as running:
         yield running
-
-
-def test_graphs_before_and_after_the_passes_are_timed_on_the_same_pairs(tmp_path: Path, mini_dir: Path) -> None:
-    path = tmp_path / "graphs.json"
-    options = ("--rounds", "3", "--requests", "2", "--documents", "20", "--json", str(path))
-    result = bench("graphs", str(mini_dir), *options)
-    assert result.returncode == 0, result.stderr
-    report = json.loads(path.read_text())
-    before, after = report["graphs"]
-
-    assert report["pairs"] == 40
-    assert after["mflop_per_96_token_pair"] < 0.55 * before["mflop_per_96_token_pair"]
-    assert after["nodes"] < before["nodes"]
-    assert before["pairs_per_s"] > 0
-    assert len(report["ratios"]) == 3
-    assert 0 < report["max_delta_logit"] <= 1e-4  # two graphs, not one twice
-    assert f"the passes make it {report['ratio']:.2f} times as fast" in result.stdout
-
-
-def test_realtime_requests_are_measured_alone_and_beside_a_flood_of_each_tier(tmp_path: Path) -> None:
-    path = tmp_path / "tiers.json"
-    result = bench("tiers", "--duration", "1", "--documents", "5", "--rate", "20", "--flood", "3", "--json", str(path))
-    assert result.returncode == 0, result.stderr
-    rounds = {each["name"]: each["loads"] for each in json.loads(path.read_text())["rounds"]}
-    assert [sorted(loads) for loads in rounds.values()] == [
-        ["realtime"],
-        ["flood"],
-        ["flood"],
-        ["flood", "realtime"],
-        ["flood", "realtime"],
-    ]
-    assert all(
-        load["latency_ms"]["p99"] > 0 and not load["errors"] for loads in rounds.values() for load in loads.values()
-    )
-    for name in rounds:
-        assert name in result.stdout
 
 
 def test_engines_take_turns_on_the_same_pairs(tmp_path: Path) -> None:
@@ -96,32 +59,6 @@ def test_engines_take_turns_on_the_same_pairs(tmp_path: Path) -> None:
     assert min(second["pairs_per_s"], second["cpu_us_per_pair"], second["wall_ratio"]) > 0
     assert 0 < second["max_delta_logit"] <= 1e-4  # another engine's rounding
     assert "onnxruntime fp32" in result.stdout
-
-
-def test_the_tokenizer_is_measured_beside_the_one_it_equals(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    result = bench("tokenizer", "--synthetic", "--documents", "20", "--rounds", "3", "--json", str(path))
-    assert result.returncode == 0, result.stderr
-    report = json.loads(path.read_text())
-    assert [way["name"].split(",")[0] for way in report["tokenizers"]] == [
-        "crossrank",
-        "crossrank",
-        "tokenizers (Rust)",
-    ]
-    assert all(way["passages_per_cpu_s"] > 0 for way in report["tokenizers"])
-    assert f"{report['passages']:,} passages with equal ids" in result.stdout
-
-
-def test_ids_that_differ_are_not_timed(builtin: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = TextTokenizer.tokenize
-
-    def wrong(self: TextTokenizer, texts: list[str], limit: int) -> Tokens:
-        ids, offsets = exact(self, texts, limit)
-        return Tokens(ids + 1, offsets)
-
-    monkeypatch.setattr(TextTokenizer, "tokenize", wrong)
-    with pytest.raises(SetupError, match="differ from those of the tokenizers library: 'a query'"):
-        compare_tokenizers(builtin, [Request("a query", ("a passage",))], 3, lambda text: None)
 
 
 def test_load_starts_measures_and_ends_a_server(tmp_path: Path) -> None:
@@ -174,35 +111,6 @@ def test_a_sweep_measures_latency_at_shares_of_what_the_closed_loop_reached(tmp_
     assert report["load_after"]["loop"] == "closed"
     assert "70% of the capacity" in result.stdout
     assert ">p90<" in plot.read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git repository here, as in an unpacked archive")
-def test_guard_compares_this_tree_with_a_commit(tmp_path: Path) -> None:
-    path = tmp_path / "guard.json"
-    result = bench("guard", "--baseline", "HEAD", "--rounds", "5", "--seconds", "1", "--json", str(path))
-    assert result.returncode == 0, result.stderr
-    report = json.loads(path.read_text())
-    assert report["not_compared"] == []
-    assert report["baseline"]["name"].startswith("commit ")
-    assert report["engine"].split()[-1] == report["baseline"]["engine"].split()[-1]  # their precision
-    assert [each["load"] for each in report["comparisons"]] == [
-        "100 documents a request, 4 under way",
-        "1 document a request, 1 under way",
-    ]
-    for each in report["comparisons"]:
-        assert each["cpu_ratio"] > 0
-        assert len(each["rounds"]) == 5
-    assert f"### Speed of this tree beside {report['baseline']['name']}" in result.stdout
-
-
-def test_guard_without_a_baseline_says_so_and_does_not_fail(tmp_path: Path) -> None:
-    result = bench("guard", "--baseline", "no-such-commit", "--json", str(tmp_path / "guard.json"))
-    assert result.returncode == 0, result.stderr
-    assert "Not compared: no-such-commit: git rev-parse failed" in result.stdout
-    assert "Not compared: sentence-transformers-torch: " in result.stdout
-    assert "Warning: no baseline" in result.stdout
-    assert json.loads((tmp_path / "guard.json").read_text())["baseline"] is None
 
 
 def test_a_benchmark_that_is_terminated_ends_its_server() -> None:
@@ -316,10 +224,6 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words() -> None:
         (("load", "--json", "/nonexistent/x.json"), 1, "/nonexistent does not exist"),
         (("load", "--model", "./no-such-dir"), 1, "no-such-dir"),
         (("load", "--documents", "0"), 2, "--documents"),
-        (("peers", "--checkpoint", ".", "--environments", "/nonexistent"), 1, "make peers prepares them"),
-        (("scaling", "--resume"), 1, "name it with --json"),
-        (("scaling", "--plot", "/nonexistent/x.svg"), 1, "/nonexistent does not exist"),
-        (("peers", "--checkpoint", "/nonexistent"), 2, "--checkpoint"),
     ],
 )
 def test_bad_input_is_one_clear_message(arguments: tuple[str, ...], code: int, message: str) -> None:
@@ -351,4 +255,8 @@ def test_failures_under_way_are_reported_after_the_table() -> None:
 
 def test_help_teaches_with_examples() -> None:
     assert "\n    crossrank bench load --duration 30 --json result.json\n" in bench("load", "--help").stdout
-    assert "\n    make peers\n" in bench("peers", "--help").stdout
+
+
+def test_help_lists_what_the_wheel_holds() -> None:
+    commands = re.findall(r"^  (\w+)  ", bench("--help").stdout.partition("Commands:")[2], re.MULTILINE)
+    assert sorted(commands) == ["engines", "load", "plan"]

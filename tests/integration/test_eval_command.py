@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from crossrank.engines.cpu import has_bf16
 from crossrank.errors import SetupError
-from crossrank_perf.trec import read_run
+from crossrank_perf.eval.trec import read_run
 from crossrank_server.cli import cli
 from tests.server_process import running_server
 

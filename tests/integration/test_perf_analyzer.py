@@ -14,7 +14,7 @@ import pytest
 
 from crossrank.engines.cpu import available_cores
 from crossrank.errors import SetupError
-from crossrank_perf.perf_analyzer_home import HOME_VARIABLE, find_perf_analyzer
+from crossrank_perf.perf_analyzer.home import HOME_VARIABLE, find_perf_analyzer
 from tests.conftest import ROOT
 from tests.triton_process import RunningTriton, free_ports, running_triton
 

@@ -29,7 +29,7 @@ from crossrank.text.encoding import PairEncoder
 from crossrank_export.triton.spec import Queue, make_spec
 from crossrank_export.triton.write import write_repository
 from tests.triton_process import CROSSRANK, RunningTriton, environment, free_ports, running_triton
-from tests.unit.test_repository import gpu_bundle  # noqa: F401 - a fixture
+from tests.unit.export.test_repository import gpu_bundle  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.triton
 

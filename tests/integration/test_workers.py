@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from crossrank_client import Client
-from crossrank_perf.serving import find_pid
+from crossrank_perf.base.processes import find_pid
 from tests.conftest import ROOT
 from tests.server_process import CROSSRANK, RunningServer, running_server
 

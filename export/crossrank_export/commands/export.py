@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,6 @@ from crossrank.errors import CrossrankError, SetupError
 from crossrank.reasons import reason_of
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from crossrank.bundles.layout import Kind
     from crossrank_export.sources import SourceFiles
 
@@ -146,22 +145,24 @@ def _source(model: str, kind: Kind | None, on_step: Callable[[str], None]) -> It
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Show each step with its time on stderr."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    """Print each step on stderr when it begins, and the seconds it took when the next one begins."""
+    began = time.perf_counter()
+    is_running = False
 
-    columns = (SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks: list[TaskID] = []
+    def finish() -> None:
+        if is_running:
+            click.echo(f" {time.perf_counter() - began:.1f} s", err=True)
 
-        def on_step(title: str) -> None:
-            for task in tasks:
-                progress.update(task, completed=1)
-            tasks.append(progress.add_task(title, total=1))
+    def on_step(title: str) -> None:
+        nonlocal began, is_running
+        finish()
+        click.echo(f"{title} ...", err=True, nl=False)
+        began, is_running = time.perf_counter(), True
 
+    try:
         yield on_step
-        for task in tasks:
-            progress.update(task, completed=1)
+    finally:
+        finish()
 
 
 def _report(bundle: Bundle) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from crossrank_export.triton.spec import TARGETS, Queue, RepositorySpec, Target, make_spec
 from crossrank_export.trt.gpus import GPUS
 
-if TYPE_CHECKING:
-    from crossrank_export.triton.spec import RepositorySpec
-
-# Written out, as spec.py is not imported for --help.
-_TARGETS = ["tensorrt", "onnxruntime-gpu", "cpu"]
 _CURRENT_TAG = GPUS["h100"].container.tag
 
 
@@ -28,7 +24,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 
 @click.command()
 @click.argument("bundle")
-@click.option("--target", required=True, type=click.Choice(_TARGETS), help="What computes the scores.")
+@click.option("--target", required=True, type=click.Choice(TARGETS), help="What computes the scores.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -136,8 +132,7 @@ def repository(
     """  # noqa: D301
     from typing import cast
 
-    from crossrank.bundles.resolve import resolve_model
-    from crossrank_export.triton.spec import Queue, Target, make_spec
+    from crossrank.resolve import resolve_model
     from crossrank_export.triton.write import write_repository
 
     loaded = resolve_model(bundle)

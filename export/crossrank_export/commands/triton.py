@@ -105,8 +105,8 @@ def _write(model: str, out: Path, instances: int | None, engine: str, precision:
     """Write a fresh repository; what an earlier run left there is another model's."""
     import shutil
 
-    from crossrank.bundles.resolve import resolve_model
     from crossrank.engines.cpu import available_cores
+    from crossrank.resolve import resolve_model
     from crossrank_export.triton.spec import make_spec
     from crossrank_export.triton.write import write_repository
 

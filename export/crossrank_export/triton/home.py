@@ -16,6 +16,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+import crossrank
 from crossrank.errors import SetupError
 
 HOME_VARIABLE = "CROSSRANK_TRITON_HOME"
@@ -141,9 +142,7 @@ def prepare_python(home: TritonHome, directory: Path) -> None:
     (directory / "pyvenv.cfg").write_text(
         f"home = {interpreter.parent}\ninclude-system-site-packages = false\nversion = {version}\n"
     )
-    import crossrank_server
-
-    own = Path(str(crossrank_server.__file__)).resolve().parent.parent
+    own = Path(crossrank.__file__).resolve().parent.parent
     sites = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     lines = [str(home.path), *(f"import site; site.addsitedir({site!r})" for site in sites), str(own)]
     (packages / "crossrank.pth").write_text("\n".join(lines) + "\n")

@@ -9,13 +9,11 @@ Source: https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md and do
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import onnx
 
 from crossrank.errors import SetupError
 from crossrank_export.trt.gpus import release_of
-
-if TYPE_CHECKING:
-    import onnx
 
 _FLOAT = "FP32 FP16 BF16"
 _NUMBER = f"{_FLOAT} INT32 INT64"
@@ -75,8 +73,6 @@ def graph_dtypes(model: onnx.ModelProto) -> dict[str, set[str]]:
     Raises:
         SetupError: The graph contradicts itself.
     """
-    import onnx
-
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
@@ -108,8 +104,6 @@ def check_operators(path: Path, tensorrt_version: str) -> dict[str, set[str]]:
     Raises:
         SetupError: An operator, a dtype of one, the opset, or an input that must be constant is not supported.
     """
-    import onnx
-
     model = onnx.load(str(path), load_external_data=False)
     opset, newest = _opset(model), newest_opset(tensorrt_version)
     if not _OLDEST_OPSET <= opset <= newest:
@@ -143,8 +137,6 @@ def _typed_values(node: onnx.NodeProto, opset: int) -> list[str]:
     These are the outputs, but the first input where the output's dtype is given by the operator (Equal, Shape),
     and both for a Cast.
     """
-    import onnx
-
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     output = schema.outputs[0].type_str
     allowed = next((len(c.allowed_type_strs) for c in schema.type_constraints if c.type_param_str == output), 1)

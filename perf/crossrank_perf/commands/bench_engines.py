@@ -8,7 +8,7 @@ from typing import Any, get_args
 import click
 
 from crossrank.engines.select import ENGINES, EngineName
-from crossrank_perf.commands.bench_options import check_installed, chosen_workload, workload_facts, workload_options
+from crossrank_perf.commands.options import check_installed, chosen_workload, workload_facts, workload_options
 
 _NAMES = [name for name in get_args(EngineName) if name != "auto"]
 
@@ -50,12 +50,12 @@ def engines(
       crossrank bench engines --model bundle --engine onnxruntime --engine cuda --precision auto --bucket-s 2
     """  # noqa: D301 - click reads the backspace itself
     from crossrank.bundles.cache import default_cache_dir
-    from crossrank.bundles.resolve import resolve_model
-    from crossrank_perf.bucket_rates import rates_by_bucket
-    from crossrank_perf.engine_report import print_engine_report
-    from crossrank_perf.engines import compare_engines
-    from crossrank_perf.environment import describe_run
-    from crossrank_perf.report import Progress, check_writable, write_json
+    from crossrank.resolve import resolve_model
+    from crossrank_perf.base.environment import describe_run
+    from crossrank_perf.base.report import Progress, check_writable, write_json
+    from crossrank_perf.engines.bucket_rates import rates_by_bucket
+    from crossrank_perf.engines.compare import compare_engines
+    from crossrank_perf.engines.report import print_engine_report
 
     check_installed()
     if json_path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossrank.errors import SetupError
-from crossrank_perf.commands.bench_options import (
+from crossrank_perf.commands.options import (
     POSITIVE,
     SERVER_OPTIONS,
     check_installed,
@@ -26,9 +26,9 @@ from crossrank_server.commands.options import options_from_settings
 from crossrank_server.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from crossrank_perf.load import LoadPlan
-    from crossrank_perf.serving import StartedServer
-    from crossrank_perf.workload import Workload
+    from crossrank_perf.base.server import StartedServer
+    from crossrank_perf.base.workload import Workload
+    from crossrank_perf.load.generator import LoadPlan
 
 _SHARES_PERCENT = "10,30,50,60,70,80,90"
 
@@ -99,13 +99,15 @@ def load(
       crossrank bench load --url http://127.0.0.1:8000 --documents 1 --rate 200
       crossrank bench load --url grpc://127.0.0.1:9000
     """  # noqa: D301 - click reads the backspace itself
-    from crossrank_perf.environment import describe_run
-    from crossrank_perf.load import LoadPlan
-    from crossrank_perf.report import check_writable, print_load_report, write_json
-    from crossrank_perf.senders import check_url
-    from crossrank_perf.serving import find_pid, started_server
-    from crossrank_perf.sweep import check_shares, sweep_rates
-    from crossrank_perf.sweep_report import plot_sweep, print_sweep_report
+    from crossrank_perf.base.environment import describe_run
+    from crossrank_perf.base.processes import find_pid
+    from crossrank_perf.base.report import check_writable, write_json
+    from crossrank_perf.base.server import started_server
+    from crossrank_perf.load.generator import LoadPlan
+    from crossrank_perf.load.report import print_load_report
+    from crossrank_perf.load.senders import check_url
+    from crossrank_perf.load.sweep import check_shares, sweep_rates
+    from crossrank_perf.load.sweep_report import plot_sweep, print_sweep_report
 
     check_installed()
     _refuse_contradictions(url, grpc, pid, model, options)
@@ -169,28 +171,29 @@ def _refuse_half_a_sweep(shares: tuple[int, ...], plot: Path | None, grpc: bool,
 
 
 def _measure(url: str, pid: int | None, workload: Workload, plan: LoadPlan) -> dict[str, Any]:
-    from crossrank_perf.serving import served_models
+    from crossrank_perf.base.server import served_models
 
     return {"server": {"url": url, "models": served_models(url)}, "load": _put_load(url, pid, workload, plan)}
 
 
 def _put_load(url: str, pid: int | None, workload: Workload, plan: LoadPlan) -> dict[str, Any]:
-    from crossrank_perf.measure import measure_load
-    from crossrank_perf.report import Progress, count_documents
-    from crossrank_perf.senders import is_grpc
+    from crossrank_perf.base.report import Progress, count_documents
+    from crossrank_perf.load.measure import measure_load
+    from crossrank_perf.load.report import show_tick
+    from crossrank_perf.load.senders import is_grpc
 
     how = f"concurrency {plan.concurrency}" if plan.rate is None else f"{plan.rate:g} requests/s"
     how += ", gRPC" if is_grpc(url) else ""
     bodies = workload.bodies(grpc=is_grpc(url))
     with Progress(f"{count_documents(plan.documents)} a request, {how}") as progress:
-        return measure_load(url, pid, bodies, plan, lambda tick: progress.load_tick(plan.documents, tick))
+        return measure_load(url, pid, bodies, plan, lambda tick: show_tick(progress, plan.documents, tick))
 
 
 def _measure_started(server: StartedServer, workload: Workload, plan: LoadPlan) -> dict[str, Any]:
     """Measure start, single documents and load, in this order: memory at ready is that of an idle server."""
-    from crossrank_perf.serving import Usage
-    from crossrank_perf.sweep import alone_plan
-    from crossrank_perf.workload import single_documents
+    from crossrank_perf.base.processes import Usage
+    from crossrank_perf.base.workload import single_documents
+    from crossrank_perf.load.sweep import alone_plan
 
     idle = Usage(server.pid)
     idle.sample()
@@ -211,7 +214,7 @@ def _measure_started(server: StartedServer, workload: Workload, plan: LoadPlan) 
 
 
 def _fail_on_errors(report: dict[str, Any]) -> None:
-    from crossrank_perf.report import LOADS
+    from crossrank_perf.load.report import LOADS
 
     alone = [report[name] for name in (*LOADS, "load_after") if name in report]
     for figures in (*alone, *report.get("idle", ()), *report.get("rates", ())):

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossrank.errors import SetupError
-from crossrank_perf.commands.bench_options import POSITIVE
+from crossrank_perf.commands.options import POSITIVE
 
 if TYPE_CHECKING:
-    from crossrank_perf.capacity import CapacityModel, MachinePlan
-    from crossrank_perf.capacity_fit import Check
+    from crossrank_perf.plan.capacity import CapacityModel, MachinePlan
+    from crossrank_perf.plan.fit import Check
 
 # Measured on a host with an H200 (perf/results/gpu-nvidia-h200): 174,569 documents/s over HTTP with 4.83 cores of the
 # server's busy (server_cpu_s), and what engine cuda does alone in three lanes, full batches of up to 96 tokens.
 _GATEWAY_DOCUMENTS_PER_S = 36_000.0
 _GPU_DOCUMENTS_PER_S = 1_294_000.0
-_PUBLISHED_USD = 0.008
 _READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -40,7 +39,7 @@ _READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=_READABLE,
     default=Path("perf/results/scaling.json"),
     show_default=True,
-    help="Report of crossrank bench scaling on the machine that is to serve.",
+    help="Report of make bench-scaling, in a checkout of crossrank on the machine that is to serve.",
 )
 @click.option(
     "--check",
@@ -78,14 +77,14 @@ def plan(qps: float, docs: int, tokens: int, p99: float, measured: Path, **optio
 
     \b
     Examples:
-      crossrank bench scaling --json scaling.json
+      make bench-scaling BENCH_ARGS="--json scaling.json"
       crossrank bench plan --measured scaling.json --qps 50 --docs 100 --p99 100
       crossrank bench load --documents 50 --sweep 30,50,70 --json load.json
       crossrank bench plan --measured scaling.json --check load.json --qps 10000 --usd-per-machine-hour 0.10
     """  # noqa: D301 - click reads the backspace itself
-    from crossrank_perf.capacity import plan_machines
-    from crossrank_perf.capacity_fit import checks_from_load, fit_capacity
-    from crossrank_perf.report import check_writable, write_json
+    from crossrank_perf.base.report import check_writable, write_json
+    from crossrank_perf.plan.capacity import PUBLISHED_USD, plan_machines
+    from crossrank_perf.plan.fit import checks_from_load, fit_capacity
 
     json_path: Path | None = options["json_path"]
     if json_path:
@@ -102,7 +101,7 @@ def plan(qps: float, docs: int, tokens: int, p99: float, measured: Path, **optio
         "measured_on": {key: report[key] for key in ("hardware", "versions", "date") if key in report},
         "cpu": _with_cpus(made, model, options["usd_per_machine_hour"]),
         "gpu": gpus,
-        "published_usd_per_1000_documents": _PUBLISHED_USD,
+        "published_usd_per_1000_documents": PUBLISHED_USD,
         "checks": [{**vars(check), "error": round(check.error, 3)} for check in checks],
     }
     _print(result, checks)
@@ -114,14 +113,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SetupError(f"{path} is no report of crossrank bench: {error}") from None
+        raise SetupError(f"{path} is no JSON report of a benchmark: {error}") from None
     if not isinstance(report, dict):
-        raise SetupError(f"{path} is no report of crossrank bench: it holds no object")
+        raise SetupError(f"{path} is no report of a benchmark: it holds no object")
     return report
 
 
 def _with_cpus(made: MachinePlan, model: CapacityModel, usd_per_hour: float | None) -> dict[str, Any]:
-    from crossrank_perf.capacity import usd_per_1000_documents
+    from crossrank_perf.plan.capacity import usd_per_1000_documents
 
     cost = None if usd_per_hour is None else usd_per_1000_documents(made.machines, usd_per_hour, made.documents_per_s)
     return {
@@ -135,7 +134,7 @@ def _with_cpus(made: MachinePlan, model: CapacityModel, usd_per_hour: float | No
 
 def _with_gpus(documents_per_s: float, tokens: int, options: dict[str, Any]) -> dict[str, Any]:
     """Return what the assumed speeds come to; a GPU's arithmetic grows with the tokens."""
-    from crossrank_perf.capacity import MAX_UTILIZATION, MEAN_PAIR_TOKENS, usd_per_1000_documents
+    from crossrank_perf.plan.capacity import MAX_UTILIZATION, MEAN_PAIR_TOKENS, usd_per_1000_documents
 
     share = tokens / MEAN_PAIR_TOKENS
     gpus = math.ceil(documents_per_s * share / (options["gpu_documents_per_s"] * MAX_UTILIZATION))
@@ -154,7 +153,7 @@ def _print(result: dict[str, Any], checks: list[Check]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from crossrank_perf.capacity_fit import worst
+    from crossrank_perf.plan.fit import worst
 
     load, cpu, gpu = result["load"], result["cpu"], result["gpu"]
     hardware = result["measured_on"].get("hardware", {})
@@ -187,5 +186,7 @@ def _print(result: dict[str, Any], checks: list[Check]) -> None:
 
 
 def _cost(part: dict[str, Any]) -> str:
+    from crossrank_perf.plan.capacity import PUBLISHED_USD
+
     cost = part["usd_per_1000_documents"]
-    return "" if cost is None else f", {cost:.6f} USD per 1,000 documents (published: {_PUBLISHED_USD})"
+    return "" if cost is None else f", {cost:.6f} USD per 1,000 documents (published: {PUBLISHED_USD})"

@@ -19,8 +19,8 @@ from crossrank_server.commands.options import options_from_settings, settings_fr
 from crossrank_server.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from crossrank_perf.evaluation import Evaluation, Inputs
-    from crossrank_perf.scoring import Advance, Reranked, Scorer
+    from crossrank_perf.eval.evaluation import Evaluation, Inputs
+    from crossrank_perf.eval.scoring import Advance, Reranked, Scorer
 
 _FORWARDED = {"engine", "label", "threads", "offline", "cache_dir"}
 _PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
@@ -92,14 +92,14 @@ def evaluate(
     no tool's own way of breaking ties can reorder it.
     """  # noqa: D301 - click needs the control character itself
     _check_installed()
-    from crossrank_perf.evaluation import check_inputs, evaluate_rankings
+    from crossrank_perf.eval.evaluation import check_inputs, evaluate_rankings
 
     settings = settings_from_options(ServeSettings, options)
     scorer_arguments = _scorer_arguments(model, url, precision, options)
     inputs = _load_inputs(candidates, run, collection, queries, suite, qrels, depth)
     inputs = replace(inputs, relevant_grade=relevant_grade)
     if compare is not None:
-        from crossrank_perf.trec import read_run
+        from crossrank_perf.eval.trec import read_run
 
         inputs = replace(inputs, other_name=compare.name, other=read_run(compare))
     check_inputs(inputs)
@@ -144,9 +144,10 @@ def _load_inputs(
     qrels: Path | None,
     depth: int | None,
 ) -> Inputs:
-    from crossrank_perf.candidates import load_suite, read_candidates, read_run_candidates
-    from crossrank_perf.evaluation import Inputs
-    from crossrank_perf.trec import read_qrels
+    from crossrank_perf.base.topics import read_candidates
+    from crossrank_perf.eval.candidates import load_suite, read_run_candidates
+    from crossrank_perf.eval.evaluation import Inputs
+    from crossrank_perf.eval.trec import read_qrels
 
     if sum(source is not None for source in (candidates, run, suite)) != 1:
         raise SetupError("give exactly one of --candidates, --run (with --collection and --queries) and --suite")
@@ -171,7 +172,7 @@ async def _rerank_all(
     arguments: list[tuple[str | None, str | None, str]], settings: ServeSettings, inputs: Inputs
 ) -> list[Reranked]:
     """Load all systems first, so that a missing precision is said before minutes of scoring; score one by one."""
-    from crossrank_perf.scoring import InProcessScorer, ServerScorer, rerank_topics
+    from crossrank_perf.eval.scoring import InProcessScorer, ServerScorer, rerank_topics
 
     scorers: list[Scorer] = []
     try:
@@ -211,8 +212,8 @@ def _make_directory(out: Path) -> None:
 
 
 def _write_files(evaluation: Evaluation, systems: list[Reranked], out: Path, plot: str) -> list[Path]:
-    from crossrank_perf.quality_report import evaluation_as_json, plot_deltas
-    from crossrank_perf.trec import write_run
+    from crossrank_perf.eval.report import evaluation_as_json, plot_deltas
+    from crossrank_perf.eval.trec import write_run
 
     written = []
     try:
@@ -233,7 +234,7 @@ def _write_files(evaluation: Evaluation, systems: list[Reranked], out: Path, plo
 def _print(evaluation: Evaluation, written: list[Path], as_json: bool) -> None:
     from rich.console import Console
 
-    from crossrank_perf.quality_report import evaluation_as_json, print_evaluation
+    from crossrank_perf.eval.report import evaluation_as_json, print_evaluation
 
     if as_json:
         click.echo(json.dumps(evaluation_as_json(evaluation), indent=1, allow_nan=False))

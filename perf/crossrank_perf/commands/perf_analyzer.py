@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossrank.errors import SetupError
-from crossrank_perf.commands.bench_options import parse_numbers
+from crossrank_perf.commands.options import parse_numbers
 
 if TYPE_CHECKING:
-    from crossrank_perf.perf_analyzer import SweepPlan
-    from crossrank_perf.perf_analyzer_triton import TritonFacts
-    from crossrank_perf.workload import Workload
+    from crossrank_perf.base.workload import Workload
+    from crossrank_perf.perf_analyzer.sweep import SweepPlan
+    from crossrank_perf.perf_analyzer.triton import TritonFacts
 
 _NEEDED = ("matplotlib", "psutil")
 
@@ -113,14 +113,14 @@ def perf_analyzer(url: str | None, model: str, triton_model: str, out: Path, **o
       crossrank perf-analyzer --url gpu-node:8001 --model cross-encoder/ms-marco-MiniLM-L6-v2 -c 1,8,64
       crossrank perf-analyzer --only engine --bucket 128 --rows 16
     """
-    from crossrank.bundles.resolve import resolve_model
-    from crossrank_perf.environment import describe_run
-    from crossrank_perf.perf_analyzer import Sweep, SweepPlan
-    from crossrank_perf.perf_analyzer_home import find_perf_analyzer
-    from crossrank_perf.perf_analyzer_models import measure_models
-    from crossrank_perf.perf_analyzer_report import check_directory, print_report, say, summarize, write_results
-    from crossrank_perf.perf_analyzer_triton import ask_triton, started_triton
-    from crossrank_perf.workload import load_workload
+    from crossrank.resolve import resolve_model
+    from crossrank_perf.base.environment import describe_run
+    from crossrank_perf.base.workload import load_workload
+    from crossrank_perf.perf_analyzer.home import find_perf_analyzer
+    from crossrank_perf.perf_analyzer.models import measure_models
+    from crossrank_perf.perf_analyzer.report import check_directory, print_report, say, summarize, write_results
+    from crossrank_perf.perf_analyzer.sweep import Sweep, SweepPlan
+    from crossrank_perf.perf_analyzer.triton import ask_triton, started_triton
 
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -157,7 +157,7 @@ def perf_analyzer(url: str | None, model: str, triton_model: str, out: Path, **o
 
 
 def _facts(triton: TritonFacts, workload: Workload, plan: SweepPlan, seed: int) -> dict[str, Any]:
-    from crossrank_perf.perf_analyzer_run import WINDOWS
+    from crossrank_perf.perf_analyzer.run import WINDOWS
 
     return {
         "triton": {

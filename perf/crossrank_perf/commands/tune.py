@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from crossrank_perf.tune import Found
+    from crossrank_perf.tune.search import Found
 
 
 @click.command()
@@ -49,10 +49,10 @@ def tune(model: str, seconds: float, candidates: Path | None, cache_dir: Path | 
     """  # noqa: D301 - click reads the backspace itself
     from datetime import datetime, timezone
 
-    from crossrank.bundles.resolve import resolve_model
     from crossrank.engines.tuning import new_tuning, write_tuning
-    from crossrank_perf.report import Progress
-    from crossrank_perf.tune import tune_bundle
+    from crossrank.resolve import resolve_model
+    from crossrank_perf.base.report import Progress
+    from crossrank_perf.tune.search import tune_bundle
 
     bundle = resolve_model(model, cache_dir=cache_dir, offline=offline)
     with Progress(f"tuning {bundle.manifest.model_id}") as progress:
@@ -70,7 +70,7 @@ def _print(found: Found) -> None:
     from rich.table import Table
 
     from crossrank.engines.tuning import EngineConfig
-    from crossrank_perf.tune import describe
+    from crossrank_perf.tune.search import describe
 
     table = Table()
     table.add_column("step")

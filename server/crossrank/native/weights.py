@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save
 from crossrank.bundles.bundle import Architecture, Weights
 from crossrank.errors import BundleError
 
+WEIGHTS_FILE = "weights.safetensors"
 WORD = "embeddings.word"
 _FP32 = ("avx512", "avx2", "portable")
 # Hidden size and heads of the models that it serves - TinyBERT-L2, TinyBERT-L4, MiniLM - and with which kernels: those

@@ -95,6 +95,11 @@ class Batcher:
         """Pairs that no batch holds yet."""
         return sum(map(_waiting_pairs, self._queues.values()))
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return not self._running and not any(self._queues.values())
+
     async def score(
         self, batch: PairBatch, *, tier: str = "realtime", stages_s: MutableMapping[str, float] | None = None
     ) -> NDArray[np.float32]:

@@ -30,12 +30,14 @@ class EncodedPairs:
         batch: The packed token ids.
         truncated: Indices of the documents of which only a part is scored.
         query_truncated: Whether a query lost tokens too (it is longer than half the window).
+        over_window: Indices of the documents that do not fit the window with their query: one of the two lost tokens.
         first_pairs: int64 [documents], the first pair of each document; None where each has exactly one.
     """
 
     batch: PairBatch
     truncated: list[int]
     query_truncated: bool
+    over_window: list[int]
     first_pairs: NDArray[np.int64] | None = None
 
     def document_logits(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -130,6 +132,7 @@ class PairEncoder:
             self._assembled(tokens.ids, cut.queries, cut.documents),
             truncated.nonzero()[0].tolist(),
             cut.query_truncated or bool((queries.lengths < whole.lengths[: len(groups)]).any()),
+            cut.lost,
             cut.first_pairs,
         )
 

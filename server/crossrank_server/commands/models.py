@@ -53,7 +53,7 @@ def _cached(model: CatalogModel, cache_dir: Path | None) -> CachedBundle | None:
     """Return the bundle of the model on this machine, or None; the built-in one is part of the installation."""
     from crossrank.bundles.cache import BundleCache, measure_bundle
     from crossrank.bundles.catalog import BUILTIN
-    from crossrank.bundles.resolve import builtin_path
+    from crossrank.resolve import builtin_path
 
     if model is BUILTIN:
         return measure_bundle(builtin_path(), "built in")

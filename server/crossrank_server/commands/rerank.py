@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import sys
@@ -13,8 +12,6 @@ from typing import Any
 import click
 
 from crossrank.errors import InvalidRequest, SetupError
-from crossrank.request import RerankRequest
-from crossrank_server.calls import Call
 from crossrank_server.commands.options import options_from_settings, settings_from_options
 from crossrank_server.settings import ServeSettings
 
@@ -61,31 +58,38 @@ def rerank(
     if not documents:
         raise SetupError("no documents: name files with one document a line, or pipe them in")
     settings = settings_from_options(ServeSettings, options)
-    ranking, ranked = asyncio.run(_rank(query, documents, model, settings, top_n, raw_scores))
-    (_print_json if as_json else _print_table)(ranking, ranked)
+    facts, ranked = _rank(query, documents, model, settings, top_n, raw_scores)
+    (_print_json if as_json else _print_table)(facts, ranked)
 
 
-async def _rank(
+def _rank(
     query: str, documents: list[_Document], model: str, settings: ServeSettings, top_n: int | None, raw: bool
 ) -> tuple[dict[str, Any], list[tuple[float, int, _Document]]]:
-    from crossrank_server.serving.startup import load_service
+    """Return facts of the ranking, and (score, index, document) of the best documents."""
+    # Not at the top: the other commands start without them.
+    from crossrank import CrossEncoder
+    from crossrank.activations import sigmoid
 
-    # The server's limits guard callers from each other; here there is only one.
-    unlimited = {
-        "max_documents": len(documents),
-        "max_waiting_documents": len(documents),
-        "request_timeout_s": 1e9,
-    }
-    service = load_service([model], settings.model_copy(update=unlimited))
-    try:
-        ranking = await service.rerank(
-            RerankRequest(query, [document.text for document in documents], top_n=top_n), Call()
-        )
-    finally:
-        await service.close()
-    ranked = [(ranking.score(i, raw=raw), i, documents[i]) for i in ranking.order.tolist()]
-    facts = {"model": ranking.model, "tokens": ranking.tokens, "truncated_documents": ranking.truncated}
-    return facts, ranked
+    with CrossEncoder(
+        model,
+        engine=settings.engine,
+        precision=settings.precision,
+        threads=settings.threads or None,
+        label=settings.label,
+        local_files_only=settings.offline,
+        cache_folder=settings.cache_dir,
+    ) as encoder:
+        pairs = [(query, document.text) for document in documents]
+        prediction = encoder.predict(pairs, activation_fn="identity", return_details=True)
+        facts = {
+            "model": encoder.model_id,
+            "tokens": int(prediction.tokens.sum()),
+            "truncated_documents": prediction.truncated.nonzero()[0].tolist(),
+        }
+    logits = prediction.scores.tolist()
+    # By logit, as the server has it: sigmoids of distinct logits may be equal.
+    order = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:top_n]
+    return facts, [(logits[i] if raw else sigmoid(logits[i]), i, documents[i]) for i in order]
 
 
 def _read(name: str, jsonl: bool) -> list[_Document]:

@@ -203,7 +203,7 @@ def _rpc_server(
     service: RerankService, settings: ServeSettings, port: int, tls: TlsFiles | None, shared: bool
 ) -> RpcServer:
     try:
-        from crossrank_server.rpc.server import RpcServer
+        from crossrank_server.rpc.server import RpcServer, server_credentials
     except ModuleNotFoundError as error:
         raise SetupError(f"--grpc-port needs {error.name}: pip install 'crossrank[grpc]'") from None
     return RpcServer(
@@ -211,6 +211,6 @@ def _rpc_server(
         max_message_bytes=settings.max_body_bytes,
         host=settings.host,
         port=port,
-        credentials=tls.grpc_credentials() if tls else None,
+        credentials=server_credentials(tls) if tls else None,
         share_port=shared,
     )

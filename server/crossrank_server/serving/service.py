@@ -6,7 +6,6 @@ import asyncio
 import functools
 import itertools
 import logging
-import math
 import operator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.activations import sigmoid
 from crossrank.errors import BackendTimeout, InvalidRequest
 from crossrank.request import RerankRequest, ScoreRequest, Truncation
 from crossrank.text.encoding import EncodedPairs
@@ -73,14 +73,6 @@ class Ranking(Scores):
     """
 
     order: NDArray[np.int64]
-
-
-def sigmoid(logit: float) -> float:
-    """Return 1 / (1 + e^-logit) in float64 without overflow."""
-    if logit >= 0:
-        return 1.0 / (1.0 + math.exp(-logit))
-    power = math.exp(logit)
-    return power / (1.0 + power)
 
 
 class RerankService:

@@ -8,12 +8,12 @@ from functools import partial
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.bundles.catalog import canonical_model_id
-from crossrank.bundles.resolve import resolve_model
 from crossrank.engines.base import Engine
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.engines.select import EngineName, make_engine
 from crossrank.engines.tuning import Tuning, make_tuned_engine, read_tuning
 from crossrank.errors import SetupError
+from crossrank.resolve import resolve_model
 from crossrank.scheduling.cores import Cores
 from crossrank_server.accounts.base import Accounts, OpenAccounts
 from crossrank_server.accounts.prices import Prices, parse_prices

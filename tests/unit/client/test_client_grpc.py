@@ -241,4 +241,6 @@ def test_without_grpc_installed_its_addresses_say_what_to_install():
         "Client('grpc://127.0.0.1:1')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.stderr.splitlines()[-1] == "ImportError: grpc:// addresses need grpc: pip install 'crossrank[grpc]'"
+    assert (
+        run.stderr.splitlines()[-1] == "ImportError: grpc:// addresses need grpc: pip install 'crossrank-client[grpc]'"
+    )

@@ -149,7 +149,7 @@ def one_pair(batch: PairBatch, i: int) -> PairBatch:
 
 def test_a_tie_of_chunks_is_their_score() -> None:
     batch = PairBatch(np.zeros(4, np.int32), np.zeros(4, np.int32), np.arange(5))
-    encoded = EncodedPairs(batch, [], False, np.array([0, 3]))
+    encoded = EncodedPairs(batch, [], False, [], np.array([0, 3]))
     logits: NDArray[np.float32] = np.array([-1, 2, 2, -3], np.float32)
     assert encoded.document_logits(logits).tolist() == [2, -3]
 

@@ -22,7 +22,7 @@ from crossrank.engines.tuning import (
 )
 from crossrank.errors import SetupError
 from crossrank.packed import PairBatch
-from crossrank_perf.tune import fastest, fault_of_logits
+from crossrank_perf.tune.search import fastest, fault_of_logits
 from crossrank_server.serving.startup import load_service
 from crossrank_server.settings import ServeSettings
 

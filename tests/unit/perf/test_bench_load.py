@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from crossrank.errors import SetupError
-from crossrank_perf.load import LoadPlan, LoadResult, Tick, run_load
-from crossrank_perf.measure import latency_ms, summarize
-from crossrank_perf.senders import check_url
+from crossrank_perf.base.latency import latency_ms
+from crossrank_perf.load.generator import LoadPlan, LoadResult, Tick, run_load
+from crossrank_perf.load.measure import summarize
+from crossrank_perf.load.senders import check_url
 from tests.scripted_server import Reply, Request, ScriptedServer, answer
 
 BODIES = [b'{"query": "a"}', b'{"query": "b"}', b'{"query": "c"}']

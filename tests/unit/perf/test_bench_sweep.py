@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from crossrank.errors import SetupError
-from crossrank_perf.load import LoadPlan
-from crossrank_perf.sweep import check_shares, known_percentiles, sweep_rates
-from crossrank_perf.sweep_report import plot_sweep, print_sweep_report
-from crossrank_perf.workload import Request, Workload
+from crossrank_perf.base.latency import known_percentiles
+from crossrank_perf.base.workload import Request, Workload
+from crossrank_perf.load.generator import LoadPlan
+from crossrank_perf.load.sweep import check_shares, sweep_rates
+from crossrank_perf.load.sweep_report import plot_sweep, print_sweep_report
 
 WORKLOAD = Workload("test", 2, (Request("q", ("a", "b")),))
 CAPACITY = 40.0

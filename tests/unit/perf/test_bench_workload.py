@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossrank.bundles.resolve import builtin_path
 from crossrank.errors import SetupError
-from crossrank_perf import workload
-from crossrank_perf.candidates import Topic as Candidates
-from crossrank_perf.workload import (
+from crossrank.resolve import builtin_path
+from crossrank_perf.base import workload
+from crossrank_perf.base.topics import Topic as Candidates
+from crossrank_perf.base.workload import (
     load_workload,
     requests_from_topics,
     single_documents,

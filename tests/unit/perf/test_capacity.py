@@ -11,15 +11,15 @@ import pytest
 from click.testing import CliRunner
 
 from crossrank.errors import SetupError
-from crossrank_perf.capacity import (
+from crossrank_perf.commands.bench_plan import plan
+from crossrank_perf.plan.capacity import (
     MAX_UTILIZATION,
     MEAN_PAIR_TOKENS,
     CapacityModel,
     plan_machines,
     usd_per_1000_documents,
 )
-from crossrank_perf.capacity_fit import checks_from_load, fit_capacity, worst
-from crossrank_perf.commands.bench_plan import plan
+from crossrank_perf.plan.fit import checks_from_load, fit_capacity, worst
 
 # Seconds: 1 ms a request, 20 us a document, 1 us a token, 1 ns a pair of tokens.
 LAW = (1e-3, 20e-6, 1e-6, 1e-9)
@@ -89,7 +89,7 @@ def test_points_of_fewer_cores_or_little_load_are_not_fitted() -> None:
 def test_a_report_without_a_series_that_is_needed_is_refused(missing: str) -> None:
     short = report()
     del short["series"][missing]
-    with pytest.raises(SetupError, match="bench scaling"):
+    with pytest.raises(SetupError, match="make bench-scaling"):
         fit_capacity(short)
 
 
@@ -187,10 +187,17 @@ def test_the_command_says_what_is_measured_and_what_is_assumed(tmp_path: Path) -
     assert written["checks"][-1]["measured"] == 1000.0
 
 
-@pytest.mark.parametrize("content", ["no JSON", "[]", "{}"])
-def test_a_file_that_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("no JSON", "is no JSON report of a benchmark"),
+        ("[]", "is no report of a benchmark"),
+        ("{}", "make bench-scaling"),
+    ],
+)
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "scaling.json"
     path.write_text(content)
     result = CliRunner().invoke(plan, ["--qps", "1", "--measured", str(path)])
     assert isinstance(result.exception, SetupError)
-    assert "bench scaling" in str(result.exception) or "report of crossrank bench" in str(result.exception)
+    assert message in str(result.exception)

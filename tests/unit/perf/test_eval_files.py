@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossrank.errors import SetupError
-from crossrank_perf.candidates import load_suite, read_candidates, read_run_candidates, suite_topics
-from crossrank_perf.trec import read_qrels, read_run, strictly_falling, write_run
+from crossrank_perf.base.topics import read_candidates
+from crossrank_perf.eval.candidates import load_suite, read_run_candidates, suite_topics
+from crossrank_perf.eval.trec import read_qrels, read_run, strictly_falling, write_run
 
 
 def topic_line(qid: object = "1", query: object = "what", candidates: object = None) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from crossrank.errors import EngineFailure, SetupError
-from crossrank_perf.candidates import Topic
-from crossrank_perf.evaluation import Inputs, check_inputs, evaluate_rankings
-from crossrank_perf.quality import (
+from crossrank_perf.base.topics import Topic
+from crossrank_perf.eval.evaluation import Inputs, check_inputs, evaluate_rankings
+from crossrank_perf.eval.quality import (
     NDCG,
     Quality,
     best_possible_run,
@@ -21,9 +21,9 @@ from crossrank_perf.quality import (
     make_protocol,
     measure,
 )
-from crossrank_perf.quality_report import evaluation_as_json, plot_deltas
-from crossrank_perf.scoring import Reranked, Scores, rerank_topics
-from crossrank_perf.trec import strictly_falling
+from crossrank_perf.eval.report import evaluation_as_json, plot_deltas
+from crossrank_perf.eval.scoring import Reranked, Scores, rerank_topics
+from crossrank_perf.eval.trec import strictly_falling
 
 LOG3 = math.log2(3)
 QRELS = {"1": {"a": 0, "b": 3, "c": 1}, "2": {"x": 2, "z": 2}, "absent": {"a": 1}}

@@ -14,17 +14,12 @@ from crossrank.bundles.bundle import Bundle
 from crossrank.errors import SetupError
 from crossrank.packed import PairBatch
 from crossrank.text.encoding import PairEncoder
-from crossrank_perf.perf_analyzer_home import HOME_VARIABLE, PerfAnalyzer, find_perf_analyzer
-from crossrank_perf.perf_analyzer_input import (
-    cut_batches,
-    encode_workload,
-    pairs_by_bucket,
-    write_texts,
-    write_token_rows,
-)
-from crossrank_perf.perf_analyzer_report import csv_from_report, plot_report, summarize, write_results
-from crossrank_perf.perf_analyzer_run import Inference, measure_point, point_from_output
-from crossrank_perf.workload import Request, Workload, load_workload
+from crossrank_perf.base.workload import Request, Workload, load_workload
+from crossrank_perf.engines.batches import cut_batches, encode_workload, pairs_by_bucket
+from crossrank_perf.perf_analyzer.home import HOME_VARIABLE, PerfAnalyzer, find_perf_analyzer
+from crossrank_perf.perf_analyzer.input import write_texts, write_token_rows
+from crossrank_perf.perf_analyzer.report import csv_from_report, plot_report, summarize, write_results
+from crossrank_perf.perf_analyzer.run import Inference, measure_point, point_from_output
 
 BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from crossrank.activations import sigmoid
 from crossrank.bundles.bundle import Bundle
 from crossrank.packed import PairBatch
 from crossrank_server.accounts.base import Account, Charge
-from crossrank_server.serving.service import sigmoid
 from tests.http_app import client_of, make_app
 
 QUERY = "how many people live in berlin"

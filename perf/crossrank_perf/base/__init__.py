@@ -1,0 +1,1 @@
+"""Parts that every benchmark shares: requests, servers under measurement, progress, reports."""

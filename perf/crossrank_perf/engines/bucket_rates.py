@@ -1,0 +1,66 @@
+"""How many pairs a second an engine computes at most, length by length: full batches, all its threads, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.cuda import LENGTHS
+from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.text.encoding import PairEncoder
+from crossrank_perf.base.workload import Workload
+from crossrank_perf.engines.bare import BareEngine
+from crossrank_perf.engines.batches import cut_batches, encode_workload, pairs_by_bucket
+
+# The first runs meet new shapes.
+_WARM_UP_S = 0.3
+
+
+def rates_by_bucket(
+    bundle: Bundle,
+    names: Sequence[EngineName],
+    precision: PrecisionName,
+    threads: int,
+    workload: Workload,
+    seconds: float,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Return pairs/s of each engine and each length that a twentieth of the pairs are padded to.
+
+    Args:
+        bundle: The model.
+        names: Engines.
+        precision: Of all of them; `auto` is each one's own choice.
+        threads: Inferences at a time.
+        workload: Text whose pairs are computed.
+        seconds: For each figure.
+        say: Told the progress.
+
+    Raises:
+        CrossrankError: An engine cannot serve the bundle.
+    """
+    lengths = [*(length for length in LENGTHS if length < bundle.manifest.max_length), bundle.manifest.max_length]
+    buckets = pairs_by_bucket(encode_workload(PairEncoder(bundle), workload), lengths)
+    rates = []
+    for name in names:
+        bare = BareEngine(make_engine(bundle, name, precision, threads))
+        try:
+            for length, pairs in buckets.items():
+                say(f"{name}, {length} tokens")
+                batches = cut_batches(pairs, max(bare.engine.batch_tokens // length, 1))
+                bare.measure(batches, _WARM_UP_S)
+                rate = bare.measure(batches, seconds)
+                rates.append(
+                    {
+                        "engine": bare.engine.name,
+                        "precision": bare.engine.precision,
+                        "bucket": length,
+                        "pairs_a_batch": len(batches[0]),
+                        "pairs_per_s": rate.documents_per_s,
+                        "cpu_us_per_pair": rate.cpu_us_per_document,
+                    }
+                )
+        finally:
+            bare.close()
+    return rates

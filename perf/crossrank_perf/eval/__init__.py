@@ -1,0 +1,1 @@
+"""`crossrank eval`: ranking quality by TREC's measures."""

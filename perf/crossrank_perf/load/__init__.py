@@ -1,0 +1,1 @@
+"""`crossrank bench load`: closed and open loops against a running server."""

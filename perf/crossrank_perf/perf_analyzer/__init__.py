@@ -1,0 +1,1 @@
+"""`crossrank perf-analyzer`: NVIDIA's perf_analyzer against a Triton repository."""

@@ -1,0 +1,42 @@
+"""What perf_analyzer sends: `--input-data` files of real token ids, one bucket each, and of text.
+
+Its own random data is drawn once and sent again and again; these files hold every pair of the workload.
+
+Source: https://github.com/triton-inference-server/perf_analyzer/blob/main/docs/input_data.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from crossrank.native.padding import pad
+from crossrank.packed import PairBatch
+from crossrank_perf.base.workload import Workload
+
+
+def write_token_rows(path: Path, pairs: PairBatch, length: int, pad_token_id: int, inputs: Sequence[str]) -> None:
+    """Write one entry a pair, padded to `length`; perf_analyzer puts as many into an inference as -b says."""
+    ids, types, mask = pad(pairs, length, pad_token_id)
+    arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+    columns = [arrays[name].tolist() for name in inputs]
+    _write(path, [dict(zip(inputs, row, strict=True)) for row in zip(*columns, strict=True)])
+
+
+def write_texts(path: Path, workload: Workload) -> None:
+    """Write one entry a request: its query and its documents."""
+    _write(
+        path,
+        [
+            {
+                "QUERY": {"content": [request.query], "shape": [1]},
+                "DOCUMENTS": {"content": list(request.documents), "shape": [len(request.documents)]},
+            }
+            for request in workload.requests
+        ],
+    )
+
+
+def _write(path: Path, entries: list[dict[str, object]]) -> None:
+    path.write_text(json.dumps({"data": entries}), encoding="utf-8")

@@ -1,0 +1,116 @@
+"""How many machines a load needs: a model of time and waiting. `fit.py` fits and checks it.
+
+A request of D documents of T tokens takes a saturated machine
+
+    S(D, T) = a + D (b + c T + d T^2)    seconds,
+
+a request's own work, then a document's, its tokens' and its attention's. Requests that arrive at random (Poisson) wait
+for those before them; a machine whose cores share each request is one server with constant service time (M/D/1), whose
+wait has the mean rho S / (2 (1 - rho)) and a tail taken as exponential. That puts the p99 up to a fifth above a
+simulated M/D/1's between 30% and 80% utilization, never below (tests/unit/perf/test_capacity.py).
+Source: https://en.wikipedia.org/wiki/M/D/1_queue
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrank.errors import SetupError
+
+# Mean of DL 2019's pairs and of the synthetic text like them, whose points have no fixed length.
+MEAN_PAIR_TOKENS = 95
+# A load varies within the hour; beyond this share of the capacity waits grow faster than any forecast is exact.
+MAX_UTILIZATION = 0.8
+# USD for 1,000 documents: the published price of TinyBERT-L2-v2 at a hosted service; see crossrank.bundles.catalog.
+PUBLISHED_USD = 0.008
+
+
+@dataclass(frozen=True)
+class CapacityModel:
+    """A fitted machine.
+
+    Attributes:
+        coefficients: a, b, c, d of S, in seconds.
+        cores: Of the machine measured.
+        alone: p99 of a request alone on the machine, as a multiple of S.
+    """
+
+    coefficients: tuple[float, float, float, float]
+    cores: int
+    alone: float
+
+    def request_s(self, documents: int, tokens: float) -> float:
+        """Return S: seconds of a saturated machine that a request takes."""
+        return float(request_terms(documents, tokens) @ np.asarray(self.coefficients))
+
+    def documents_per_s(self, documents: int, tokens: float) -> float:
+        """Return what one machine does at its limit."""
+        return documents / self.request_s(documents, tokens)
+
+    def p99_s(self, documents: int, tokens: float, utilization: float) -> float:
+        """Return the p99 latency of requests at random times that keep the machine busy for this share of the time."""
+        service_s = self.request_s(documents, tokens)
+        mean_wait_s = service_s / (2 * (1 - utilization))  # of those that wait at all
+        return self.alone * service_s + mean_wait_s * math.log(max(100 * utilization, 1.0))
+
+    def utilization_for(self, documents: int, tokens: float, p99_s: float) -> float:
+        """Return the largest utilization whose p99 is within the limit.
+
+        Raises:
+            SetupError: A request alone takes longer.
+        """
+        alone_s = self.p99_s(documents, tokens, 0.0)
+        if alone_s > p99_s:
+            raise SetupError(
+                f"--p99 {p99_s * 1e3:g} ms cannot be kept: alone on the measured machine, a request of {documents} "
+                f"documents takes {alone_s * 1e3:.1f} ms; send fewer documents a request, or raise it"
+            )
+        low, high = 0.0, MAX_UTILIZATION
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.p99_s(documents, tokens, middle) <= p99_s else (low, middle)
+        return low
+
+
+@dataclass(frozen=True)
+class MachinePlan:
+    """What a load needs.
+
+    Attributes:
+        machines: Gateways, each a machine like the one measured.
+        utilization: Of each.
+        p99_s: Expected.
+        documents_per_s: The load.
+    """
+
+    machines: int
+    utilization: float
+    p99_s: float
+    documents_per_s: float
+
+
+def plan_machines(model: CapacityModel, qps: float, documents: int, tokens: float, p99_s: float) -> MachinePlan:
+    """Return how many machines serve `qps` requests/s of `documents` documents within the latency.
+
+    Raises:
+        SetupError: See `CapacityModel.utilization_for`.
+    """
+    limit = model.utilization_for(documents, tokens, p99_s)
+    busy = qps * model.request_s(documents, tokens)
+    machines = max(math.ceil(busy / limit), 1)
+    utilization = busy / machines
+    return MachinePlan(machines, utilization, model.p99_s(documents, tokens, utilization), qps * documents)
+
+
+def usd_per_1000_documents(machines: int, usd_per_hour: float, documents_per_s: float) -> float:
+    """Return what 1,000 documents cost on machines that are paid by the hour."""
+    return machines * usd_per_hour / (documents_per_s * 3600) * 1000
+
+
+def request_terms(documents: int, tokens: float) -> NDArray[np.float64]:
+    """Return what a, b, c, d of S are multiplied by, float64 [4]."""
+    return np.array([1.0, documents, documents * tokens, documents * tokens**2])

@@ -1,0 +1,1 @@
+"""`crossrank tune`: the fastest engine configuration for a bundle on this machine."""

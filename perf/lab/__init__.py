@@ -1,0 +1,12 @@
+"""The laboratory: what this project measures of itself, in a checkout; not part of the wheel.
+
+peers/      crossrank beside other libraries and servers: same weights, same requests
+guard/      this tree beside an earlier commit
+scaling/    throughput by cores, documents, tokens, requests under way and model shape
+tiers/      realtime latency beside a flood of requests of the tier `batch`
+graphs/     an exported graph before and after the passes
+tokenizer/  the native tokenizer beside the tokenizers library
+gpu/        a machine with an NVIDIA GPU, everything in one script
+
+`make bench-NAME BENCH_ARGS="..."` runs one of them.
+"""

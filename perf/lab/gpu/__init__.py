@@ -1,0 +1,1 @@
+"""Everything about a machine with an NVIDIA GPU."""

@@ -1,0 +1,1 @@
+"""An exported graph before and after the passes."""

@@ -1,0 +1,1 @@
+"""crossrank beside other libraries and servers."""

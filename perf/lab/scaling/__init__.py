@@ -1,0 +1,1 @@
+"""Throughput and latency by one thing at a time."""

@@ -1,0 +1,1 @@
+"""Realtime latency beside a flood of the tier `batch`."""

@@ -1,0 +1,1 @@
+"""The native tokenizer beside the tokenizers library."""

@@ -1,0 +1,577 @@
+"""`CrossEncoder`: scores pairs of texts in this process, with the interface of sentence-transformers' class."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossrank.activations import Activation, ActivationFunction, activation_from, default_activation
+from crossrank.config import ModelConfig, config_from_manifest
+from crossrank.handle import ModelHandle
+from crossrank.inputs import Group, as_documents, as_pairs, check_text, group_documents, group_pairs
+from crossrank.old_names import accepts_old_names
+from crossrank.opening import Opening, engine_for, refuse_options
+from crossrank.progress import progress
+from crossrank.request import Truncation
+from crossrank.results import Prediction, check_batch_size, checked_top_k, converted, ranked
+
+if TYPE_CHECKING:
+    from crossrank.bundles.bundle import Manifest
+    from crossrank.loaded import Scored
+
+Result = TypeVar("Result")
+# One pair (query, document), or pairs.
+Pairs = Sequence[str] | Iterable[Sequence[str]]
+
+# Of version 5: `rank` returns plain floats, of one label.
+_WITHOUT_EFFECT_IN_RANK = ("num_workers", "apply_softmax", "convert_to_numpy", "convert_to_tensor")
+# Methods of sentence-transformers' class that there are none of here, and what to do instead.
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("fit", "old_fit", "train", "save", "save_pretrained", "save_to_hub", "push_to_hub"),
+        "this library does not train: train and save with sentence-transformers, and open the saved directory here",
+    ),
+    **dict.fromkeys(
+        ("start_multi_process_pool", "stop_multi_process_pool"),
+        "one CrossEncoder uses all cores: choose their number with threads",
+    ),
+}
+
+
+class CrossEncoder:
+    """Scores how well documents answer a query, with a cross-encoder that runs in this process, without PyTorch.
+
+    It takes the place of `sentence_transformers.CrossEncoder` (version 6, and 5 with its earlier names of arguments)
+    for scoring. Threads may share one: their calls are scored together, in full batches, with the same scores as alone.
+    It can be pickled, and used in a process that was forked: there it opens its model again when it is first used.
+
+    Args:
+        model_name_or_path: `builtin`, a directory (what `save_pretrained` writes, or a bundle), an ONNX file in one, or
+            a hub id with an optional `@revision`.
+        modules: Not supported.
+        device: `cpu`, `cuda` (the first GPU, with engine `cuda`), or None for the fastest engine of this machine.
+        prompts: Texts by name, put before queries that are scored under that name.
+        default_prompt_name: The prompt of calls that name none.
+        cache_folder: Where converted models are kept; None is the default cache.
+        trust_remote_code: Not supported.
+        revision: Commit, branch or tag on the hub.
+        local_files_only: Use no network.
+        token: For private repositories on the hub; None and True are huggingface_hub's own.
+        model_kwargs: Options of transformers; only those that change no score are accepted, and have no effect.
+        processor_kwargs: As `model_kwargs`.
+        config_kwargs: As `model_kwargs`.
+        model_card_data: No effect.
+        backend: `torch` is the fastest engine, whichever that is; `onnx` is engine `onnxruntime`, `openvino` is
+            engine `openvino`.
+        num_labels: None or 1: a score is one number.
+        max_length: Tokens of a pair at most, special tokens included; None is the model's own window. Longer pairs lose
+            tokens of the longer text first.
+        activation_fn: What makes scores of logits: a name (`identity`, `sigmoid`, `tanh`, ...), a torch module, or a
+            function that takes a float32 array [pairs, 1]. None is what the model's configuration names, else the
+            sigmoid.
+        keep_in_fp32_modules: Not supported.
+        engine: `auto`, `native`, `openvino`, `onnxruntime` or `cuda`; goes before `backend`.
+        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`; `auto` is bf16 where the CPU multiplies it natively.
+        threads: Inferences at the same time; None is one for each core.
+        label: Which of several logits is the score, counted from 0, where the model has several.
+
+    Raises:
+        ValueError: An argument is not supported or out of its range.
+        ModelSourceError: The model cannot be found, fetched or trusted.
+        BundleError: The model's files do not fit each other, or cannot be converted.
+        SetupError: No engine of this machine can serve the model as asked.
+    """
+
+    @accepts_old_names(
+        model_name="model_name_or_path",
+        automodel_args="model_kwargs",
+        tokenizer_args="processor_kwargs",
+        tokenizer_kwargs="processor_kwargs",
+        config_args="config_kwargs",
+        cache_dir="cache_folder",
+        default_activation_function="activation_fn",
+    )
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str],
+        *,
+        modules: None = None,
+        device: Any = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        token: bool | str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        config_kwargs: Mapping[str, Any] | None = None,
+        model_card_data: Any = None,
+        backend: str = "torch",
+        num_labels: int | None = None,
+        max_length: int | None = None,
+        activation_fn: str | ActivationFunction | None = None,
+        keep_in_fp32_modules: None = None,
+        engine: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        label: int | None = None,
+    ) -> None:
+        refuse_options(
+            threads=threads,
+            modules=modules,
+            trust_remote_code=trust_remote_code,
+            num_labels=num_labels,
+            keep_in_fp32_modules=keep_in_fp32_modules,
+            options={
+                "model_kwargs": model_kwargs,
+                "processor_kwargs": processor_kwargs,
+                "config_kwargs": config_kwargs,
+            },
+        )
+        opening = Opening(
+            os.fspath(model_name_or_path),
+            cache_folder=None if cache_folder is None else os.fspath(cache_folder),
+            revision=revision,
+            offline=local_files_only,
+            token=token if isinstance(token, str) else None,
+            label=label,
+            engine=engine_for(engine, device, backend),
+            precision=precision,
+            threads=threads,
+        )
+        self.prompts = dict(prompts or {})
+        self.default_prompt_name = default_prompt_name
+        self._activation = None if activation_fn is None else activation_from(activation_fn)
+        self._max_length: int | None = None
+        self._handle = ModelHandle(opening)
+        self._handle.model()
+        if max_length is not None:
+            self.max_length = max_length
+
+    @accepts_old_names(sentences="inputs", activation_fct="activation_fn", without_effect=("num_workers",))
+    def predict(
+        self,
+        inputs: Pairs,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: str | ActivationFunction | None = None,
+        apply_softmax: bool | None = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        pool: None = None,
+        chunk_size: int | None = None,
+        *,
+        return_details: bool = False,
+    ) -> Any:
+        """Return the score of each pair.
+
+        Args:
+            inputs: One pair (query, document), or an iterable of pairs. A query that is repeated from one pair to the
+                next is tokenized once.
+            prompt_name: Which of `prompts` is put before each query; None is the default one.
+            prompt: Text that is put before each query; goes before `prompt_name`.
+            batch_size: No effect beyond being checked: batches are made of what all callers wait for, in the size that
+                suits the engine.
+            show_progress_bar: Show one, where tqdm is installed.
+            activation_fn: In place of the encoder's.
+            apply_softmax: No effect, as there is one label.
+            convert_to_numpy: False returns a list with a tensor for each pair, of NumPy's float32 where PyTorch is not
+                installed.
+            convert_to_tensor: Return one tensor, which needs PyTorch; goes before `convert_to_numpy`.
+            device: No effect if it is the encoder's own.
+            pool: Not supported.
+            chunk_size: No effect.
+            return_details: Return a `Prediction` with the scores, and with which pairs were truncated.
+
+        Returns:
+            float32 [pairs], a single number for a single pair. For no pairs the array is empty and of float64, as
+            sentence-transformers has it.
+
+        Raises:
+            InvalidInput: A pair is not two texts; names the pair. It is a ValueError.
+            ValueError: An argument is not supported or out of its range.
+            EngineFailure: The engine broke, or a score is not a finite number.
+            RuntimeError: The encoder is closed.
+        """
+        options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
+        prepare, finish = _prediction(inputs, options, convert_to_numpy, convert_to_tensor, return_details)
+        return self._run(prepare, finish, show_progress_bar)
+
+    @accepts_old_names(sentences="inputs", activation_fct="activation_fn", without_effect=("num_workers",))
+    async def apredict(
+        self,
+        inputs: Pairs,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: str | ActivationFunction | None = None,
+        apply_softmax: bool | None = False,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
+        pool: None = None,
+        chunk_size: int | None = None,
+        *,
+        return_details: bool = False,
+    ) -> Any:
+        """Return what `predict` returns, without blocking the event loop; a cancelled call frees its place.
+
+        Texts are checked, tokenized and scored in other threads, and `activation_fn` is called there. No progress is
+        shown.
+
+        Args:
+            inputs: See `predict`; an iterator is consumed at once, in the calling thread.
+            prompt_name: See `predict`.
+            prompt: See `predict`.
+            batch_size: See `predict`.
+            show_progress_bar: No effect.
+            activation_fn: See `predict`.
+            apply_softmax: See `predict`.
+            convert_to_numpy: See `predict`.
+            convert_to_tensor: See `predict`.
+            device: See `predict`.
+            pool: See `predict`.
+            chunk_size: See `predict`.
+            return_details: See `predict`.
+
+        Returns:
+            See `predict`.
+
+        Raises:
+            Exception: Those of `predict`.
+        """
+        options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
+        prepare, finish = _prediction(inputs, options, convert_to_numpy, convert_to_tensor, return_details)
+        return await self._start(prepare, finish)
+
+    @accepts_old_names(activation_fct="activation_fn", without_effect=_WITHOUT_EFFECT_IN_RANK)
+    def rank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: str | ActivationFunction | None = None,
+        device: Any = None,
+        pool: None = None,
+        chunk_size: int | None = None,
+        *,
+        return_details: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Return documents by falling score; equal scores stay in the order of the documents.
+
+        Args:
+            query: What they are to answer.
+            documents: Texts.
+            top_k: How many are returned at most; None is all.
+            return_documents: Add each document as `text`.
+            prompt_name: See `predict`.
+            prompt: See `predict`.
+            batch_size: See `predict`.
+            show_progress_bar: See `predict`.
+            activation_fn: See `predict`.
+            device: See `predict`.
+            pool: See `predict`.
+            chunk_size: See `predict`.
+            return_details: Add to each `truncated` (bool) and `tokens` (int), as `Prediction` has them.
+
+        Returns:
+            Dictionaries with `corpus_id` (int, the document's index), `score` (float) and what is asked for.
+
+        Raises:
+            InvalidInput: The query or a document is not a text; names it. It is a ValueError.
+            ValueError: An argument is not supported or out of its range.
+            TypeError: `documents` or `top_k` is of the wrong type.
+            EngineFailure: The engine broke, or a score is not a finite number.
+            RuntimeError: The encoder is closed.
+        """
+        options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
+        prepare, finish = _ranking([query], [documents], options, top_k, return_documents, return_details)
+        return self._run(prepare, finish, show_progress_bar)[0]
+
+    @accepts_old_names(activation_fct="activation_fn", without_effect=_WITHOUT_EFFECT_IN_RANK)
+    async def arank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: str | ActivationFunction | None = None,
+        device: Any = None,
+        pool: None = None,
+        chunk_size: int | None = None,
+        *,
+        return_details: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Return what `rank` returns, without blocking the event loop; a cancelled call frees its place.
+
+        Args:
+            query: See `rank`.
+            documents: See `rank`; an iterator is consumed at once, in the calling thread.
+            top_k: See `rank`.
+            return_documents: See `rank`.
+            prompt_name: See `predict`.
+            prompt: See `predict`.
+            batch_size: See `predict`.
+            show_progress_bar: No effect.
+            activation_fn: See `predict`; called in another thread.
+            device: See `predict`.
+            pool: See `predict`.
+            chunk_size: See `predict`.
+            return_details: See `rank`.
+
+        Returns:
+            See `rank`.
+
+        Raises:
+            Exception: Those of `rank`.
+        """
+        options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
+        prepare, finish = _ranking([query], [documents], options, top_k, return_documents, return_details)
+        return (await self._start(prepare, finish))[0]
+
+    def rank_many(
+        self,
+        queries: Iterable[str],
+        documents: Iterable[Iterable[str]],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        show_progress_bar: bool | None = None,
+        activation_fn: str | ActivationFunction | None = None,
+        return_details: bool = False,
+    ) -> list[list[dict[str, Any]]]:
+        """Return for each query its documents as `rank` does, all scored together.
+
+        Args:
+            queries: Texts.
+            documents: For each query its own documents.
+            top_k: How many are returned of each query at most; None is all.
+            return_documents: See `rank`.
+            prompt_name: See `predict`.
+            prompt: See `predict`.
+            show_progress_bar: See `predict`.
+            activation_fn: See `predict`; called once, with the logits of all queries.
+            return_details: See `rank`.
+
+        Raises:
+            ValueError: There are not as many lists of documents as queries, or see `rank`.
+            Exception: Those of `rank`.
+        """
+        options = self._options(prompt_name, prompt, 1, activation_fn, None, None)
+        prepare, finish = _ranking(
+            as_documents(queries, "queries"),
+            as_documents(documents),
+            options,
+            top_k,
+            return_documents,
+            return_details,
+        )
+        return self._run(prepare, finish, show_progress_bar)
+
+    @property
+    def model_id(self) -> str:
+        """The model's id."""
+        return self._manifest.model_id
+
+    @property
+    def config(self) -> ModelConfig:
+        """Facts of the model under the names that transformers has for them."""
+        return config_from_manifest(self._manifest)
+
+    @property
+    def num_labels(self) -> int:
+        """Scores of a pair: always 1."""
+        return 1
+
+    @property
+    def engine(self) -> str:
+        """The engine in use: `native`, `openvino`, `onnxruntime` or `cuda`."""
+        return self._handle.model().engine.name
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic in use: `fp32`, `bf16` ..."""
+        return self._handle.model().engine.precision
+
+    @property
+    def device(self) -> str:
+        """`cuda`, or `cpu`."""
+        return "cuda" if self.engine == "cuda" else "cpu"
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a pair at most, special tokens included; can be set up to the model's window."""
+        window = self._manifest.max_length
+        return window if self._max_length is None else min(self._max_length, window)
+
+    @max_length.setter
+    def max_length(self, tokens: int) -> None:
+        manifest = self._manifest
+        # One token of each text.
+        least = manifest.pair_template.special_tokens + 2
+        if not least <= operator.index(tokens) <= manifest.max_length:
+            raise ValueError(
+                f"max_length is {tokens}; {manifest.model_id} takes {least} to {manifest.max_length} tokens a pair, "
+                f"{least - 2} of them special: give a number in that range, or None"
+            )
+        self._max_length = operator.index(tokens)
+
+    max_seq_length = max_length
+
+    @property
+    def activation_fn(self) -> Activation:
+        """What makes scores of logits; can be set, see the argument `activation_fn`."""
+        if self._activation is None:
+            self._activation = default_activation(self._manifest.activation)
+        return self._activation
+
+    @activation_fn.setter
+    def activation_fn(self, choice: str | ActivationFunction) -> None:
+        self._activation = activation_from(choice)
+
+    def close(self) -> None:
+        """Wait for the calls under way, then release threads and memory. Calling it twice is harmless."""
+        self._handle.close()
+
+    async def aclose(self) -> None:
+        """Close without blocking the event loop."""
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    def __enter__(self) -> CrossEncoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> CrossEncoder:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __getattr__(self, name: str) -> Any:
+        remedy = _ELSEWHERE.get(name)
+        raise AttributeError(f"CrossEncoder has no {name}" + (f": {remedy}" if remedy else ""), name=name, obj=self)
+
+    def __repr__(self) -> str:
+        return f"CrossEncoder({self._handle.opening.model!r})"
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self._handle.model().bundle.manifest
+
+    def _run(
+        self, prepare: Callable[[], list[Group]], finish: Callable[[Scored], Result], show_progress_bar: bool | None
+    ) -> Result:
+        groups = prepare()
+        with progress(sum(len(documents) for _, documents in groups), show_progress_bar) as advance:
+            scored = self._handle.model().score(groups, Truncation(max_tokens=self._max_length), advance)
+        return finish(scored)
+
+    async def _start(self, prepare: Callable[[], list[Group]], finish: Callable[[Scored], Result]) -> Result:
+        model = self._handle.model()
+        return await asyncio.wrap_future(model.start(prepare, Truncation(max_tokens=self._max_length), finish))
+
+    def _options(
+        self, prompt_name: Any, prompt: Any, batch_size: Any, activation_fn: Any, device: Any, pool: Any
+    ) -> _Options:
+        """Check the options that all calls share."""
+        if isinstance(prompt_name, int):  # the second argument of version 5
+            batch_size, prompt_name = prompt_name, None
+        check_batch_size(batch_size)
+        if pool is not None:
+            raise ValueError("pool is not supported: one CrossEncoder uses all cores, choose their number with threads")
+        if device is not None and str(device).partition(":")[0] != self.device:
+            raise ValueError(f"device {device} is not that of this encoder, {self.device}: choose it when opening")
+        if prompt is None:
+            prompt_name = self.default_prompt_name if prompt_name is None else prompt_name
+            if prompt_name is not None and prompt_name not in self.prompts:
+                raise ValueError(f"prompt_name {prompt_name!r} is none of prompts, {list(self.prompts)}")
+            prompt = "" if prompt_name is None else self.prompts[prompt_name]
+        check_text(prompt, "prompt")
+        return _Options(prompt, self.activation_fn if activation_fn is None else activation_from(activation_fn))
+
+
+@dataclass(frozen=True)
+class _Options:
+    prompt: str
+    activation: Activation
+
+    def scores(self, logits: NDArray[np.float32]) -> NDArray[Any]:
+        """Return the scores of logits, of none without asking the function."""
+        return self.activation(logits) if len(logits) else logits
+
+
+def _prediction(
+    inputs: Any, options: _Options, to_numpy: bool, to_tensor: bool, return_details: bool
+) -> tuple[Callable[[], list[Group]], Callable[[Scored], Any]]:
+    """Return what makes the groups of a call of `predict`, and what makes its result."""
+    pairs, single = as_pairs(inputs)
+
+    def finish(scored: Scored) -> Any:
+        scores = converted(options.scores(scored.logits), to_numpy=to_numpy, to_tensor=to_tensor)
+        if not return_details:
+            return scores[0] if single else scores
+        if single:
+            return Prediction(scores[0], scored.truncated[0], scored.tokens[0])
+        return Prediction(scores, scored.truncated, scored.tokens)
+
+    return partial(group_pairs, pairs, options.prompt), finish
+
+
+def _ranking(
+    queries: Sequence[Any],
+    documents: Sequence[Any],
+    options: _Options,
+    top_k: Any,
+    return_documents: bool,
+    return_details: bool,
+) -> tuple[Callable[[], list[Group]], Callable[[Scored], list[list[dict[str, Any]]]]]:
+    """Return what makes the groups of a call of `rank_many`, and what makes its result."""
+    most = checked_top_k(top_k)
+    if len(queries) != len(documents):
+        raise ValueError(f"there are {len(queries)} queries and {len(documents)} lists of documents: give one for each")
+    names = ["documents"] if len(queries) == 1 else [f"documents[{i}]" for i in range(len(queries))]
+    lists = [as_documents(own, name) for own, name in zip(documents, names, strict=True)]
+
+    def prepare() -> list[Group]:
+        return [
+            group_documents(query, own, options.prompt, name)
+            for query, own, name in zip(queries, lists, names, strict=True)
+        ]
+
+    def finish(scored: Scored) -> list[list[dict[str, Any]]]:
+        scores = options.scores(scored.logits)
+        results, start = [], 0
+        for own in lists:
+            part = slice(start, start := start + len(own))
+            details = (scored.truncated[part], scored.tokens[part]) if return_details else None
+            results.append(ranked(scores[part], own, most, return_documents=return_documents, details=details))
+        return results
+
+    return prepare, finish

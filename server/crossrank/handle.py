@@ -1,0 +1,90 @@
+"""Holds a model for one object of the caller: opened when needed, once in each process, and closed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from crossrank.opening import Opening
+
+if TYPE_CHECKING:
+    from crossrank.loaded import LoadedModel
+
+
+class ModelHandle:
+    """Opens a model when it is first asked for.
+
+    It can be pickled, and lives on in a forked process; in both it carries what opens the model, not the model.
+
+    Args:
+        opening: What opens it.
+    """
+
+    def __init__(self, opening: Opening) -> None:
+        self.__setstate__({"opening": opening, "closed": False})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"opening": self.opening, "closed": self._closed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.opening: Opening = state["opening"]
+        self._closed: bool = state["closed"]
+        self._lock = threading.Lock()
+        self._model: LoadedModel | None = None
+        self._finalizer: Any = None
+        _HANDLES.add(self)
+
+    def model(self) -> LoadedModel:
+        """Return the model, opened first if need be.
+
+        Raises:
+            RuntimeError: It is closed.
+            CrossrankError: It cannot be opened, see `Opening.open`.
+        """
+        model = self._model
+        if model is not None:
+            return model
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{self.opening.model} is closed: open it with a new CrossEncoder")
+            if self._model is None:
+                self._model = self.opening.open()
+                # Nobody may have closed it: then its thread ends when this object is freed.
+                self._finalizer = weakref.finalize(self, self._model.stop)
+            return self._model
+
+    def close(self) -> None:
+        """Wait for the calls under way, then release threads and memory. Calling it twice is harmless."""
+        with self._lock:
+            self._closed = True
+            model, self._model = self._model, None
+            if model is None:
+                return
+            self._finalizer.detach()
+            model.close()
+
+    def forget(self) -> None:
+        """Give up the model of the parent process, in a process that was forked: its threads are not here.
+
+        It is never freed here, as some runtimes would wait for their threads then.
+        """
+        self._lock = threading.Lock()
+        if self._model is not None:
+            self._finalizer.detach()
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._model))
+            self._model = None
+
+
+_HANDLES: weakref.WeakSet[ModelHandle] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for handle in list(_HANDLES):
+        handle.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,143 @@
+"""What opens a model: the arguments of `CrossEncoder` that sentence-transformers has too, and our own."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crossrank.loaded import LoadedModel
+
+# By back end of sentence-transformers, the engine that is meant.
+_BACKENDS: dict[str, str] = {"torch": "auto", "onnx": "onnxruntime", "openvino": "openvino"}
+# Options of transformers that change no score.
+_WITHOUT_EFFECT = {"attn_implementation", "low_cpu_mem_usage", "use_safetensors"}
+_REMEDIES = {
+    "torch_dtype": "use precision='bf16' or 'fp32'",
+    "dtype": "use precision='bf16' or 'fp32'",
+    "model_max_length": "use max_length",
+    "max_length": "use max_length",
+    "num_labels": "use label to choose which of several labels is the score",
+    "provider": "use engine",
+    "file_name": "give the path of the ONNX file as model_name_or_path",
+    "device_map": "use device or engine",
+}
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What opens a model, in this process or in another.
+
+    Attributes:
+        model: `builtin`, a directory, an ONNX file or a hub id.
+        cache_folder: Where converted models are kept; None is the default cache.
+        revision: Commit, branch or tag on the hub.
+        offline: Whether no network is used.
+        token: For private repositories; None is huggingface_hub's own.
+        label: Which logit is the score, where a model gives several.
+        engine: See `crossrank.engines.select`.
+        precision: See `crossrank.engines.select`.
+        threads: Inferences at the same time; None is one for each core.
+    """
+
+    model: str
+    cache_folder: str | None = None
+    revision: str | None = None
+    offline: bool = False
+    token: str | None = field(default=None, repr=False)
+    label: int | None = None
+    engine: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+
+    def open(self) -> LoadedModel:
+        """Return the model, loaded into an engine.
+
+        Raises:
+            ModelSourceError: The model cannot be found, fetched or trusted.
+            BundleError: The model's files do not fit each other, or cannot be converted.
+            SetupError: No engine of this machine can serve it as asked.
+        """
+        # Not at the top: `import crossrank` loads no tokenizer, no engine and no pydantic.
+        from crossrank.bundles.resolve import resolve_model
+        from crossrank.engines.select import make_engine
+        from crossrank.loaded import LoadedModel
+
+        bundle = resolve_model(
+            self.model,
+            cache_dir=None if self.cache_folder is None else Path(self.cache_folder),
+            offline=self.offline,
+            label=self.label,
+            revision=self.revision,
+            token=self.token,
+        )
+        return LoadedModel(bundle, make_engine(bundle, self.engine, self.precision, self.threads))  # type: ignore[arg-type]
+
+
+def engine_for(engine: str, device: Any, backend: str) -> str:
+    """Return the engine that three arguments ask for together.
+
+    Args:
+        engine: Ours, which has the last word.
+        device: None, `cpu`, `cuda` or `cuda:0`, as text or torch.device.
+        backend: That of sentence-transformers.
+
+    Raises:
+        ValueError: One is not known or not supported, or they contradict each other.
+    """
+    if backend not in _BACKENDS:
+        raise ValueError(f"Unsupported backend {backend!r}: use one of {', '.join(_BACKENDS)}, or choose with engine")
+    place = "" if device is None else str(device)
+    if place not in ("", "cpu", "cuda", "cuda:0"):
+        raise ValueError(f"device {place!r} is not supported: use 'cpu' or 'cuda', which is the first GPU")
+    if place.startswith("cuda"):
+        if engine not in ("auto", "cuda"):
+            raise ValueError(f"device {place!r} and engine {engine!r} contradict each other: leave one of them out")
+        return "cuda"
+    if place == "cpu" and engine == "cuda":
+        raise ValueError("device 'cpu' and engine 'cuda' contradict each other: leave one of them out")
+    return engine if engine != "auto" else _BACKENDS[backend]
+
+
+def refuse_options(
+    *,
+    threads: int | None,
+    modules: Any,
+    trust_remote_code: bool,
+    num_labels: int | None,
+    keep_in_fp32_modules: Any,
+    options: Mapping[str, Mapping[str, Any] | None],
+) -> None:
+    """Refuse what sentence-transformers has and this library has not, each with what serves instead.
+
+    Args:
+        threads: Inferences at the same time.
+        modules: Torch modules that make a model.
+        trust_remote_code: Whether code of the model's author may run.
+        num_labels: Of the classifier.
+        keep_in_fp32_modules: Layers with another precision than the rest.
+        options: By name of the argument, what is handed on to transformers there.
+
+    Raises:
+        ValueError: Something is not supported.
+    """
+    if threads is not None and operator.index(threads) < 1:
+        raise ValueError(f"threads is {threads}: give 1 or more, or None for one for each core")
+    if modules is not None:
+        raise ValueError("modules is not supported: save the model with sentence-transformers and give its directory")
+    if trust_remote_code:
+        raise ValueError("trust_remote_code is not supported: code of a model's author is never run here")
+    if num_labels not in (None, 1):
+        raise ValueError(
+            f"num_labels {num_labels} is not supported, as a score is one number: choose one of the labels with label"
+        )
+    if keep_in_fp32_modules:
+        raise ValueError("keep_in_fp32_modules is not supported: use precision='fp32' for all layers")
+    for argument, given in options.items():
+        for name in given or ():
+            if name not in _WITHOUT_EFFECT:
+                remedy = _REMEDIES.get(name, "write the option into the model's files, or leave it out")
+                raise ValueError(f"{argument}[{name!r}] is not supported: {remedy}")
