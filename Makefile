@@ -47,7 +47,7 @@ check: $(VENV)/.dev ## lint, formatting, types, directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	PYTHONPATH=perf $(BIN)/lint-imports
 
 .triton/.ready: requirements/triton.txt
 	$(BIN)/pip install --quiet --no-deps --require-hashes --upgrade --target .triton -r $<

@@ -17,7 +17,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Architecture, SharedTensor, Weights
-from crossrank.native.weights import WEIGHTS_FILE, WORD, offered_kernels, read_weights, write_arrays
+from crossrank.native.weights import WEIGHTS_FILE, WORD, is_native_shape, read_weights, write_arrays
 from crossrank_export.bert import score_pairs
 from crossrank_export.graph_files import data_file
 from crossrank_export.parity import SampleSet, compare, limit_of
@@ -48,7 +48,7 @@ def write_weights(
         samples: Pairs with the source's logits.
         fp32: The bundle's fp32 graph file.
     """
-    if not offered_kernels(architecture):
+    if not is_native_shape(architecture):
         return None
     try:
         shape, arrays = find_roles(graph, architecture, label)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from crossrank.engines.names import EMBEDDED_ENGINES, PRECISIONS
 from crossrank_export.triton.spec import TARGETS, Queue, RepositorySpec, Target, make_spec
 from crossrank_export.trt.gpus import GPUS
 
@@ -88,14 +89,14 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "native", "openvino", "onnxruntime", "cuda"]),
+    type=click.Choice(EMBEDDED_ENGINES),
     default="auto",
     show_default=True,
     help="Target cpu: what computes inside Triton.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(PRECISIONS),
     default="auto",
     show_default=True,
     help="Target cpu: arithmetic. auto takes bf16 where the CPU multiplies it natively.",

@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the code: the machine, the versions, the day."""
+"""Describe the conditions of a measurement: machine, versions of packages, date, command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def describe_run(program: str = "crossrank") -> dict[str, Any]:
     """Return date, command, machine and versions of the running measurement, ready for JSON.
 
     Args:
-        program: What this process was started as; its arguments follow it in `command`.
+        program: How a user starts this program, to which `command` adds the arguments.
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -32,7 +32,7 @@ def describe_run(program: str = "crossrank") -> dict[str, Any]:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Return the CPU's model, its flags that matter, the cores this process may use, memory and load."""
+    """Return CPU model and relevant flags, cores that this process may use, memory and load average."""
     import psutil
 
     flags = cpu_flags()
@@ -42,13 +42,13 @@ def describe_hardware() -> dict[str, Any]:
         "flags": {name: name in flags for name in _FLAGS},
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
-        # Above about 0.3 something else was running and the figures say less.
+        # Above about 0.3 other processes were running, and the figures are less reliable.
         "load_average_before": round(os.getloadavg()[0], 2),
     }
 
 
 def describe_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide the speed, as far as they are installed."""
+    """Return the versions of Python and of the installed packages that influence the speed."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -9,7 +9,7 @@ import numpy as np
 
 _PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9, "max": 100.0}
 
-# Share of the answers beyond each percentile.
+# Share of the answers above each percentile.
 _BEYOND = {"p50": 0.5, "p90": 0.1, "p99": 0.01, "p99_9": 0.001}
 
 
@@ -23,10 +23,10 @@ def latency_ms(latencies_s: Sequence[float]) -> dict[str, float]:
 
 
 def known_percentiles(figures: Mapping[str, Any]) -> dict[str, float]:
-    """Return p50, p90, p99 and p99.9 in ms, without those beyond which not a single answer lies.
+    """Return those of p50, p90, p99 and p99.9, in ms, that at least one answer lies above.
 
     Args:
-        figures: From `measure_load`.
+        figures: Result of `measure_load`.
     """
     latency_ms = figures["latency_ms"]
     return {name: latency_ms[name] for name, beyond in _BEYOND.items() if figures["requests"] * beyond >= 1}

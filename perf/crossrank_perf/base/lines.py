@@ -31,7 +31,7 @@ class Line:
         return SetupError(f"{self.path}:{self.number}: {problem}")
 
     def shown(self) -> str:
-        """The line as an error message shows it: quoted and cut."""
+        """Return the line for an error message: quoted, and cut to 80 characters."""
         return repr(self.text[:_SHOWN_CHARACTERS])
 
 
@@ -40,10 +40,10 @@ def read_lines(path: Path, what: str) -> Iterator[Line]:
 
     Args:
         path: The file.
-        what: What it is for, as the error of a missing file names it: `candidates file`.
+        what: Kind of file for messages, such as `candidates file`.
 
     Raises:
-        SetupError: The file is missing, unreadable, not UTF-8 or not gzip although it is called so.
+        SetupError: The file is missing, unreadable, not UTF-8, or not gzip although its name ends in .gz.
     """
     number = 0
     try:

@@ -42,9 +42,9 @@ class Usage:
     """CPU time and memory of a process and its children.
 
     Attributes:
-        pid: The process, or None where it is unknown; then nothing is measured.
-        cpu_s: CPU seconds used in the window, by user and system.
-        peak_rss_bytes: Largest resident memory seen; pages shared by several processes count for each.
+        pid: Process id; with None nothing is measured.
+        cpu_s: CPU seconds between `start` and `end`, user and system time.
+        peak_rss_bytes: Largest resident memory that was sampled; pages shared by several processes count for each.
     """
 
     pid: int | None
@@ -53,25 +53,25 @@ class Usage:
     _cpu_at_start: float | None = field(default=None, repr=False)
 
     def sample(self) -> None:
-        """Look at the memory."""
+        """Sample the resident memory."""
         rss = self._sum(lambda process: process.memory_info().rss)
         if rss:
             self.peak_rss_bytes = max(int(rss), self.peak_rss_bytes or 0)
 
     def start(self) -> None:
-        """Begin the window."""
+        """Begin to count CPU time."""
         self._cpu_at_start = self._sum(_cpu_s)
         self.sample()
 
     def end(self) -> None:
-        """End the window."""
+        """End counting CPU time, and set `cpu_s`."""
         now = self._sum(_cpu_s)
         if now is not None and self._cpu_at_start is not None:
             self.cpu_s = now - self._cpu_at_start
         self.sample()
 
     def _sum(self, measure: Callable[[psutil.Process], float]) -> float | None:
-        """Add a figure up over the process and its children, None if it is gone."""
+        """Return the sum of a figure over the process and its children, None if the process is gone."""
         import psutil
 
         if self.pid is None:
@@ -79,7 +79,7 @@ class Usage:
         try:
             parent = psutil.Process(self.pid)
             return sum(measure(process) for process in (parent, *parent.children(recursive=True)))
-        except psutil.Error:  # it ended just now; the load generator tells about that
+        except psutil.Error:  # it has just ended, which the load generator reports
             return None
 
 
@@ -94,9 +94,9 @@ def end_children_on_sigterm() -> None:
 
 
 def _end_with_children(number: int, _: FrameType | None) -> None:
-    """End the servers and peers that were started, which would outlive this process, and then this process.
+    """End all child processes, then this one.
 
-    Nothing is raised: a callback of the event loop that the signal happens to interrupt might swallow it.
+    No exception is raised: a callback of the event loop that the signal happens to interrupt might swallow it.
     """
     import psutil
 

@@ -1,4 +1,4 @@
-"""How a benchmark shows itself: progress on stderr while it runs, then tables on stdout and JSON in a file."""
+"""Show a benchmark: progress on stderr while it runs, then tables on stdout and JSON in a file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import click
 
 from crossrank.errors import SetupError
 
-# A log wants a line now and then, a terminal one that moves.
+# Seconds between lines where stderr is no terminal.
 _LOG_EVERY_S = 5.0
 
 
 class Progress:
-    """One line on stderr that says what is running: rewritten on a terminal, every five seconds in a log."""
+    """A progress line on stderr: rewritten in place on a terminal, at most every five seconds in a log."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -39,7 +39,7 @@ class Progress:
             click.echo("\r" + " " * self._width + "\r", err=True, nl=False)
 
     def say(self, text: str) -> None:
-        """Show a state."""
+        """Show what is running."""
         line = f"{self._label}: {text}"
         if self._live:
             click.echo("\r" + line.ljust(self._width), err=True, nl=False)
@@ -50,13 +50,17 @@ class Progress:
 
 
 def check_writable(path: Path) -> None:
-    """Raise SetupError now, not after minutes of measuring, where a result could not be written."""
+    """Check that the directory of a result file exists, before minutes are spent measuring.
+
+    Raises:
+        SetupError: It does not.
+    """
     if not path.parent.is_dir():
         raise SetupError(f"--json {path}: the directory {path.parent} does not exist; create it first")
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """Write a report, readable by people too.
+    """Write a report as indented JSON.
 
     Raises:
         SetupError: The file cannot be written.
@@ -68,7 +72,7 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def print_header(report: Mapping[str, Any]) -> None:
-    """Print the machine, the models, the text and the day of a measurement."""
+    """Print machine, models, source of the requests and date of a measurement."""
     hardware = report["hardware"]
     flags = [name for name in ("amx_bf16", "avx512_bf16") if hardware["flags"][name]]
     click.echo(f"{hardware['cpu']}, {hardware['cores']} cores, {' '.join(flags) or 'no bf16 instructions'}")
@@ -79,7 +83,7 @@ def print_header(report: Mapping[str, Any]) -> None:
 
 
 def print_table(table: Any) -> None:
-    """Print a table on stdout, whole also where that is a file."""
+    """Print a table on stdout, 120 columns wide where that is no terminal."""
     from rich.console import Console
 
     # Piped output has no width of its own; a table must not be cut to 80 columns then.
@@ -87,10 +91,10 @@ def print_table(table: Any) -> None:
 
 
 def count_documents(count: int) -> str:
-    """Return a number of documents in words."""
+    """Return a number of documents as text, such as `1 document` or `20 documents`."""
     return "1 document" if count == 1 else f"{count} documents"
 
 
 def show_errors(errors: Mapping[str, int]) -> str:
-    """Return how many requests failed in which way, `none` where all were answered."""
+    """Return the number of failed requests by kind as text, `none` where all were answered."""
     return ", ".join(f"{count} x {kind}" for kind, count in errors.items()) or "none"

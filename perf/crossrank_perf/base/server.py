@@ -1,4 +1,4 @@
-"""The server under measurement: started here or found by its port, and what it uses of the machine."""
+"""Start servers for a measurement, end them afterwards, and ask servers which models they serve."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class StartedServer:
     """A server started for the measurement.
 
     Attributes:
-        url: Its base URL.
-        pid: Its process id.
+        url: Base URL.
+        pid: Process id.
         start_to_ready_s: Seconds from the start of the process to the first 200 of /health/ready.
-        grpc_url: Of its gRPC service; empty where that was not asked for.
+        grpc_url: URL of its gRPC service; empty where it has none.
     """
 
     url: str
@@ -44,7 +44,11 @@ class StartedServer:
 
 @contextmanager
 def started_server(arguments: Sequence[str], *, grpc: bool = False) -> Iterator[StartedServer]:
-    """Run `crossrank serve` with these arguments on a free port of 127.0.0.1, with gRPC too or not, and end it.
+    """Run `crossrank serve` on a free port of 127.0.0.1, yield it when it is ready, and end it afterwards.
+
+    Args:
+        arguments: Further arguments of `crossrank serve`.
+        grpc: Serve gRPC too.
 
     Raises:
         SetupError: The server ended, or was not ready within three minutes; with its last words.
@@ -63,12 +67,12 @@ def running_command(arguments: Sequence[str], port: int, health: str) -> Iterato
     """Run `crossrank` with these arguments, yield its process id once it is ready, and end it afterwards.
 
     Args:
-        arguments: The subcommand and what it is given.
-        port: Where it answers over HTTP on 127.0.0.1.
-        health: The path that answers 200 once it is ready.
+        arguments: Subcommand and its arguments.
+        port: Port of 127.0.0.1 where it answers over HTTP.
+        health: Path that answers 200 once it is ready.
 
     Raises:
-        SetupError: It ended, or was not ready within three minutes; with its last words.
+        SetupError: It ended, or was not ready within three minutes; the message holds the last line that it printed.
     """
     command = [sys.executable, "-m", "crossrank_server", *arguments]
     with running_server_process(command, f"crossrank {arguments[0]}", port, health) as pid:
@@ -83,13 +87,13 @@ def running_server_process(
 
     Args:
         command: Program and arguments.
-        name: How messages call it.
-        port: Where it answers over HTTP on 127.0.0.1.
-        health: The path that answers 200 once it is ready.
-        env: Its environment; this process's if None.
+        name: Name of the server in messages.
+        port: Port of 127.0.0.1 where it answers over HTTP.
+        health: Path that answers 200 once it is ready.
+        env: Environment variables; defaults to those of this process.
 
     Raises:
-        SetupError: It ended, or was not ready within three minutes; with its last words.
+        SetupError: It ended, or was not ready within three minutes; the message holds the last line that it printed.
     """
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory) / "server.log"
@@ -137,13 +141,13 @@ def _wait_ready(process: subprocess.Popen[bytes], name: str, port: int, health: 
 
 
 def last_words(log: Path) -> str:
-    """Return the last non-empty line of a log, or a phrase where there is none."""
+    """Return the last non-empty line of a log, or `it printed nothing`."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
 def key_header() -> dict[str, str]:
-    """Return the header with the key of CROSSRANK_API_KEY; none where it is empty or not set."""
+    """Return the `authorization` header with the key of CROSSRANK_API_KEY; an empty dict where that is not set."""
     key = os.environ.get("CROSSRANK_API_KEY", "").strip()
     return {"authorization": f"Bearer {key}"} if key else {}
 

@@ -1,4 +1,4 @@
-"""What is re-ranked: queries with their first-stage candidates, from JSONL, a TREC run, or ir_datasets."""
+"""Read queries with their first-stage candidates from JSONL."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_candidates(path: Path) -> list[Topic]:
 
     Raises:
         SetupError: The file cannot be read, a line is not of that form, a query has no candidates, or an id is
-            there twice; the message names file and line.
+            there twice. The message names file and line.
     """
     topics: dict[str, Topic] = {}
     for line in read_lines(path, "candidates file"):

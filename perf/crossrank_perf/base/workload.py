@@ -1,4 +1,4 @@
-"""What the load generator and the peers are given: requests from a candidates file, or synthetic ones like them."""
+"""Make the requests of a benchmark: from a candidates file, or synthetic text with the same lengths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SPLIT_WORDS = 2_000
 
 @dataclass(frozen=True)
 class Request:
-    """One rerank request."""
+    """A query and its documents."""
 
     query: str
     documents: tuple[str, ...]
@@ -38,10 +38,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests of one size, sent in order and then from the start again.
+    """Requests of equally many documents, sent in order and then from the start again.
 
     Attributes:
-        source: Where the text came from, for the report.
+        source: Origin of the text, for the report.
         documents: Documents in each request.
         requests: The distinct requests, shuffled once.
     """
@@ -51,7 +51,10 @@ class Workload:
     requests: tuple[Request, ...]
 
     def bodies(self, *, grpc: bool = False) -> list[bytes]:
-        """Return each request, for all results, as the JSON body of POST /v1/rerank or as a message of crossrank.v1."""
+        """Return each request as the JSON body of POST /v1/rerank, or as a message of crossrank.v1.
+
+        `top_n` asks for all results.
+        """
         if grpc:
             from crossrank_client.proto.crossrank_v1_pb2 import RerankRequest
 
@@ -70,11 +73,11 @@ def load_workload(candidates: Path | None, documents: int, *, synthetic: bool = 
     """Return requests of `documents` documents each.
 
     Args:
-        candidates: File of queries with candidates; the DL 2019 file beside the project if omitted, and synthetic
-            text of its length distribution where that is absent.
+        candidates: File of queries with candidates. Defaults to the DL 2019 file beside the project, or to synthetic
+            text with its distribution of lengths where that is absent.
         documents: Documents in each request, at least 1.
         synthetic: Take synthetic text even where the file is present.
-        seed: Decides the synthetic text and the order of requests.
+        seed: Seed of the synthetic text and of the order of requests.
 
     Raises:
         SetupError: The file cannot be read.
@@ -90,10 +93,10 @@ def load_workload(candidates: Path | None, documents: int, *, synthetic: bool = 
 
 
 def fixed_length_workload(tokens: int, documents: int, seed: int = 0) -> Workload:
-    """Return synthetic requests whose pairs all have so many tokens, [CLS] and both [SEP] included.
+    """Return synthetic requests whose pairs all have exactly `tokens` tokens, [CLS] and both [SEP] included.
 
     Raises:
-        SetupError: That is too few for a query and a document.
+        SetupError: `tokens` is too small for a query and a document.
     """
     left = tokens - _FIXED_QUERY_TOKENS - _SPECIAL_TOKENS
     if left < 1:
@@ -115,12 +118,12 @@ def find_candidates() -> Path | None:
 
 
 def shared_folder() -> Path:
-    """Return where data and weights lie beside the project; it may be absent."""
+    """Return the folder of data and weights beside the project, which may be absent."""
     return Path(os.environ.get("CROSSRANK_SHARED", "../shared"))
 
 
 def single_documents(workload: Workload) -> Workload:
-    """Return the same text with one document a request."""
+    """Return the same text as requests of one document each."""
     requests = tuple(Request(each.query, (text,)) for each in workload.requests for text in each.documents)
     return Workload(workload.source, 1, requests)
 
@@ -128,7 +131,7 @@ def single_documents(workload: Workload) -> Workload:
 def requests_from_topics(topics: Sequence[Topic], documents: int) -> list[Request]:
     """Cut each topic's candidates into requests of exactly `documents` documents.
 
-    A topic with fewer is filled up with the next topics' candidates; a rest too small for a request is left out.
+    A topic with fewer candidates gets those of the next topics too; a remainder too small for a request is left out.
     """
     if documents < 1:
         raise SetupError(f"a request of {documents} documents cannot be built: give at least 1")
@@ -153,8 +156,8 @@ def _filled_up(topics: Sequence[Topic], number: int, documents: int) -> tuple[st
 def synthetic_topics(tokenizer: Tokenizer, seed: int = 0, topics: int = _TOPICS, depth: int = _DEPTH) -> list[Topic]:
     """Return queries and passages of DL 2019's token lengths, made of the tokenizer's own words.
 
-    Words follow Zipf's law over the vocabulary (which lists them by frequency), some are split into several pieces,
-    and marks stand between them, so a tokenizer has the work that English text gives it.
+    Words follow Zipf's law over the vocabulary (which lists them by frequency), some are split into several tokens, and
+    punctuation stands between them, so that a tokenizer has as much work as with English text.
     """
     rng = np.random.default_rng(seed)
     writer = _Writer(tokenizer, rng)
@@ -174,7 +177,7 @@ def _sample(rng: np.random.Generator, quantiles: Sequence[int], count: int) -> N
 
 
 class _Writer:
-    """Writes text of an exact number of tokens."""
+    """Generates text of an exact number of tokens."""
 
     def __init__(self, tokenizer: Tokenizer, rng: np.random.Generator) -> None:
         ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -196,7 +199,7 @@ class _Writer:
         self._rng = rng
 
     def text(self, tokens: int) -> str:
-        """Return words and marks that the tokenizer turns into exactly `tokens` tokens."""
+        """Return words and punctuation that the tokenizer turns into exactly `tokens` tokens."""
         kinds = self._rng.random(tokens)
         ranks = np.minimum(np.searchsorted(self._cumulative, self._rng.random(tokens)), len(self._words) - 1)
         parts: list[str] = []

@@ -1,33 +1,47 @@
-"""`crossrank bench engines`: the embedded engines on the same pairs, in one process."""
+"""`crossrank bench engines`: compare the embedded engines on the same pairs, in one process."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from crossrank.engines.select import ENGINES, EngineName
+from crossrank.engines.names import CPU_ENGINES, EMBEDDED_ENGINES, PRECISIONS, EngineName
 from crossrank_perf.commands.options import check_installed, chosen_workload, workload_facts, workload_options
 
-_NAMES = [name for name in get_args(EngineName) if name != "auto"]
+_NAMES = [name for name in EMBEDDED_ENGINES if name != "auto"]
 
 
 @click.command()
 @click.option("--model", "-m", default="builtin", show_default=True, help="As for crossrank serve.")
 @click.option(
-    "--engine", "names", multiple=True, type=click.Choice(_NAMES), help="Which, in order; all of the CPU if omitted."
+    "--engine",
+    "names",
+    multiple=True,
+    type=click.Choice(_NAMES),
+    help="Engine to measure; repeat it. The first is the reference.  [default: all CPU engines]",
 )
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Inferences at a time.")
-@click.option("--rounds", type=click.IntRange(min=3), default=7, show_default=True, help="All engines run in each.")
 @click.option(
-    "--requests", type=click.IntRange(min=1), default=10, show_default=True, help="Whose pairs are scored in a round."
+    "--rounds",
+    type=click.IntRange(min=3),
+    default=7,
+    show_default=True,
+    help="Number of rounds; all engines run in each.",
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Number of requests whose pairs are scored in a round.",
 )
 @click.option(
     "--bucket-s",
     type=click.FloatRange(min=0.1),
-    help="Measure for so many seconds too what each engine computes at most, at each length that pairs are padded to.",
+    help="Also measure the most pairs/s of each engine at each padded length, for this many seconds each.",
 )
 @workload_options
 def engines(
@@ -65,11 +79,11 @@ def engines(
     report: dict[str, Any] = {"kind": "engines", **describe_run(), "workload": workload_facts(workload)}
     with Progress(f"comparing engines with {bundle.manifest.model_id}") as progress:
         report |= compare_engines(
-            bundle, names or ENGINES, precision, threads, workload.requests[:requests], rounds, progress.say
+            bundle, names or CPU_ENGINES, precision, threads, workload.requests[:requests], rounds, progress.say
         )
         if bucket_s:
             report["buckets"] = rates_by_bucket(
-                bundle, names or ENGINES, precision, threads, workload, bucket_s, progress.say
+                bundle, names or CPU_ENGINES, precision, threads, workload, bucket_s, progress.say
             )
     print_engine_report(report)
     if json_path:

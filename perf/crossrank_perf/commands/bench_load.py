@@ -1,4 +1,4 @@
-"""`crossrank bench load`: the load generator against one server."""
+"""`crossrank bench load`: load a server and report throughput and latency."""
 
 from __future__ import annotations
 

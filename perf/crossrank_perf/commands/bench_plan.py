@@ -1,4 +1,4 @@
-"""`crossrank bench plan`: how many machines a load needs, and what it costs."""
+"""`crossrank bench plan`: the machines that a load needs, and their cost."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ _READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.IntRange(4, 512),
     default=95,
     show_default=True,
-    help="Of a query with a document, on average.",
+    help="Mean tokens of a query with a document.",
 )
-@click.option("--p99", type=POSITIVE, default=100.0, show_default=True, help="Milliseconds that 99% may take at most.")
+@click.option(
+    "--p99", type=POSITIVE, default=100.0, show_default=True, help="Limit of the p99 latency, in milliseconds."
+)
 @click.option(
     "--measured",
     type=_READABLE,
@@ -69,11 +71,11 @@ _READABLE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write plan and checks to this file."
 )
 def plan(qps: float, docs: int, tokens: int, p99: float, measured: Path, **options: Any) -> None:
-    """Tell how many gateways, cores and GPUs a load needs, and what 1,000 documents cost.
+    """Tell how many gateways, cores and GPUs a load needs, and the cost of 1,000 documents.
 
-    Machines without GPU are planned by what was measured on one; a third of the measurements is not used for that and
-    shown beside its prediction. Those with GPUs are planned by two figures of one H200, or by yours; that enough
-    processes can feed one GPU at its full rate is an assumption.
+    Machines without GPU are planned from measurements of one such machine; a third of the measurements is left out of
+    the fit and shown beside its prediction. Machines with GPUs are planned from two figures of one H200, or from yours,
+    on the assumption that enough processes feed one GPU at its full rate.
 
     \b
     Examples:
@@ -133,7 +135,7 @@ def _with_cpus(made: MachinePlan, model: CapacityModel, usd_per_hour: float | No
 
 
 def _with_gpus(documents_per_s: float, tokens: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what the assumed speeds come to; a GPU's arithmetic grows with the tokens."""
+    """Return GPUs and gateway cores for a rate; the work of a document grows with its tokens."""
     from crossrank_perf.plan.capacity import MAX_UTILIZATION, MEAN_PAIR_TOKENS, usd_per_1000_documents
 
     share = tokens / MEAN_PAIR_TOKENS

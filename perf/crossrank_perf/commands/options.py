@@ -21,7 +21,11 @@ _NEEDED = ("aiohttp", "psutil")
 
 
 def check_installed() -> None:
-    """Raise SetupError where the packages that only benchmarks need are missing."""
+    """Check that the packages are installed which only benchmarks need.
+
+    Raises:
+        SetupError: One is missing.
+    """
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SetupError(f"crossrank bench needs {' and '.join(missing)}: pip install 'crossrank[perf]'")
@@ -31,7 +35,7 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     """Return the numbers of an option like 1,2,4,8, in rising order; none where it was not given.
 
     Raises:
-        click.BadParameter: One is no whole number of at least 1.
+        click.BadParameter: The text is not a list of whole numbers of at least 1.
     """
     if value is None:
         return ()
@@ -45,18 +49,18 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
 
 
 def rate_option(text: str, default: float | None = None) -> Callable[[Function], Function]:
-    """Return the option --rate of the commands that send at random times, with their own help."""
+    """Return the option --rate with this help text."""
     return click.option("--rate", type=POSITIVE, default=default, show_default=default is not None, help=text)
 
 
 def plot_option(text: str) -> Callable[[Function], Function]:
-    """Return the option --plot, with the command's own help on what is drawn."""
+    """Return the option --plot; `text` says what is drawn."""
     path = click.Path(dir_okay=False, path_type=Path)
     return click.option("--plot", type=path, help=f"{text} (.svg or .png).")
 
 
 def workload_options(function: Function) -> Function:
-    """Add the options that say what is sent and where the result goes."""
+    """Add the options for the requests that are sent and for the report."""
     options = (
         click.option(
             "--candidates",
@@ -82,14 +86,14 @@ def workload_options(function: Function) -> Function:
 
 
 def chosen_workload(options: dict[str, Any]) -> Workload:
-    """Return the requests that the options of `workload_options` ask for."""
+    """Return the requests chosen by the options of `workload_options`."""
     return load_workload(
         options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
     )
 
 
 def server_arguments(model: str | None, options: dict[str, Any]) -> list[str]:
-    """Return the arguments of `crossrank serve` that these options stand for."""
+    """Return the arguments of `crossrank serve` for a model and the options of SERVER_OPTIONS."""
     arguments = ["--model", model or "builtin", "--log-level", "warning"]
     for name in sorted(SERVER_OPTIONS):
         if options[name] is not None:
@@ -98,7 +102,7 @@ def server_arguments(model: str | None, options: dict[str, Any]) -> list[str]:
 
 
 def workload_facts(workload: Workload) -> dict[str, Any]:
-    """Return what the report says about the requests."""
+    """Return the description of the requests for the report."""
     return {
         "source": workload.source,
         "documents_per_request": workload.documents,

@@ -1,4 +1,4 @@
-"""`crossrank perf-analyzer`: NVIDIA's perf_analyzer on the models of a Triton repository."""
+"""`crossrank perf-analyzer`: run NVIDIA's perf_analyzer on the models of a Triton repository."""
 
 from __future__ import annotations
 

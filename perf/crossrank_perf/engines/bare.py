@@ -1,4 +1,4 @@
-"""The rate of the engine without Triton in front: the same batches, the same threads, called directly."""
+"""Call an engine directly from as many threads as it computes with, and measure its rate."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from crossrank.packed import PairBatch
 
 @dataclass(frozen=True)
 class BareRate:
-    """What the engine did.
+    """Rate of an engine that is called directly.
 
     Attributes:
-        documents_per_s: All threads together.
-        cpu_us_per_document: CPU time of this process, in microseconds; tells more than the rate where others use
+        documents_per_s: Documents/s of all threads together.
+        cpu_us_per_document: CPU time of this process, in microseconds; the steadier figure where other processes use
             the machine.
     """
 
@@ -27,10 +27,10 @@ class BareRate:
 
 
 class BareEngine:
-    """An engine with its threads.
+    """An engine and the threads that call it.
 
     Args:
-        engine: As many threads call it as it says it can work for.
+        engine: Engine; `engine.concurrency` threads call it.
     """
 
     def __init__(self, engine: EmbeddedEngine) -> None:
@@ -38,7 +38,7 @@ class BareEngine:
         self._pool = ThreadPoolExecutor(engine.concurrency, thread_name_prefix="bare")
 
     def measure(self, batches: Sequence[PairBatch], seconds: float) -> BareRate:
-        """Run the batches again and again, each thread its own share, for so many seconds."""
+        """Compute the batches again and again for so many seconds, each thread its own share, and return the rate."""
         begin, cpu_begin = time.perf_counter(), time.process_time()
         running = [self._pool.submit(self._work, batches, i, begin + seconds) for i in range(self.engine.concurrency)]
         documents = sum(each.result() for each in running)

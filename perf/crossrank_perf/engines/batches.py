@@ -27,13 +27,13 @@ def pairs_by_bucket(
     """Return the pairs of each bucket, shuffled, by the bucket's length in tokens.
 
     Args:
-        pairs: Of the workload.
-        buckets: Lengths that the model is sent, ascending, in tokens.
-        wanted: Buckets to return; those with at least a twentieth of the pairs if empty.
-        seed: Of the order.
+        pairs: Pairs of the workload.
+        buckets: Padded lengths of the model, ascending, in tokens.
+        wanted: Buckets to return; if empty, those with at least a twentieth of the pairs.
+        seed: Seed of the order.
 
     Raises:
-        SetupError: A wanted bucket is none of the model's, or no pair falls into it.
+        SetupError: A wanted bucket is not one of the model's, or no pair falls into it.
     """
     parts = {part.length: part.rows for part in split_by_bucket(pairs.lengths, buckets, len(pairs))}
     for length in wanted:
@@ -48,7 +48,7 @@ def pairs_by_bucket(
 
 
 def cut_batches(pairs: PairBatch, rows: int) -> list[PairBatch]:
-    """Return the inferences that perf_analyzer sends first: `rows` pairs each, over again where they do not suffice."""
+    """Return batches of `rows` pairs each, in order; with fewer pairs than that, one batch that repeats them."""
     count = max(len(pairs) // rows, 1)
     order = np.arange(count * rows, dtype=np.int64).reshape(count, rows) % len(pairs)
     return [take_pairs(pairs, own) for own in order]

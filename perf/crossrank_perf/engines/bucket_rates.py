@@ -1,4 +1,4 @@
-"""How many pairs a second an engine computes at most, length by length: full batches, all its threads, nothing else."""
+"""Measure the most pairs/s that an engine computes at each padded length: full batches on all its threads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.cuda import LENGTHS
-from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.engines.names import EngineName, PrecisionName
+from crossrank.engines.select import make_engine
 from crossrank.text.encoding import PairEncoder
 from crossrank_perf.base.workload import Workload
 from crossrank_perf.engines.bare import BareEngine
 from crossrank_perf.engines.batches import cut_batches, encode_workload, pairs_by_bucket
 
-# The first runs meet new shapes.
+# For shapes that the engine has not met yet.
 _WARM_UP_S = 0.3
 
 
@@ -31,11 +32,11 @@ def rates_by_bucket(
     Args:
         bundle: The model.
         names: Engines.
-        precision: Of all of them; `auto` is each one's own choice.
+        precision: Precision of all engines; `auto` lets each choose its own.
         threads: Inferences at a time.
-        workload: Text whose pairs are computed.
-        seconds: For each figure.
-        say: Told the progress.
+        workload: Requests whose pairs are computed.
+        seconds: Duration of each measurement.
+        say: Called with the progress.
 
     Raises:
         CrossrankError: An engine cannot serve the bundle.

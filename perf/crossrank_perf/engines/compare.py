@@ -1,7 +1,6 @@
-"""The embedded engines beside each other: same pairs, same batcher, taking turns request by request.
+"""Compare the embedded engines: they score the same pairs through the same batcher, in turn, request by request.
 
-Turns cancel what a noisy machine does to one of them; where other processes take the cores, the CPU time a pair is the
-figure to read.
+Taking turns cancels the noise of the machine; where other processes take the cores, read the CPU time a pair.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import numpy as np
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.engines.names import EngineName, PrecisionName
+from crossrank.engines.select import make_engine
 from crossrank.packed import PairBatch
 from crossrank.scheduling.batcher import Batcher
 from crossrank.text.encoding import PairEncoder
@@ -48,14 +48,14 @@ def compare_engines(
     Args:
         bundle: The model.
         names: Engines; ratios are to the first.
-        precision: Of all of them; `auto` is each one's own choice.
+        precision: Precision of all engines; `auto` lets each choose its own.
         threads: Inferences at a time, one thread each.
         requests: Queries with documents.
-        rounds: Each engine scores all pairs once in each.
-        say: Told the progress.
+        rounds: Number of rounds; in each, every engine scores all pairs once.
+        say: Called with the progress.
 
     Returns:
-        Figures of the engines and their largest difference of a logit to the first, ready for JSON.
+        Figures of each engine, and its largest difference of a logit from the first engine, ready for JSON.
 
     Raises:
         CrossrankError: An engine cannot serve the bundle.
@@ -88,14 +88,14 @@ def compare_engines(
 
 
 def _ratio(seconds: Sequence[float], first: Sequence[float]) -> float:
-    """Return how many times as long as the first it took, within a round, in the median."""
+    """Return the median over the rounds of the time relative to the first engine."""
     return round(median(own / other for own, other in zip(seconds, first, strict=True)), 3)
 
 
 async def _run(
     turns: Sequence[_Turns], batches: Sequence[PairBatch], rounds: int, say: Callable[[str], None]
 ) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-    """Fill in the seconds of each round; returns each engine's logits, float32 [pairs]."""
+    """Fill in the seconds of each round and return each engine's logits, float32 [pairs]."""
     logits = [np.concatenate([await turn.batcher.score(batch) for batch in batches]) for turn in turns]
     for number in range(rounds):
         say(f"round {number + 1} of {rounds}")

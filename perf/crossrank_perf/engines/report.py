@@ -1,4 +1,4 @@
-"""Prints what engines and tokenizers were measured to do."""
+"""Print the result of `bench engines`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crossrank_perf.base.report import print_header, print_table
 
 
 def print_engine_report(report: Mapping[str, Any]) -> None:
-    """Print the result of `bench engines`: speed and CPU time of each, and how many times as long as the first."""
+    """Print speed and CPU time of each engine, absolute and relative to the first."""
     from rich.table import Table
 
     print_header(report)

@@ -1,4 +1,4 @@
-"""First-stage candidates of `crossrank eval` that are no JSONL file: a TREC run with its texts, or a suite."""
+"""Read first-stage candidates from a TREC run with its texts, or from a suite of ir_datasets."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SUITES = {
 
 
 def read_run_candidates(run: Path, collection: Path, queries: Path) -> list[Topic]:
-    """Read topics from a TREC run and the texts it refers to.
+    """Read topics from a TREC run and the texts of its ids.
 
-    Only the passages and queries that the run names are kept in memory.
+    Only the texts that the run names are kept in memory.
 
     Args:
         run: TREC run of the first stage.
@@ -48,7 +48,7 @@ def read_run_candidates(run: Path, collection: Path, queries: Path) -> list[Topi
 def load_suite(name: str) -> tuple[list[Topic], Qrels]:
     """Fetch a suite's official candidates and judgments through ir_datasets, which caches them.
 
-    The candidates come as listed, which is no ranking; see SUITES.
+    The candidates are in no order of rank; see `SUITES`.
 
     Raises:
         SetupError: ir_datasets is not installed, or the data cannot be fetched.
@@ -72,7 +72,7 @@ def load_suite(name: str) -> tuple[list[Topic], Qrels]:
 
 
 def suite_topics(dataset: Any) -> list[Topic]:
-    """Read the topics of a data set of ir_datasets that has queries, docs and scoreddocs."""
+    """Return the topics of a data set of ir_datasets that has queries, docs and scoreddocs."""
     listed: dict[str, list[str]] = {}
     for row in dataset.scoreddocs_iter():
         listed.setdefault(row.query_id, []).append(row.doc_id)

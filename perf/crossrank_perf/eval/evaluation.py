@@ -1,4 +1,4 @@
-"""Everything an evaluation says, gathered from rankings and judgments, before it is shown."""
+"""Build the result of `crossrank eval` from rankings and judgments."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _TOP = 10
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is evaluated.
+    """Inputs of an evaluation.
 
     Attributes:
-        source: Where the candidates come from, as reports name it.
+        source: Origin of the candidates, for the report.
         topics: The queries with their candidates.
         is_ranked: Whether the candidates' order is a ranking, and so a baseline.
         qrels: The judgments, if there are any.
-        relevant_grade: See make_protocol.
-        other_name: File name of a run to compare with, if there is one.
+        relevant_grade: See `make_protocol`.
+        other_name: File name of a run to compare with; empty where there is none.
         other: That run.
     """
 
@@ -54,14 +54,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class PrecisionRow:
-    """One precision beside the reference precision.
+    """One precision compared with the reference precision.
 
     Attributes:
         precision: The arithmetic.
-        engine: What computed it.
+        engine: Engine that computed it.
         ndcg: Mean NDCG@10; None without judgments.
-        ndcg_delta: Its difference from the reference's.
-        max_delta_logit: Largest absolute difference from the reference's logit over all pairs.
+        ndcg_delta: Difference from the NDCG@10 of the reference.
+        max_delta_logit: Largest absolute difference of a pair's logit from the reference.
         mean_delta_logit: Mean absolute difference.
         top_10_overlap: Mean share of the first 10 documents that both rankings have in common.
     """
@@ -77,7 +77,13 @@ class PrecisionRow:
 
 @dataclass(frozen=True)
 class Published:
-    """The catalogue's figure for a model, NDCG@10 as a fraction, and the protocol it was measured under."""
+    """Published figure of a model, from the catalog.
+
+    Attributes:
+        model: Id of the model.
+        ndcg: NDCG@10, as a fraction.
+        protocol: How it was measured.
+    """
 
     model: str
     ndcg: float
@@ -89,17 +95,17 @@ class Evaluation:
     """The result of `crossrank eval`.
 
     Attributes:
-        source: Where the candidates come from.
+        source: Origin of the candidates.
         queries: Queries re-ranked.
         documents: Pairs scored by each system.
         longest_list: Candidates of the query that has most.
-        protocol: What was measured; None without judgments.
-        qualities: Ranking -> its measures: first stage, re-ranked, the other run, the best possible.
+        protocol: Measures and measured queries; None without judgments.
+        qualities: Measures by name of the ranking: first stage, other run, each system, the best possible order.
         comparisons: Each re-ranked system against each baseline.
-        precisions: Precisions beside each other, where there are several.
-        reference_precision: What they are compared with.
-        published: Figures of the models from the catalogue.
-        notes: What a reader must know of the figures.
+        precisions: Each precision compared with the reference; empty where there is only one.
+        reference_precision: The reference: fp32 if it is among them, else the first.
+        published: Published figures of the models.
+        notes: Remarks on the figures, for the report.
     """
 
     source: str
@@ -116,7 +122,7 @@ class Evaluation:
 
 
 def evaluate_rankings(inputs: Inputs, systems: Sequence[Reranked]) -> Evaluation:
-    """Measure the systems, compare them with the baselines and with each other.
+    """Return the measures of all systems, compared with the baselines and with each other.
 
     Raises:
         SetupError: The judgments, or the other run, have no query in common with the candidates.
@@ -150,10 +156,10 @@ def evaluate_rankings(inputs: Inputs, systems: Sequence[Reranked]) -> Evaluation
 
 
 def check_inputs(inputs: Inputs) -> None:
-    """Raise at once, before anything is scored, what would make the evaluation impossible.
+    """Check the inputs before anything is scored.
 
     Raises:
-        SetupError: See evaluate_rankings.
+        SetupError: `evaluate_rankings` would raise it.
     """
     protocol = None if inputs.qrels is None else make_protocol(inputs.topics, inputs.qrels, inputs.relevant_grade)
     if inputs.other is not None:

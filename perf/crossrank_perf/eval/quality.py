@@ -1,4 +1,4 @@
-"""How good a ranking is: measures of trec_eval through ir-measures, and whether two rankings really differ."""
+"""Measure rankings as trec_eval does, through ir-measures, and test whether two rankings differ significantly."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _RESAMPLES_AT_A_TIME = 500  # keeps the memory small for the 6,980 queries of MS
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured, on which queries: the same for all systems of a report.
+    """Measures and queries of an evaluation, the same for all its systems.
 
     Attributes:
         qrels: Judgments of the measured queries only, qid -> docid -> grade.
-        relevant_grade: The least grade that counts as relevant in MRR, MAP and recall.
+        relevant_grade: Lowest grade that counts as relevant in MRR, MAP and recall.
         recall_depth: Depth at which recall is measured: 100, or the longest candidate list if that is shorter.
     """
 
@@ -36,17 +36,17 @@ class Protocol:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The measures, in the order of the report."""
+        """Names of the measures, in the order of the report."""
         return NDCG, _MRR, _MAP, f"R@{self.recall_depth}"
 
 
 @dataclass(frozen=True)
 class Quality:
-    """One ranking's measures.
+    """Measures of one ranking.
 
     Attributes:
-        means: Measure -> mean over the measured queries.
-        per_query: Measure -> qid -> value.
+        means: Mean over the measured queries, by measure.
+        per_query: Value by measure and query id.
     """
 
     means: Mapping[str, float]
@@ -58,14 +58,14 @@ class Comparison:
     """Two rankings of the same queries, compared query by query in one measure.
 
     Attributes:
-        system: The ranking in question.
-        baseline: What it is compared with.
+        system: Name of the ranking.
+        baseline: Name of the ranking it is compared with.
         measure: Name of the measure.
-        deltas: qid -> system minus baseline.
-        mean_delta: Their mean.
-        wins: Queries where the system is better; `losses` and `ties` likewise.
-        losses: See wins.
-        ties: See wins.
+        deltas: System minus baseline, by query id.
+        mean_delta: Mean of the deltas.
+        wins: Number of queries where the system is better.
+        losses: Number of queries where it is worse.
+        ties: Number of queries where both are equal.
         p_ttest: Two-sided p of the paired t-test; None where it is undefined (one query, or equal deltas).
         p_randomisation: Two-sided p of the paired randomisation test (signs of the deltas flipped at random).
     """
@@ -83,15 +83,15 @@ class Comparison:
 
 
 def make_protocol(topics: Sequence[Topic], qrels: Qrels, relevant_grade: int | None = None) -> Protocol:
-    """Decide what is measured: the queries that have both candidates and judgments.
+    """Return the protocol for the queries that have both candidates and judgments.
 
     Args:
         topics: The queries with their candidates.
-        qrels: All judgments at hand.
-        relevant_grade: As in Protocol; by default 2 where grades go beyond 1, as TREC DL does, else 1.
+        qrels: Judgments.
+        relevant_grade: See `Protocol`. Defaults to 2 where grades above 1 occur, as in TREC DL, else to 1.
 
     Raises:
-        SetupError: No query of the candidates is judged, or no judged document of theirs reaches the grade.
+        SetupError: No query of the candidates is judged, or none of its judged documents reaches the grade.
     """
     measured = {topic.qid: qrels[topic.qid] for topic in topics if topic.qid in qrels}
     if not measured:
@@ -111,7 +111,7 @@ def make_protocol(topics: Sequence[Topic], qrels: Qrels, relevant_grade: int | N
 
 
 def measure(run: Run, protocol: Protocol) -> Quality:
-    """Measure a ranking as trec_eval does; a measured query that the run lacks counts as 0 (`trec_eval -c`).
+    """Return the measures of a ranking; a measured query that the run lacks counts as 0 (`trec_eval -c`).
 
     NDCG uses all grades, with the grade itself as gain (ndcg_cut_10); unjudged documents count as not relevant.
 
@@ -139,7 +139,7 @@ def first_stage_run(topics: Sequence[Topic]) -> Run:
 
 
 def best_possible_run(topics: Sequence[Topic], qrels: Qrels) -> Run:
-    """Return the best re-ranking of the candidates that there can be: by falling grade."""
+    """Return the candidates by falling grade: the best possible re-ranking."""
     return {
         topic.qid: strictly_falling(topic.docids, [qrels.get(topic.qid, {}).get(docid, 0) for docid in topic.docids])
         for topic in topics
@@ -147,7 +147,7 @@ def best_possible_run(topics: Sequence[Topic], qrels: Qrels) -> Run:
 
 
 def compare(system: str, baseline: str, ours: Quality, theirs: Quality, name: str = NDCG) -> Comparison:
-    """Compare two rankings in one measure, over the queries that both were measured on."""
+    """Compare two rankings in one measure, over the queries measured in both."""
     shared = [qid for qid in ours.per_query[name] if qid in theirs.per_query[name]]
     deltas = {qid: ours.per_query[name][qid] - theirs.per_query[name][qid] for qid in shared}
     values = np.array(list(deltas.values()))

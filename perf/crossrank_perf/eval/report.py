@@ -1,4 +1,4 @@
-"""An evaluation as a table, as JSON and as a plot."""
+"""Show an evaluation as tables, as JSON and as a plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crossrank_perf.base.plots import BETTER, NEUTRAL, WORSE, new_figure, save_f
 from crossrank_perf.eval.evaluation import Evaluation
 from crossrank_perf.eval.quality import Comparison
 
-# More labels than this cannot be read below the bars.
+# Most query ids that are legible below the bars.
 _LABELLED_QUERIES = 80
 
 
@@ -45,7 +45,7 @@ def evaluation_as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print tables and notes."""
+    """Print the tables and notes of an evaluation."""
     console.print(
         f"{evaluation.source}: {evaluation.queries} queries, {evaluation.documents} pairs, "
         f"up to {evaluation.longest_list} a query",
@@ -68,11 +68,11 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 
 def plot_deltas(comparisons: list[Comparison], path: Path) -> None:
-    """Draw each comparison as one row of bars: a query's delta each, the best first.
+    """Draw each comparison as a row of bars, one for the delta of each query, the largest first.
 
     Args:
-        comparisons: At least one.
-        path: Where to; .png or .svg.
+        comparisons: At least one comparison.
+        path: File to write, .png or .svg.
     """
     queries = max(len(comparison.deltas) for comparison in comparisons)
     figure, axes = new_figure(len(comparisons), width_in=min(16.0, max(7.0, 2.0 + 0.16 * queries)))

@@ -1,7 +1,7 @@
-"""The files of the TREC world: runs, judgments (qrels) and lines of text with their number.
+"""Read and write TREC files: runs and judgments (qrels).
 
-A run written here holds scores that fall strictly, also in float32, in which trec_eval keeps them: no tool that
-breaks ties in its own way (trec_eval: by falling document id) can show another order than the one that was made.
+The scores of a written run fall strictly within a query, also in float32, which trec_eval uses: a tool that breaks ties
+in its own way (trec_eval: by falling document id) then shows the same order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from crossrank.errors import SetupError
 from crossrank_perf.base.lines import read_lines
 
-# qid -> docid -> score, or qid -> docid -> grade
+# By query id and document id: scores, grades.
 Run = Mapping[str, Mapping[str, float]]
 Qrels = Mapping[str, Mapping[str, int]]
 
@@ -24,7 +24,7 @@ _QRELS_LINE = "QID ITERATION DOCID GRADE"
 
 
 def read_run(path: Path) -> dict[str, dict[str, float]]:
-    """Read a TREC run: qid -> docid -> score, the documents by falling score, ties by the rank column.
+    """Read a TREC run and return its scores by query id and document id, highest first, ties by the rank column.
 
     Raises:
         SetupError: The file cannot be read, a line is not `QID Q0 DOCID RANK SCORE TAG`, or a document is
@@ -52,7 +52,7 @@ def read_run(path: Path) -> dict[str, dict[str, float]]:
 
 
 def write_run(path: Path, run: Run, tag: str) -> None:
-    """Write a TREC run; the scores must fall strictly within each query, as those of `strictly_falling` do."""
+    """Write a TREC run whose scores fall strictly within each query, as those of `strictly_falling` do."""
     with path.open("w", encoding="utf-8") as stream:
         for qid, documents in run.items():
             for rank, (docid, score) in enumerate(documents.items(), 1):
@@ -62,15 +62,15 @@ def write_run(path: Path, run: Run, tag: str) -> None:
 def strictly_falling(docids: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
     """Rank documents by falling score, ties by their place in `docids`, and make the scores fall strictly.
 
-    A score that is not below its predecessor's in float32 is lowered to the next float32 below it, so scores that
-    were distinct stay what they were. Nine digits, as `write_run` prints them, identify a float32.
+    A score that is not below its predecessor in float32 is lowered to the next float32 below the predecessor; distinct
+    scores stay as they are. Nine digits, as `write_run` prints them, identify a float32.
 
     Args:
-        docids: In first-stage order.
-        scores: One finite number for each.
+        docids: Document ids, in first-stage order.
+        scores: A finite score for each.
 
     Returns:
-        docid -> score, best first.
+        Score by document id, highest first.
     """
     ranked: dict[str, float] = {}
     previous = np.float32(np.inf)
@@ -81,7 +81,7 @@ def strictly_falling(docids: Sequence[str], scores: Sequence[float]) -> dict[str
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Read TREC judgments: qid -> docid -> grade.
+    """Read TREC judgments and return the grades by query id and document id.
 
     Raises:
         SetupError: The file cannot be read or a line is not `QID ITERATION DOCID GRADE`.

@@ -1,7 +1,7 @@
-"""The load generator: requests over HTTP or gRPC, closed loop or open loop, timed where the caller would time them.
+"""Load generator: sends requests over HTTP or gRPC in a closed or an open loop and times each as a client would.
 
-It shares the machine with the server, so it must be cheap: see `senders`. A server that does 9,000 documents/s loses
-0.6% of a core to it.
+It often shares the machine with the server, so it must cost little CPU (see `senders`): at 9,000 documents/s it takes
+0.6% of a core.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from crossrank.errors import SetupError
 from crossrank_perf.load.senders import CONNECTION, INCOMPLETE, TIMEOUT, Sender, opened_sender
 
 _TICK_S = 0.5
-# A server that is gone would otherwise be hammered until the end.
+# Connection failures in a row after which the run stops: the server is gone.
 _MAX_LOST_IN_A_ROW = 50
 _LOST_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """How to send.
+    """Parameters of a load: closed loop by `concurrency`, or open loop by `rate`.
 
     Attributes:
         documents: Documents in each request; an answer with fewer results counts as an error.
         concurrency: Closed loop: requests under way at any time.
         rate: Open loop: mean requests/s, arriving at random (Poisson) whether or not earlier ones are answered.
-        warm_up_s: Seconds sent before the measurement begins.
+        warm_up_s: Seconds of load before the measurement begins.
         duration_s: Seconds measured.
-        requests: Measure this many requests instead of `duration_s`.
+        requests: Number of requests to measure, instead of `duration_s`.
         timeout_s: A request without an answer after this time is an error.
-        seed: Decides the arrival times.
-        tier: `realtime` or `batch`.
+        seed: Seed of the arrival times.
+        tier: Class of service, `realtime` or `batch`.
     """
 
     documents: int
@@ -54,15 +54,15 @@ class LoadPlan:
 
 @dataclass
 class LoadResult:
-    """What was measured.
+    """Outcome of a load.
 
     Attributes:
         window_s: Seconds over which `latencies_s` were collected.
-        latencies_s: Of each good answer: from sending, or in the open loop from the moment it should have been sent,
-            so that a stalled server cannot hide the requests it held back (no coordinated omission).
-        lags_s: Open loop: how late the generator itself sent each request; also part of the latency.
-        errors: Failed requests by HTTP or gRPC status, or `connection`, `timeout`, `incomplete answer`.
-        examples: One message for each kind of error.
+        latencies_s: Latency of each complete answer: from sending, or in the open loop from the time the request was
+            due, so that a stalled server cannot hide the requests it held back (no coordinated omission).
+        lags_s: Open loop: delay of the generator itself at each request, which is part of the latency.
+        errors: Number of failed requests by HTTP or gRPC status, or `connection`, `timeout`, `incomplete answer`.
+        examples: First message of each kind of error.
     """
 
     window_s: float = 0.0
@@ -74,7 +74,14 @@ class LoadResult:
 
 @dataclass(frozen=True)
 class Tick:
-    """Progress, told about twice a second: whether warm-up is over, seconds in the window, answers so far."""
+    """Progress of a load, reported twice a second.
+
+    Attributes:
+        measuring: Whether the warm-up is over.
+        elapsed_s: Seconds since the measured window began, or the warm-up.
+        answered: Complete answers so far.
+        failed: Failed requests so far.
+    """
 
     measuring: bool
     elapsed_s: float
@@ -89,18 +96,18 @@ OnWindow = Callable[[], None]
 def run_load(
     url: str, bodies: Sequence[bytes], plan: LoadPlan, *, on_tick: OnTick, on_start: OnWindow, on_end: OnWindow
 ) -> LoadResult:
-    """Send the bodies over and over and return what was measured.
+    """Send the bodies in order, again and again, and return the outcome.
 
     Args:
         url: Base URL of the server.
         bodies: From `Workload.bodies` for this URL.
-        plan: How to send them.
-        on_tick: Told the progress.
+        plan: Parameters of the load.
+        on_tick: Called with the progress.
         on_start: Called as the measured window begins.
         on_end: Called as it ends.
 
     Raises:
-        SetupError: The server cannot be reached, refuses the first request, or went away under way.
+        SetupError: The server cannot be reached, refuses the first request, or stopped answering.
     """
     work = _Generator(url, bodies, plan, on_tick, on_start, on_end).run()
     try:
@@ -140,7 +147,7 @@ class _Generator:
         return self._result
 
     async def _probe(self, sender: Sender) -> None:
-        """Send one request, so that a wrong address is one clear message and not thousands of errors."""
+        """Send one request first, so that a wrong address gives one clear message instead of thousands of errors."""
         problem, message = await sender.send(next(self._bodies))
         if problem is None:
             return
@@ -152,7 +159,7 @@ class _Generator:
         )
 
     def _record(self, latency_s: float, problem: str | None, message: str) -> None:
-        """Keep one outcome of the measured window."""
+        """Count one request of the measured window."""
         if problem is None:
             self._result.latencies_s.append(latency_s)
         else:
@@ -160,7 +167,7 @@ class _Generator:
             self._result.examples.setdefault(problem, message)
 
     def _note_lost(self, problem: str | None, message: str) -> None:
-        """Stop the run when the server has gone away."""
+        """Count connection failures in a row, and stop the run where the server is gone."""
         if problem != CONNECTION:
             self._lost_in_a_row = 0
             return
@@ -236,7 +243,7 @@ class _Generator:
         return len(self._result.latencies_s) + sum(self._result.errors.values())
 
     async def _pause(self, seconds: float | None) -> None:
-        """Wait, but not on after the run was stopped; None waits for that alone."""
+        """Wait for so many seconds, or until the run is stopped; None waits for the latter only."""
         if seconds is not None and seconds <= 0:
             return
         try:

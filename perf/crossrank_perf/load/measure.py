@@ -1,4 +1,4 @@
-"""One measurement of a running server: load on one side, its CPU and memory on the other, summed up for the report."""
+"""Measure a running server under load: throughput and latency, and the CPU time and memory of its process."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def measure_load(url: str, pid: int | None, bodies: Sequence[bytes], plan: LoadP
         url: Base URL.
         pid: The server's process, or None to leave out its CPU and memory.
         bodies: From `Workload.bodies` for this URL, sent in order and then again.
-        plan: How to send them.
-        on_tick: Told the progress.
+        plan: Parameters of the load.
+        on_tick: Called with the progress.
 
     Raises:
-        SetupError: The server cannot be reached, refuses the first request, or went away under way.
+        SetupError: The server cannot be reached, refuses the first request, or stopped answering.
     """
     usage = Usage(pid)
     own_cpu = [0.0, 0.0]
@@ -55,7 +55,7 @@ def summarize(result: LoadResult, documents: int) -> dict[str, Any]:
     """Return throughput, latency percentiles and errors of a run.
 
     Args:
-        result: What the load generator measured.
+        result: Outcome of a load.
         documents: Documents in each request.
     """
     good = len(result.latencies_s)

@@ -1,7 +1,7 @@
-"""How the load generator reaches a server: POST /v1/rerank over HTTP, or crossrank.v1 over gRPC, by the URL's scheme.
+"""Senders of the load generator: POST /v1/rerank over HTTP, or crossrank.v1 over gRPC, by the scheme of the URL.
 
-Both send what was serialized beforehand. Measured on a 2.6 GHz Zen 5 core, a request of 100 documents costs 65 us of
-CPU with aiohttp on uvloop and 670 us with httpx.
+Both send bodies that were serialized beforehand. Measured on a 2.6 GHz Zen 5 core, a request of 100 documents costs
+65 us of CPU with aiohttp on uvloop and 670 us with httpx.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONNECTION, TIMEOUT, INCOMPLETE = "connection", "timeout", "incomplete answer"
 _MAX_CONNECTIONS = 1000
-# Found once for each result; counting it is far cheaper than parsing the answer.
+# Once in each result: counting it is far cheaper than parsing the answer.
 _RESULT_MARK = b'"relevance_score"'
 _SHOWN_CHARACTERS = 300
 _GRPC_SCHEMES = ("grpc", "grpcs")
@@ -31,7 +31,7 @@ class Sender(Protocol):
     """Sends requests.
 
     Attributes:
-        address: What requests are sent to, for messages.
+        address: Address that requests are sent to, as messages show it.
     """
 
     address: str
@@ -40,8 +40,8 @@ class Sender(Protocol):
         """Send one request.
 
         Returns:
-            The kind of problem (CONNECTION, TIMEOUT, INCOMPLETE, or the status that the server answered with) and a
-            message; None where every document got its score.
+            The kind of failure (CONNECTION, TIMEOUT, INCOMPLETE, or the status of the answer) and its message; None and
+            an empty message where every document got its score.
         """
         ...
 
@@ -63,7 +63,7 @@ def check_url(url: str) -> str:
 
 
 def is_grpc(url: str) -> bool:
-    """Tell whether requests to this URL are protobuf messages; otherwise they are JSON."""
+    """Return whether requests to this URL are protobuf messages, not JSON."""
     return urlsplit(url).scheme in _GRPC_SCHEMES
 
 
@@ -73,8 +73,8 @@ async def opened_sender(url: str, documents: int, timeout_s: float, tier: str) -
 
     Args:
         url: Base URL, from `check_url`.
-        documents: In each request; an answer with another number of results is INCOMPLETE.
-        timeout_s: Until a request is given up.
+        documents: Documents in each request; an answer with another number of results is INCOMPLETE.
+        timeout_s: Seconds after which a request is given up.
         tier: `realtime` or `batch`.
 
     Raises:

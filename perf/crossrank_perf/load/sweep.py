@@ -1,4 +1,4 @@
-"""Latency against rate: one request at a time, then random arrivals at shares of what the server can do."""
+"""Measure latency against the request rate: one request at a time, then random arrivals at shares of the capacity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ PutLoad = Callable[[Workload, LoadPlan], dict[str, Any]]
 
 
 def check_shares(shares: Sequence[int]) -> None:
-    """Raise SetupError where a share, in percent, leaves the server no chance to keep up."""
+    """Check that all shares of the capacity, in percent, are below 100.
+
+    Raises:
+        SetupError: One is not.
+    """
     if shares and max(shares) >= 100:
         raise SetupError(
             f"--sweep {max(shares)}: at 100% of the capacity and beyond the queue only grows, and latency says how "
@@ -27,7 +31,7 @@ def check_shares(shares: Sequence[int]) -> None:
 
 
 def alone_plan(plan: LoadPlan, documents: int) -> LoadPlan:
-    """Return the plan for a server with nothing else to do: one request at a time, for a quarter of the duration."""
+    """Return a plan that sends one request at a time, for a quarter of the duration."""
     return replace(
         plan,
         documents=documents,
@@ -46,15 +50,15 @@ def sweep_rates(
 
     Args:
         put_load: Measures a plan; see `measure_load`.
-        workload: What is sent.
-        plan: The closed loop that found the capacity; each rate is measured as long.
-        capacity_per_s: Requests/s that it found.
-        shares: In percent of that, below 100.
+        workload: The requests.
+        plan: The closed loop that found the capacity; each rate is measured for as long.
+        capacity_per_s: Requests/s of that closed loop.
+        shares: Rates to measure, in percent of the capacity, below 100.
 
     Returns:
-        `idle`, one request at a time, of a single document and of the plan's; `rates`, one entry for each share, its
-        p99 as a multiple of the idle p50 with it; `load_after`, the closed loop once more, which shows whether the
-        machine changed meanwhile.
+        `idle`: one request at a time, of a single document and of the plan's number of documents. `rates`: an entry for
+        each share, with `p99_by_idle_p50`, its p99 as a multiple of the idle p50. `load_after`: the closed loop again,
+        which shows whether the machine changed meanwhile.
 
     Raises:
         SetupError: A closed loop answered nothing, or see `measure_load`.

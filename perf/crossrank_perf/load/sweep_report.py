@@ -1,4 +1,4 @@
-"""The result of `crossrank bench load --sweep` as a table and as a plot."""
+"""Show the result of `crossrank bench load --sweep` as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PERCENTILES = ("p50", "p90", "p99", "p99_9")
-# Where latency is quoted: well used, with room for an hour that is busier than others.
+# Share of the capacity at which latency is quoted: a well used server with room for a busier hour.
 _QUOTED_PERCENT = 70
-_DRIFT = 0.1  # of the capacity, from which the shares say little
+_DRIFT = 0.1  # change of the capacity during the sweep from which there is a warning
 
 
 def print_sweep_report(report: Mapping[str, Any]) -> None:
-    """Print a line for each rate, the idle server above them, and what they come to."""
+    """Print a line for the idle server and for each rate, p99 at 70% of the capacity, and the drift of the capacity."""
     from rich.table import Table
 
     table = Table()
@@ -91,7 +91,7 @@ def plot_sweep(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw(axis: Axes, report: Mapping[str, Any], name: str, color: str) -> None:
-    """Draw one percentile where enough was answered to know it."""
+    """Draw one percentile, at the rates with enough answers for it."""
     points = [(each["rate_per_s"], known_percentiles(each).get(name)) for each in report["rates"]]
     known = [(rate, latency_ms) for rate, latency_ms in points if latency_ms is not None]
     if not known:

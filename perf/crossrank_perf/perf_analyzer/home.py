@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer: the binary of a tritonclient wheel, found with the shared libraries that it needs."""
+"""Find NVIDIA's perf_analyzer, the binary of a tritonclient wheel, and the shared libraries that it needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VERSION_LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class PerfAnalyzer:
-    """A perf_analyzer that starts.
+    """An installed perf_analyzer whose libraries are all there.
 
     Attributes:
         binary: The program.
@@ -41,7 +41,7 @@ def home_path() -> Path:
     """Return CROSSRANK_PERF_ANALYZER_HOME, or `.perf-analyzer` here or in the checkout that this module belongs to."""
     if configured := os.environ.get(HOME_VARIABLE):
         return Path(configured).expanduser().resolve()
-    checkout = Path(__file__).resolve().parents[2]
+    checkout = Path(__file__).resolve().parents[3]
     if not Path(DEFAULT_HOME).is_dir() and (checkout / DEFAULT_HOME).is_dir():
         return checkout / DEFAULT_HOME
     return Path(DEFAULT_HOME).resolve()

@@ -1,6 +1,6 @@
-"""What perf_analyzer sends: `--input-data` files of real token ids, one bucket each, and of text.
+"""Write `--input-data` files for perf_analyzer: real token ids, a file for each bucket, and text.
 
-Its own random data is drawn once and sent again and again; these files hold every pair of the workload.
+Without them it draws random data once and sends it again and again; these files hold every pair of the workload.
 
 Source: https://github.com/triton-inference-server/perf_analyzer/blob/main/docs/input_data.md
 """
@@ -17,7 +17,7 @@ from crossrank_perf.base.workload import Workload
 
 
 def write_token_rows(path: Path, pairs: PairBatch, length: int, pad_token_id: int, inputs: Sequence[str]) -> None:
-    """Write one entry a pair, padded to `length`; perf_analyzer puts as many into an inference as -b says."""
+    """Write an entry for each pair, padded to `length` tokens; perf_analyzer makes a batch of as many as -b says."""
     ids, types, mask = pad(pairs, length, pad_token_id)
     arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
     columns = [arrays[name].tolist() for name in inputs]
@@ -25,7 +25,7 @@ def write_token_rows(path: Path, pairs: PairBatch, length: int, pad_token_id: in
 
 
 def write_texts(path: Path, workload: Workload) -> None:
-    """Write one entry a request: its query and its documents."""
+    """Write an entry for each request: its query and its documents."""
     _write(
         path,
         [

@@ -1,4 +1,4 @@
-"""The two models of a repository under a sweep: token ids bucket by bucket beside the bare engine, and text."""
+"""Sweep the two models of a Triton repository: the engine model, bucket by bucket, and the text model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.cpu import available_cores
-from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.engines.names import EMBEDDED_ENGINES, PRECISIONS
+from crossrank.engines.select import make_engine
 from crossrank.errors import SetupError
 from crossrank.packed import PairBatch
 from crossrank.text.encoding import PairEncoder
@@ -22,7 +23,7 @@ from crossrank_perf.perf_analyzer.run import Inference
 from crossrank_perf.perf_analyzer.sweep import Sweep
 from crossrank_perf.perf_analyzer.triton import TritonFacts
 
-# What `crossrank repository` warms each bucket up with.
+# Tokens of the request with which `crossrank repository` warms each bucket up.
 _REQUEST_TOKENS = 4096
 
 
@@ -39,13 +40,13 @@ def measure_models(
     """Return a series for each bucket of the engine model, and one for the text model.
 
     Args:
-        sweep: Of the Triton that serves them.
-        bundle: That both models were written from.
-        workload: Text; its requests go to the text model as they are.
-        only: `engine` or `text` leaves the other out.
-        buckets: To measure, in tokens; those that matter for the workload if empty.
-        rows: Pairs in each request to the engine model; as many as make 4,096 tokens if None.
-        seed: Of the order of pairs.
+        sweep: Sweep of the Triton that serves both models.
+        bundle: Bundle that both models were written from.
+        workload: Requests; the text model gets them as they are.
+        only: `engine` or `text` measures that model alone.
+        buckets: Buckets to measure, in tokens; if empty, those with at least a twentieth of the pairs.
+        rows: Pairs in each request to the engine model; defaults to as many as make 4,096 tokens.
+        seed: Seed of the order of pairs.
 
     Raises:
         SetupError: An option does not fit the models, or a run failed.
@@ -76,7 +77,7 @@ def _engine_series(
     names = triton.contract.inputs
     with ExitStack() as stack:
         bare: BareEngine | None = None
-        # Only there does the same engine compute on both sides, on the same cores.
+        # Elsewhere another engine computes, or on other cores.
         if sweep.plan.rounds and triton.on_cpu and triton.pid is not None:
             bare = stack.enter_context(bare_engine(bundle, triton))
         for length, pairs in chosen.items():
@@ -106,20 +107,20 @@ def _text_series(sweep: Sweep, workload: Workload, folder: Path) -> dict[str, An
 
 @contextmanager
 def bare_engine(bundle: Bundle, triton: TritonFacts) -> Iterator[BareEngine]:
-    """Load the engine that computes in Triton, with one thread for each of its instances that a core is there for.
+    """Load the engine that computes in Triton, with a thread for each of its instances, at most one for each core.
 
     Raises:
-        SetupError: The model in Triton names no engine and precision of this version.
+        SetupError: This version does not know the engine or the precision of the model in Triton.
     """
     name = triton.parameters.get("crossrank_engine", "auto")
     precision = triton.parameters.get("crossrank_precision", "auto")
-    if name not in get_args(EngineName) or precision not in get_args(PrecisionName):
+    if name not in EMBEDDED_ENGINES or precision not in PRECISIONS:
         raise SetupError(
             f"Triton's model {triton.model} computes with {name} in {precision}, which this version of crossrank does "
             "not know: write the repository again"
         )
     threads = min(triton.instances, available_cores())
-    engine = make_engine(bundle, cast(EngineName, name), cast(PrecisionName, precision), threads=threads)
+    engine = make_engine(bundle, name, precision, threads=threads)
     bare = BareEngine(engine)
     try:
         yield bare

@@ -1,6 +1,6 @@
-"""One run of perf_analyzer: a model, an input file and a number of requests under way, to figures.
+"""Run perf_analyzer once, at one concurrency, and read its figures.
 
-Each figure of a sweep is a run of its own, so that progress shows and one that fails is named.
+Each point of a sweep is a run of its own, so that progress is seen and a run that fails is named.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from crossrank.errors import SetupError
 from crossrank_perf.perf_analyzer.home import PerfAnalyzer
 
 WINDOWS = 3
-# It gives up, without any figure, where its windows differ more than this share in percent. On a machine that others
-# use they do; so all differences are let pass here, and each window is reported.
+# perf_analyzer gives up, without any figure, where its windows differ by more than this many percent, as they do on a
+# machine that others use. So any difference passes, and each window is reported.
 _ANY_DIFFERENCE = "9999"
 _TRIALS = 10
-# For start, connection and the requests still under way after the last window.
+# Seconds for start, connection and the requests still under way after the last window.
 _SPARE_S = 120.0
 _PERCENTILES = ("p50", "p90", "p95", "p99")
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What is sent to which model.
+    """Requests to one model.
 
     Attributes:
-        model: Its name in Triton.
+        model: Name of the model in Triton.
         input_data: The `--input-data` file.
-        shapes: Fixed size of each input whose axis varies.
+        shapes: Size of each input that has a variable axis.
         rows: perf_analyzer's batch size; 1 for a model that does not batch.
-        documents: In each inference.
+        documents: Documents in each request.
     """
 
     model: str
@@ -52,15 +52,15 @@ class Point:
 
     Attributes:
         concurrency: Requests under way at any time.
-        requests: That the figures come from.
-        documents_per_s: Over all windows.
-        window_documents_per_s: In each window; far apart where the machine was not quiet.
-        latency_ms: By percentile: p50, p90, p95, p99.
+        requests: Number of requests measured.
+        documents_per_s: Documents/s over all windows.
+        window_documents_per_s: Documents/s in each window; far apart where other processes used the machine.
+        latency_ms: Latency by percentile: p50, p90, p95, p99.
         queue_ms: Mean time that a request waited in Triton.
-        compute_ms: Mean time from input to output of the executions that it was part of.
-        executions: Of the model in Triton, over all windows.
-        documents_per_execution: How many documents Triton merged into one, on average.
-        client_cpu_s: CPU seconds of perf_analyzer itself, its start included.
+        compute_ms: Mean time that its execution took in Triton, input and output included.
+        executions: Executions of the model in Triton, over all windows.
+        documents_per_execution: Mean number of documents in an execution.
+        client_cpu_s: CPU seconds of perf_analyzer itself, from its start on.
     """
 
     concurrency: int
@@ -83,12 +83,12 @@ def measure_point(
     Args:
         analyzer: The program.
         address: `host:port` of Triton's gRPC service.
-        inference: What to send.
+        inference: The requests.
         concurrency: Requests under way at any time.
-        window_s: Length of a window in seconds.
+        window_s: Seconds of a window.
 
     Raises:
-        SetupError: It failed, or did not end; with its own words.
+        SetupError: perf_analyzer failed or did not end; the message holds what it printed last.
     """
     with tempfile.TemporaryDirectory(prefix="crossrank-perf-analyzer-") as folder:
         figures = Path(folder) / "figures.csv"
@@ -129,10 +129,12 @@ def _arguments(address: str, inference: Inference, concurrency: int, window_s: f
 
 
 def point_from_output(figures: str, said: str, inference: Inference, client_cpu_s: float) -> Point:
-    """Read the CSV file and the verbose output of a run; throughput there counts rows, or requests where none batch.
+    """Return the figures of a run from its CSV file and its verbose output.
+
+    perf_analyzer counts rows as inferences, or requests where the model does not batch.
 
     Raises:
-        SetupError: They do not look as those of the version this was written for.
+        SetupError: The format is not that of the version this was written for.
     """
     documents = inference.documents / inference.rows
     try:
@@ -173,5 +175,5 @@ def _children_cpu_s() -> float:
 
 def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # "Failed to obtain ..." and the like say what; lines before it say why.
+    # The last line says what failed, the line before it why.
     return " ".join(lines[-2:]).removeprefix("error: ")

@@ -1,4 +1,4 @@
-"""The sweep: perf_analyzer over concurrencies, the engine model in buckets and the text model, and the bare engine."""
+"""Run perf_analyzer over several concurrencies, and in turn with the engine called directly."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from crossrank_perf.perf_analyzer.run import WINDOWS, Inference, measure_point
 from crossrank_perf.perf_analyzer.triton import TritonFacts
 
 Tell = Callable[[str], None]
-# The bare engine meets the shapes of a bucket before it is measured: each is compiled when it first comes.
+# Before it is measured, the bare engine meets the shapes of a bucket: some runtimes compile each on first use.
 _WARM_UP_S = 0.5
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What is measured.
+    """Parameters of a sweep.
 
     Attributes:
-        concurrencies: Requests under way, ascending.
+        concurrencies: Numbers of requests under way, ascending.
         window_s: Seconds of each of perf_analyzer's three windows.
-        rounds: Of bare engine and perf_analyzer in turn, at the best concurrency.
+        rounds: Rounds of bare engine and perf_analyzer in turn, at the best concurrency.
     """
 
     concurrencies: tuple[int, ...]
@@ -40,9 +40,9 @@ class Sweep:
 
     Args:
         analyzer: The program.
-        triton: What is measured.
-        plan: How.
-        tell: Gets a line about each step before it begins, and its figures after it.
+        triton: The server to measure.
+        plan: Parameters of the sweep.
+        tell: Called with a line before each step, and with its figures after it.
     """
 
     def __init__(self, analyzer: PerfAnalyzer, triton: TritonFacts, plan: SweepPlan, tell: Tell) -> None:
@@ -52,7 +52,7 @@ class Sweep:
         self._tell = tell
 
     def measure(self, label: str, inference: Inference) -> dict[str, Any]:
-        """Return the points of all concurrencies, and the one with the most documents/s.
+        """Return the figures at each concurrency, and the concurrency with the most documents/s.
 
         Raises:
             SetupError: A run failed.
@@ -64,18 +64,18 @@ class Sweep:
     def compare(
         self, label: str, inference: Inference, concurrency: int, bare: BareEngine, pairs: PairBatch
     ) -> dict[str, Any]:
-        """Measure the bare engine and perf_analyzer in turn, so that both meet the same machine.
+        """Measure the bare engine and perf_analyzer in turn, under the same conditions of the machine.
 
         Args:
-            label: Of the bucket, for progress.
-            inference: What perf_analyzer sends.
-            concurrency: The best one.
-            bare: The engine that computes in Triton.
-            pairs: Of the input file, in its order.
+            label: Name of the bucket, for progress.
+            inference: The requests of perf_analyzer.
+            concurrency: Requests under way, the best number of the sweep.
+            bare: The engine that computes in Triton, called directly.
+            pairs: Pairs of the input file, in its order.
 
         Returns:
-            Each round, and the medians of its ratios: of the rates, and of the CPU time that a document costs the bare
-            engine and Triton, which says more where others use the machine.
+            Figures of each round, and the medians of two ratios: of documents/s, and of the CPU time that a document
+            costs the bare engine and Triton, the steadier figure where other processes use the machine.
         """
         batches = cut_batches(pairs, inference.rows)
         bare.measure(batches, _WARM_UP_S)
@@ -116,7 +116,7 @@ class Sweep:
 
 
 def _cpu_us(server_cpu_s: float | None, documents: int) -> float | None:
-    """Return the CPU time that a document cost Triton, or None where its process is not known."""
+    """Return the CPU time of Triton for a document, None where its process is not known."""
     if server_cpu_s is None or documents < 1:
         return None
     return round(1e6 * server_cpu_s / documents, 1)

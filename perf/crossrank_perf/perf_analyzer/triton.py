@@ -1,4 +1,4 @@
-"""The Triton under measurement: started here or asked over gRPC what it serves."""
+"""Start a Triton for the measurement, or ask a running one over gRPC what it serves."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _ANSWER_LIMIT_S = 10.0
 
 @dataclass(frozen=True)
 class TritonFacts:
-    """What a running Triton says of itself and of a model.
+    """Facts that a running Triton states about itself and a model.
 
     Attributes:
         address: `host:port` of its gRPC service.
-        version: Of tritonserver.
+        version: Version of tritonserver.
         model: Name of the engine model.
-        contract: How its inferences must look.
-        parameters: Of its configuration.
-        instances: That compute at the same time.
-        max_rows: Pairs in an inference at most.
+        contract: Inputs, outputs and buckets of the engine model.
+        parameters: `parameters` of the model's configuration.
+        instances: Number of model instances, which compute at the same time.
+        max_rows: Most pairs in an inference.
         has_text_model: Whether `<model>_rerank` is ready beside it.
-        pid: The server's process, or None where it is not on this machine.
+        pid: Process id of the server, None where it is not on this machine.
     """
 
     address: str
@@ -48,16 +48,16 @@ class TritonFacts:
 
     @property
     def text_model(self) -> str:
-        """Name of the text model."""
+        """Return the name of the text model."""
         return self.model + TEXT_SUFFIX
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the engines of crossrank compute in it."""
+        """Return whether an embedded engine of crossrank computes in it."""
         return self.parameters.get("crossrank_target") == "cpu"
 
     def documents_computed(self) -> int:
-        """Return how many pairs the engine model has computed since it was loaded.
+        """Return the number of pairs that the engine model has computed since it was loaded.
 
         Raises:
             SetupError: Triton does not answer.
@@ -73,7 +73,7 @@ def ask_triton(url: str, model: str, manifest: Manifest) -> TritonFacts:
     Args:
         url: One address as `crossrank serve --triton-url` takes it.
         model: Name of the engine model.
-        manifest: Of the bundle that it must serve.
+        manifest: Manifest of the bundle that it must serve.
 
     Raises:
         SetupError: It does not answer, does not serve the model, or serves another one under that name.
@@ -99,7 +99,7 @@ def ask_triton(url: str, model: str, manifest: Manifest) -> TritonFacts:
             contract=contract_from_replies(manifest, metadata, config),
             parameters={name: value.string_value for name, value in config.parameters.items()},
             instances=sum(group.count for group in config.instance_group),
-            # The contract's is what a gateway sends at most, which can be less.
+            # Not that of the contract, which is the most that a gateway sends.
             max_rows=int(config.max_batch_size),
             has_text_model=bool(client.is_model_ready(model + TEXT_SUFFIX, client_timeout=_ANSWER_LIMIT_S)),
             pid=find_pid(f"http://{address}"),
@@ -108,7 +108,7 @@ def ask_triton(url: str, model: str, manifest: Manifest) -> TritonFacts:
 
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
-    """Yield a client; a server that fails is one sentence."""
+    """Yield a client, and turn its errors into SetupError."""
     try:
         from tritonclient.grpc import InferenceServerClient, InferenceServerException
     except ImportError:
@@ -128,7 +128,7 @@ def started_triton(model: str) -> Iterator[str]:
     """Run `crossrank triton --model MODEL` on free ports of 127.0.0.1; yield its gRPC address, and end it afterwards.
 
     Raises:
-        SetupError: It ended, or was not ready within three minutes; with its last words.
+        SetupError: It ended, or was not ready within three minutes; the message holds the last line that it printed.
     """
     http_port, grpc_port, metrics_port = free_ports(3)
     with tempfile.TemporaryDirectory(prefix="crossrank-triton-") as folder:

@@ -1,12 +1,12 @@
-"""How many machines a load needs: a model of time and waiting. `fit.py` fits and checks it.
+"""Model the capacity of a machine: service time and queueing time of requests. `fit.py` fits and checks it.
 
-A request of D documents of T tokens takes a saturated machine
+A saturated machine spends on a request of D documents of T tokens
 
-    S(D, T) = a + D (b + c T + d T^2)    seconds,
+    S(D, T) = a + D (b + c T + d T^2)    seconds:
 
-a request's own work, then a document's, its tokens' and its attention's. Requests that arrive at random (Poisson) wait
-for those before them; a machine whose cores share each request is one server with constant service time (M/D/1), whose
-wait has the mean rho S / (2 (1 - rho)) and a tail taken as exponential. That puts the p99 up to a fifth above a
+the cost of the request, of each document, of its tokens and of its attention. Requests that arrive at random (Poisson)
+wait for those before them; a machine whose cores share each request is one server with constant service time (M/D/1),
+whose wait has the mean rho S / (2 (1 - rho)) and a tail taken as exponential. That puts the p99 up to a fifth above a
 simulated M/D/1's between 30% and 80% utilization, never below (tests/unit/perf/test_capacity.py).
 Source: https://en.wikipedia.org/wiki/M/D/1_queue
 """
@@ -31,11 +31,11 @@ PUBLISHED_USD = 0.008
 
 @dataclass(frozen=True)
 class CapacityModel:
-    """A fitted machine.
+    """Fitted model of a machine.
 
     Attributes:
         coefficients: a, b, c, d of S, in seconds.
-        cores: Of the machine measured.
+        cores: Cores of the measured machine.
         alone: p99 of a request alone on the machine, as a multiple of S.
     """
 
@@ -44,24 +44,24 @@ class CapacityModel:
     alone: float
 
     def request_s(self, documents: int, tokens: float) -> float:
-        """Return S: seconds of a saturated machine that a request takes."""
+        """Return S: the seconds that a saturated machine spends on a request."""
         return float(request_terms(documents, tokens) @ np.asarray(self.coefficients))
 
     def documents_per_s(self, documents: int, tokens: float) -> float:
-        """Return what one machine does at its limit."""
+        """Return the documents/s of a saturated machine."""
         return documents / self.request_s(documents, tokens)
 
     def p99_s(self, documents: int, tokens: float, utilization: float) -> float:
-        """Return the p99 latency of requests at random times that keep the machine busy for this share of the time."""
+        """Return the p99 latency, in seconds, of requests at random times that use this share of the capacity."""
         service_s = self.request_s(documents, tokens)
         mean_wait_s = service_s / (2 * (1 - utilization))  # of those that wait at all
         return self.alone * service_s + mean_wait_s * math.log(max(100 * utilization, 1.0))
 
     def utilization_for(self, documents: int, tokens: float, p99_s: float) -> float:
-        """Return the largest utilization whose p99 is within the limit.
+        """Return the largest utilization at which the p99 is within the limit.
 
         Raises:
-            SetupError: A request alone takes longer.
+            SetupError: A request alone on the machine takes longer than the limit.
         """
         alone_s = self.p99_s(documents, tokens, 0.0)
         if alone_s > p99_s:
@@ -78,13 +78,13 @@ class CapacityModel:
 
 @dataclass(frozen=True)
 class MachinePlan:
-    """What a load needs.
+    """Machines for a load.
 
     Attributes:
-        machines: Gateways, each a machine like the one measured.
-        utilization: Of each.
-        p99_s: Expected.
-        documents_per_s: The load.
+        machines: Number of gateways, each on a machine like the one measured.
+        utilization: Share of each machine's capacity that the load uses.
+        p99_s: Expected p99 latency, in seconds.
+        documents_per_s: Documents/s of the load.
     """
 
     machines: int
@@ -94,7 +94,7 @@ class MachinePlan:
 
 
 def plan_machines(model: CapacityModel, qps: float, documents: int, tokens: float, p99_s: float) -> MachinePlan:
-    """Return how many machines serve `qps` requests/s of `documents` documents within the latency.
+    """Return the machines that serve `qps` requests/s of `documents` documents with a p99 within the limit.
 
     Raises:
         SetupError: See `CapacityModel.utilization_for`.
@@ -107,10 +107,10 @@ def plan_machines(model: CapacityModel, qps: float, documents: int, tokens: floa
 
 
 def usd_per_1000_documents(machines: int, usd_per_hour: float, documents_per_s: float) -> float:
-    """Return what 1,000 documents cost on machines that are paid by the hour."""
+    """Return the cost of 1,000 documents on machines paid by the hour, all of them serving this rate together."""
     return machines * usd_per_hour / (documents_per_s * 3600) * 1000
 
 
 def request_terms(documents: int, tokens: float) -> NDArray[np.float64]:
-    """Return what a, b, c, d of S are multiplied by, float64 [4]."""
+    """Return the factors of a, b, c, d in S, float64 [4]."""
     return np.array([1.0, documents, documents * tokens, documents * tokens**2])

@@ -1,4 +1,4 @@
-"""Fits the capacity model to part of `bench scaling`, and checks it on the rest and on reports of `bench load`."""
+"""Fit the capacity model to a report of `make bench-scaling`, and check it on points left out and on `bench load`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from crossrank.errors import SetupError
 from crossrank_perf.base.latency import known_percentiles
 from crossrank_perf.plan.capacity import MAX_UTILIZATION, MEAN_PAIR_TOKENS, CapacityModel, request_terms
 
-# Points with fewer requests under way measure latency, not capacity.
+# Requests under way from which a point measures capacity, not latency.
 _SATURATED = 4
-# One point in three is kept for the check.
+# One point in three is left out of the fit, for the check.
 _HELD_OUT_EVERY = 3
 _FITTED_SERIES = ("documents", "tokens")
 _LEAST_POINTS = 6
@@ -22,7 +22,13 @@ _LEAST_POINTS = 6
 
 @dataclass(frozen=True)
 class Measured:
-    """A saturated point: documents of a request, tokens of a pair, documents/s of the machine."""
+    """A point measured on a saturated machine.
+
+    Attributes:
+        documents: Documents in each request.
+        tokens: Mean tokens of a pair.
+        documents_per_s: Documents/s of the machine.
+    """
 
     documents: int
     tokens: float
@@ -30,13 +36,19 @@ class Measured:
 
     @property
     def request_s(self) -> float:
-        """Seconds of the machine that a request takes."""
+        """Return the seconds that the machine spends on a request."""
         return self.documents / self.documents_per_s
 
 
 @dataclass(frozen=True)
 class Check:
-    """A figure that the fit has not seen."""
+    """A measured figure that the fit did not use, beside its prediction.
+
+    Attributes:
+        what: Name of the figure, for the report.
+        predicted: Value by the model.
+        measured: Value that was measured.
+    """
 
     what: str
     predicted: float
@@ -44,12 +56,12 @@ class Check:
 
     @property
     def error(self) -> float:
-        """How far off the prediction is, as a share of what was measured."""
+        """Return the relative error of the prediction."""
         return self.predicted / self.measured - 1
 
 
 def fit_capacity(report: Mapping[str, Any]) -> tuple[CapacityModel, list[Check]]:
-    """Return the model of the machine that a report of `make bench-scaling` measured, and its check on points left out.
+    """Fit the model to a report of `make bench-scaling`, and return it with its checks on the points left out.
 
     Raises:
         SetupError: The report lacks the series that the fit needs.
@@ -77,7 +89,7 @@ def fit_capacity(report: Mapping[str, Any]) -> tuple[CapacityModel, list[Check]]
         )
     held_out = points[1::_HELD_OUT_EVERY]
     fitted = [point for i, point in enumerate(points) if i % _HELD_OUT_EVERY != 1]
-    # Relative errors count, or the longest requests would decide alone.
+    # Relative errors: absolute ones would fit the longest requests only.
     rows = np.array([request_terms(point.documents, point.tokens) / point.request_s for point in fitted])
     solution, _ = nnls(rows, np.ones(len(fitted)))
     a, b, c, d = map(float, solution)
@@ -96,13 +108,14 @@ def fit_capacity(report: Mapping[str, Any]) -> tuple[CapacityModel, list[Check]]
 
 
 def checks_from_load(model: CapacityModel, report: Mapping[str, Any]) -> list[Check]:
-    """Return predictions beside a report of `bench load`, which the fit has not seen.
+    """Return the figures of a report of `bench load` beside their predictions.
 
-    Of a sweep, the rates are checked at which machines may be planned and enough was answered to know the p99.
+    The rates of a sweep are included up to the highest utilization that is planned for, if there are enough answers for
+    a p99.
 
     Raises:
-        SetupError: It is none, was measured on other cores, had more requests than the machine can do, or too few
-            answers to know the p99.
+        SetupError: The report is not one of `bench load`, was measured on another number of cores, had a rate above
+            the capacity, or has too few answers for a p99.
     """
     if report.get("kind") != "load":
         raise SetupError("--check takes reports of crossrank bench load --json")

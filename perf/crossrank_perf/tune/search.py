@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
-from crossrank.engines.base import PadsBatches
 from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.engines.select import ENGINES, make_engine
+from crossrank.engines.names import CPU_ENGINES
+from crossrank.engines.select import make_engine
 from crossrank.engines.tuning import EngineConfig, apply_config, config_of
 from crossrank.errors import CrossrankError, EngineFailure, SetupError
 from crossrank.request import RerankRequest
@@ -151,8 +151,8 @@ class _Tuner:
         expected: NDArray[np.float32] | None = None
         configs = []
         # ONNX Runtime's fp32 is always there, and is what the others are held against.
-        for name in sorted(ENGINES, key="onnxruntime".__ne__):
-            for precision in ("fp32", "bf16"):
+        for name in sorted(CPU_ENGINES, key="onnxruntime".__ne__):
+            for precision in MAX_DELTA_LOGIT:
                 title = f"{name} {precision}"
                 self._say(f"loading {title}")
                 try:
@@ -252,7 +252,7 @@ class _Tuner:
     def _other_paddings(self, config: EngineConfig) -> list[EngineConfig]:
         # Only coarser ones: OpenVINO keeps 0.3 - 0.5 MB for each shape it meets, and finer steps make more of them.
         engine, _ = self._loaded[config.engine, config.precision, config.threads]
-        if not isinstance(engine, PadsBatches):
+        if not engine.pads:
             return []
         lengths, rows = (config.length_step, 2 * config.length_step), (config.row_step, 2 * config.row_step)
         made = [config.model_copy(update={"length_step": a, "row_step": b}) for a in lengths for b in rows]

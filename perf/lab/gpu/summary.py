@@ -12,10 +12,10 @@ import click
 
 
 def summarize(directory: Path) -> str:
-    """Return the steps and the figures of a run as Markdown; what a failed step did not write is left out.
+    """Return the steps and the figures of a run as Markdown, without the figures of failed steps.
 
     Args:
-        directory: Holds steps.tsv (name, outcome, seconds), machine.txt, and what the steps wrote.
+        directory: Directory with steps.tsv (name, outcome, seconds), machine.txt and the files of the steps.
     """
     steps = [line.split("\t") for line in (directory / "steps.tsv").read_text(encoding="utf-8").splitlines()]
     lines = ["```", (directory / "machine.txt").read_text(encoding="utf-8").strip(), "```", ""]
@@ -54,7 +54,7 @@ def _triton(directory: Path) -> Iterator[str]:
 
 
 def _loads(directory: Path) -> Iterator[str]:
-    """Add up the load generators that ran at once; their latencies are the worst of them."""
+    """Yield a row for each setup: documents/s summed over the load generators, and the worst of their latencies."""
     for name in ("in-process", "triton"):
         loads = [_read(path)["load"] for path in sorted(directory.glob(f"load-{name}-*.json"))]
         if loads:
@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def main(directory: Path) -> None:
-    """Write summary.md and print it."""
+    """Write summary.md into the directory and print it."""
     text = summarize(directory)
     (directory / "summary.md").write_text(text, encoding="utf-8")
     click.echo(text)

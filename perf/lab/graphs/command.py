@@ -1,4 +1,4 @@
-"""`make bench-graphs`: the speed of an exported graph before and after the passes, in ONNX Runtime."""
+"""`make bench-graphs`: compare an exported graph before and after the passes, in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ from crossrank_perf.commands.options import check_installed, chosen_workload, wo
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
-@click.option("--rounds", type=click.IntRange(min=3), default=7, show_default=True, help="Both graphs run in each.")
 @click.option(
-    "--requests", type=click.IntRange(min=1), default=10, show_default=True, help="Whose pairs are scored in a round."
+    "--rounds",
+    type=click.IntRange(min=3),
+    default=7,
+    show_default=True,
+    help="Number of rounds; both graphs run in each.",
+)
+@click.option(
+    "--requests",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Number of requests whose pairs are scored in a round.",
 )
 @workload_options
 def graphs(model: Path, rounds: int, requests: int, json_path: Path | None, **options: Any) -> None:

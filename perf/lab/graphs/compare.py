@@ -1,7 +1,7 @@
-"""A graph as it was exported beside the same graph after the passes: same pairs, same batches, ONNX Runtime, fp32.
+"""Compare a graph as exported with the same graph after the passes: same batches, ONNX Runtime, fp32.
 
-They take turns, request by request and with one thread as in a server, which cancels what a noisy machine does to one
-of them; the ratio is taken within a round.
+They take turns, request by request and with one thread as in a server, which cancels the noise of the machine; the
+ratio is taken within a round.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def compare_graphs(
     """Time both graphs on the pairs of the requests; tokenization is left out.
 
     Args:
-        files: The model, from `find_source`.
+        files: Files of the model, from `find_source`.
         requests: Queries with documents.
-        rounds: Each graph scores all pairs once in each.
-        say: Told the progress.
+        rounds: Number of rounds; in each, both graphs score all pairs once.
+        say: Called with the progress.
 
     Returns:
-        Figures of both graphs, their largest difference of a logit, and the median ratio, ready for JSON.
+        Figures of both graphs, their largest difference of a logit and the median of the ratios, ready for JSON.
 
     Raises:
         CrossrankError: The model cannot be exported.
@@ -120,13 +120,13 @@ def _prepare(name: str, graph: onnx_ir.Model, path: Path, num_labels: int, pad_t
 
 
 def _warm_up(timings: Sequence[_Timing], batches: Sequence[PairBatch]) -> float:
-    """Score once with each; return their largest difference of a logit."""
+    """Score all batches once with each graph, and return the largest difference of a logit."""
     first, second = (np.concatenate([timing.score(batch) for batch in batches]) for timing in timings)
     return float(np.abs(first - second).max())
 
 
 def _run_round(timings: Sequence[_Timing], batches: Sequence[PairBatch]) -> None:
-    """Add the seconds that each graph takes for all batches; they alternate, and so does who begins."""
+    """Time all batches with both graphs, in turn, the first alternating; add the seconds of each to its timing."""
     totals = [0.0 for _ in timings]
     for number, batch in enumerate(batches):
         for i in (0, 1) if number % 2 == 0 else (1, 0):

@@ -1,4 +1,4 @@
-"""Print the result of the graph comparison."""
+"""Print the result of `make bench-graphs`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crossrank_perf.base.report import print_header, print_table
 
 
 def print_graph_report(report: Mapping[str, Any]) -> None:
-    """Print the result of `make bench-graphs`: both graphs, and how many times faster the optimized one was."""
+    """Print cost and speed of both graphs, and how many times as fast the passes make it."""
     from rich.table import Table
 
     print_header(report)

@@ -1,4 +1,4 @@
-"""An earlier commit of this repository, unpacked and built aside, that serves beside the working tree."""
+"""Unpack and build an earlier commit of this repository aside, and serve it beside the working tree."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SOURCES = ("server", "client", "export", "perf")
 
 @dataclass(frozen=True)
 class Tree:
-    """A checkout: this one, or one that was unpacked.
+    """A checkout: the working tree, or an unpacked commit.
 
     Attributes:
-        name: How reports call it.
-        directory: Its root.
+        name: Name in reports.
+        directory: Root of the checkout.
     """
 
     name: str
@@ -41,9 +41,9 @@ def unpack_commit(revision: str, directory: Path, root: Path = ROOT) -> Tree:
     """Unpack a commit into a directory and compile its native engine there, as `make native` does.
 
     Args:
-        revision: As git takes it.
-        directory: Empty.
-        root: The repository.
+        revision: Revision in git's notation.
+        directory: Empty directory.
+        root: Root of the repository.
 
     Raises:
         SetupError: This is no git repository, it lacks the commit, or the commit cannot be built.
@@ -67,10 +67,11 @@ def unpack_commit(revision: str, directory: Path, root: Path = ROOT) -> Tree:
 
 @contextmanager
 def serving_tree(tree: Tree, arguments: list[str]) -> Iterator[StartedServer]:
-    """Run `crossrank serve` of a checkout with these arguments on a free port of 127.0.0.1, and end it.
+    """Run `crossrank serve` of a checkout on a free port of 127.0.0.1, and end it afterwards.
 
     Raises:
-        SetupError: The server ended, or was not ready within three minutes; with its last words.
+        SetupError: The server ended, or was not ready within three minutes; the message holds the last line that it
+            printed.
     """
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "crossrank_server", "serve", "--host", "127.0.0.1", "--port", str(port)]
@@ -81,10 +82,10 @@ def serving_tree(tree: Tree, arguments: list[str]) -> Iterator[StartedServer]:
 
 
 def _run(command: list[str], directory: Path, env: dict[str, str] | None = None) -> bytes:
-    """Return what a command prints.
+    """Run a command and return its standard output.
 
     Raises:
-        SetupError: It cannot be run, or fails; with its last words.
+        SetupError: It cannot be run, or fails; the message holds the last line that it printed.
     """
     try:
         return subprocess.run(command, cwd=directory, env=env, capture_output=True, check=True).stdout

@@ -33,15 +33,19 @@ _CONCURRENCY = 4
     help="Ratio of documents/s below which there is a warning.  [default: 0.95 of a commit's, 3 times a peer's]",
 )
 @click.option(
-    "--rounds", type=click.IntRange(min=LEAST_ROUNDS), default=11, show_default=True, help="Both run in each."
+    "--rounds",
+    type=click.IntRange(min=LEAST_ROUNDS),
+    default=11,
+    show_default=True,
+    help="Number of rounds; both run in each.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.2), default=0.6, show_default=True, help="For each in each round."
+    "--seconds", type=click.FloatRange(min=0.2), default=0.6, show_default=True, help="Seconds for each in each round."
 )
 @click.option(
     "--checkpoint",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The built-in model's weights for sentence-transformers.  [default: beside the project, where they are]",
+    help="The built-in model's weights for sentence-transformers.  [default: models/crossrank-mini under ../shared]",
 )
 @click.option(
     "--json",
@@ -95,7 +99,7 @@ def guard(baseline: str, json_path: Path | None, **options: Any) -> None:
 
 
 class _NoBaseline(Exception):
-    """Says why there is nothing to compare with."""
+    """There is nothing to compare with; the message says why."""
 
 
 def _beside_commit(

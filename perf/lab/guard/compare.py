@@ -1,8 +1,8 @@
-"""This tree's speed beside a baseline's, in turn in one run: ratios only, and told, not judged.
+"""Compare the speed of this tree with a baseline: ratios of rounds in turn, with a warning below a limit.
 
-A ratio is taken within a round. Its spread leaves out a fifth of the rounds at either end, so that single disturbances
-neither raise a warning nor hide what deserves one: of eleven rounds at a true ratio of just the limit, nine or more lie
-below it in one run of 30 (binomial, 67 / 2048).
+The ratio is taken within each round. Its spread leaves out a fifth of the rounds at either end, so that a single
+disturbance neither raises nor hides a warning: where the true ratio is exactly the limit, nine or more of eleven rounds
+lie below it in one run of 30 (binomial, 67 / 2048).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from lab.peers.contestants import Contestant, HttpContestant, Setting
 from lab.peers.rounds import Rounds, compare
 
 LEAST_ROUNDS = 5
-_LEFT_OUT = 5  # one round in so many, at either end
-# What a warning is given below: a slowdown that is more than this run's noise, and less than a peer's usual distance.
+_LEFT_OUT = 5  # one round in five is left out at either end
+# Ratios below which there is a warning: a slowdown beyond the noise of a run, and less than the usual lead over a peer.
 COMMIT_LIMIT, PEER_LIMIT = 0.95, 3.0
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is put on both.
+    """Load that both get.
 
     Attributes:
         workload: The requests.
-        concurrency: Requests under way.
+        concurrency: Requests under way at any time.
     """
 
     workload: Workload
@@ -38,12 +38,12 @@ class Load:
 
     @property
     def name(self) -> str:
-        """How reports call it."""
+        """Return the name of the load in reports."""
         return f"{count_documents(self.workload.documents)} a request, {self.concurrency} under way"
 
 
 def server_contestant(name: str, server: StartedServer, load: Load) -> Contestant:
-    """Return a server that runs already as a contestant."""
+    """Return a contestant for a server that runs already."""
 
     def start(_: Setting) -> AbstractContextManager[tuple[str, int]]:
         return nullcontext((server.url, server.pid))
@@ -61,11 +61,11 @@ def compare_loads(
     """Return, for each load, both speeds, their ratio with its spread and whether that lies below the limit.
 
     Args:
-        loads: One after the other.
-        pair: Gives this tree and the baseline for a load.
-        rounds: How long, at least LEAST_ROUNDS.
-        limit: Ratio of documents/s.
-        progress: Told what runs.
+        loads: Loads, measured one after the other.
+        pair: Returns the contestants for a load: this tree and the baseline.
+        rounds: Number and length of the rounds, at least LEAST_ROUNDS.
+        limit: Ratio of documents/s below which there is a warning.
+        progress: Shows what runs.
 
     Raises:
         SetupError: One of the two failed, or their scores differ.

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def markdown_from_guard(report: Mapping[str, Any]) -> str:
-    """Return heading, table and warnings."""
+    """Return heading, table and warnings as Markdown."""
     return "\n".join(_lines(report))
 
 

@@ -1,4 +1,4 @@
-"""`make bench-peers`: other libraries and servers on the same weights and requests."""
+"""`make bench-peers`: compare with other libraries and servers on the same weights and requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Hugging Face directory with the weights that crossrank serves: the peers load it, or its ONNX export.",
 )
-@click.option("--model", "-m", default="builtin", show_default=True, help="What crossrank serves: the same weights.")
+@click.option(
+    "--model", "-m", default="builtin", show_default=True, help="Model that crossrank serves: the same weights."
+)
 @click.option(
     "--peer",
     "peers",
@@ -58,9 +60,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Tried for each peer before the rounds; its best is used. Repeat it.",
 )
-@click.option("--rounds", type=click.IntRange(min=3), default=5, show_default=True, help="Every system runs in each.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.2), default=5.0, show_default=True, help="For each system in each round."
+    "--rounds",
+    type=click.IntRange(min=3),
+    default=5,
+    show_default=True,
+    help="Number of rounds; every system runs in each.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.2),
+    default=5.0,
+    show_default=True,
+    help="Seconds for each system in each round.",
 )
 @click.option(
     "--concurrency",
@@ -80,7 +92,7 @@ def peers(
 
     Every system is called in process, texts in, scores out, by one caller or by several where it takes several; those
     that serve are measured over HTTP too. They use as many threads as crossrank, each with its best batch size. Scores
-    are compared first. A system that fails is left out and told at the end, with exit code 1; --json holds the rounds
+    are compared first. A system that fails is left out and named at the end, with exit code 1; --json holds the rounds
     so far also when the run is interrupted.
 
     All systems with the default rounds take about nine minutes.

@@ -1,4 +1,4 @@
-"""Systems under comparison behind one seam: loaded, asked for logits, run for some seconds, closed."""
+"""Common interface of the compared systems, called in a process of their own or over HTTP."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from lab.peers import worker as worker_package
 Setting = dict[str, int]
 IN_PROCESS, OVER_HTTP = "in process", "over HTTP"
 _STOP_LIMIT_S = 10.0
-_WARM_UP_SHARE = 0.1  # of a turn over HTTP, for connections and shapes
+_WARM_UP_SHARE = 0.1  # share of a turn over HTTP, to open connections and meet shapes
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a system did in some seconds.
+    """Figures of a system in one turn.
 
     Attributes:
-        documents_per_s: Documents scored, by the seconds until the last answer.
-        latencies_s: Of each request.
-        cpu_s_per_1000_documents: CPU seconds of its process and children; None where that is unknown.
-        peak_rss_bytes: Resident memory of the same.
+        documents_per_s: Documents scored, divided by the seconds until the last answer.
+        latencies_s: Latency of each request.
+        cpu_s_per_1000_documents: CPU seconds of its process and children; None where unknown.
+        peak_rss_bytes: Resident memory of its process and children; None where unknown.
     """
 
     documents_per_s: float
@@ -45,12 +45,12 @@ class Turn:
 
 
 class Contestant(Protocol):
-    """A system and how it is called.
+    """A system that takes part in a comparison.
 
     Attributes:
-        name: How reports call it.
+        name: Name in reports.
         over: IN_PROCESS or OVER_HTTP.
-        settings: The ways it can be called, of which the fastest is used; known once it is open.
+        settings: Settings it can be called with, of which the fastest is used; known once it is open.
     """
 
     name: str
@@ -58,28 +58,28 @@ class Contestant(Protocol):
     settings: list[Setting]
 
     def open(self) -> dict[str, Any]:
-        """Load it and return its versions and precision, as far as known."""
+        """Load the system and return its versions and precision, as far as they are known."""
         ...
 
     def logits(self, request: int) -> list[float]:
-        """Return the logits of one request's documents, in their order."""
+        """Return the logits of the documents of one request, in their order."""
         ...
 
     def run(self, seconds: float, setting: Setting) -> Turn:
-        """Score requests for that long."""
+        """Score requests for so many seconds and return the figures."""
         ...
 
     def close(self) -> None:
-        """End its processes."""
+        """End the processes of the system."""
         ...
 
 
 class WorkerContestant:
-    """A system called in a process of its own, texts in, scores out.
+    """A system that is called in a process of its own: texts in, scores out.
 
     Args:
-        name: How reports call it.
-        command: Python of its environment, with its flags.
+        name: Name in reports.
+        command: Python of its environment, with flags.
         worker: NAME of the `worker/with_NAME.py` that calls it.
         workload: The requests.
         load: The message `load` of `worker/__main__.py`, without the requests.
@@ -99,10 +99,10 @@ class WorkerContestant:
         self._process: subprocess.Popen[str] | None = None
 
     def open(self) -> dict[str, Any]:
-        """See Contestant.
+        """See `Contestant`.
 
         Raises:
-            SetupError: It cannot be loaded; with its last words.
+            SetupError: It cannot be loaded; the message holds the last line that it printed.
         """
         self._log = Path(self._stack.enter_context(tempfile.TemporaryDirectory())) / "peer.log"
         with self._log.open("wb") as errors:
@@ -121,13 +121,13 @@ class WorkerContestant:
         return facts
 
     def logits(self, request: int) -> list[float]:
-        """See Contestant."""
+        """See `Contestant`."""
         answer = self._ask(op="score", request=request, setting=self.settings[0])
         scores: list[float] = answer["logits"]
         return scores
 
     def run(self, seconds: float, setting: Setting) -> Turn:
-        """See Contestant."""
+        """See `Contestant`."""
         assert self._process is not None
         usage = Usage(self._process.pid)
         usage.start()
@@ -137,10 +137,10 @@ class WorkerContestant:
         return _turn(documents, answer["seconds"], answer["latencies_s"], usage)
 
     def close(self) -> None:
-        """See Contestant."""
+        """See `Contestant`."""
         process, self._process = self._process, None
         if process is not None:
-            # The end of its input ends a worker; one that still computes is not waited for long.
+            # A worker ends with its input; one that still computes is killed after a while.
             try:
                 process.communicate(timeout=_STOP_LIMIT_S)
             except subprocess.TimeoutExpired:
@@ -164,20 +164,20 @@ class WorkerContestant:
         return answer
 
 
-# Starts a server with a setting; gives its URL and process id, and ends it afterwards.
+# Starts a server with a setting, gives its URL and process id, and ends it afterwards.
 StartServer = Callable[[Setting], AbstractContextManager[tuple[str, int]]]
 
 
 class HttpContestant:
-    """A server that answers POST /v1/rerank, `concurrency` requests under way at a time.
+    """A server that answers POST /v1/rerank.
 
     Args:
-        name: How reports call it.
-        start: Starts it.
-        settings: What it is started with; it is started anew for another one.
-        concurrency: Requests under way.
+        name: Name in reports.
+        start: Starts the server.
+        settings: Settings that it can be started with; another one means another start.
+        concurrency: Requests under way at any time.
         workload: The requests.
-        facts: What is known of it beforehand.
+        facts: Facts for the report that are known beforehand.
     """
 
     over = OVER_HTTP
@@ -204,12 +204,12 @@ class HttpContestant:
         self._pid = 0
 
     def open(self) -> dict[str, Any]:
-        """See Contestant."""
+        """See `Contestant`."""
         self._use(self.settings[0])
         return {"concurrency": self._concurrency, **self._facts}
 
     def logits(self, request: int) -> list[float]:
-        """See Contestant."""
+        """See `Contestant`."""
         import httpx
 
         text = self._workload.requests[request]
@@ -229,7 +229,7 @@ class HttpContestant:
         return scores
 
     def run(self, seconds: float, setting: Setting) -> Turn:
-        """See Contestant."""
+        """See `Contestant`."""
         self._use(setting)
         usage = Usage(self._pid)
         plan = LoadPlan(
@@ -246,7 +246,7 @@ class HttpContestant:
         return _turn(len(result.latencies_s) * plan.documents, result.window_s, result.latencies_s, usage)
 
     def close(self) -> None:
-        """See Contestant."""
+        """See `Contestant`."""
         self._setting = None
         self._stack.close()
 
@@ -258,7 +258,7 @@ class HttpContestant:
 
 
 def offline_environment() -> dict[str, str]:
-    """Return an environment in which no system asks a hub or sends statistics."""
+    """Return environment variables with which no system asks a hub or sends statistics."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "true"}
 
 

@@ -24,19 +24,19 @@ from lab.peers.systems import PeerSystem
 
 @dataclass(frozen=True)
 class Lineup:
-    """What all are given.
+    """Parameters that all contestants share.
 
     Attributes:
         checkpoint: Hugging Face directory that the peers load.
         onnx: Directory with its plain ONNX export; unused where no peer needs one.
         environments: Directory with the peers' environments.
-        model: What crossrank loads: the same weights.
+        model: Model that crossrank loads: the same weights.
         server_options: Settings of crossrank that the user chose.
-        serve_arguments: The same as arguments of `crossrank serve`.
-        threads: Of every system that lets one choose.
-        max_length: Tokens of a pair.
-        batch_sizes: Tried where a system has one.
-        concurrency: Requests under way at a server, and tried, beside 1, where calls can overlap.
+        serve_arguments: The same, as arguments of `crossrank serve`.
+        threads: Threads of every system that lets one choose.
+        max_length: Most tokens of a pair.
+        batch_sizes: Batch sizes to try where a system has one.
+        concurrency: Requests under way at a server; where calls can overlap in process, tried beside 1.
     """
 
     checkpoint: Path
@@ -67,7 +67,7 @@ def own_contestants(lineup: Lineup, workload: Workload) -> list[Contestant]:
 
 
 class _CrossrankServer(HttpContestant):
-    """crossrank tells over HTTP what it serves."""
+    """crossrank over HTTP, which reports its models too."""
 
     def open(self) -> dict[str, Any]:
         facts = super().open()
@@ -76,7 +76,7 @@ class _CrossrankServer(HttpContestant):
 
 
 def peer_contestant(peer: PeerSystem, lineup: Lineup, workload: Workload) -> Contestant:
-    """Return a peer, called in its own environment."""
+    """Return the contestant of a peer, called in its own environment."""
     python = peer.python(lineup.environments)
     if peer.worker:
         # -I keeps this environment's packages out of the worker's import path.
@@ -107,7 +107,7 @@ def _load_message(lineup: Lineup, options: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _infinity_server(python: Path, checkpoint: Path, threads: int, setting: Setting) -> Iterator[tuple[str, int]]:
-    """Run infinity's own server on a free port of 127.0.0.1; give its URL and process id."""
+    """Run infinity's own server on a free port of 127.0.0.1, and yield its URL and process id."""
     (port,) = free_ports(1)
     command = [str(python.parent / "infinity_emb"), "v2", "--model-id", str(checkpoint.resolve()), "--engine", "torch"]
     command += ["--device", "cpu", "--batch-size", str(setting["batch_size"]), "--url-prefix", "/v1"]

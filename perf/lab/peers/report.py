@@ -18,7 +18,7 @@ _BAR_HEIGHT_IN = 0.34
 
 
 def print_peer_report(report: Mapping[str, Any]) -> None:
-    """Print documents/s of every system and how many times crossrank was faster, and who failed."""
+    """Print documents/s of every system and how many times as fast crossrank was, and the systems that failed."""
     from rich.table import Table
 
     print_header(report)
@@ -44,7 +44,7 @@ def print_peer_report(report: Mapping[str, Any]) -> None:
 
 
 def plot_peers(report: Mapping[str, Any], path: Path) -> None:
-    """Draw documents/s of every system as bars, the slowest and the fastest round as a line on each."""
+    """Draw documents/s of every system as bars, each with a line from its slowest to its fastest round."""
     systems = _by_speed(report)[::-1]
     figure, (axis,) = new_figure(row_height_in=1.0 + _BAR_HEIGHT_IN * len(systems))
     for place, (name, system) in enumerate(systems):
@@ -77,7 +77,7 @@ def _by_speed(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _label(name: str, system: Mapping[str, Any]) -> str:
-    """Return a system's name; `in process` goes without saying but for crossrank."""
+    """Return a system's name; only crossrank's says `in process`, which most are."""
     if name == "crossrank" or system["over"] == OVER_HTTP:
         return f"{name.removesuffix('-http')} {system['over']}"
     return name

@@ -1,6 +1,6 @@
-"""crossrank beside its peers: the same weights and requests, taking turns in one run.
+"""Compare crossrank with its peers: the same weights and requests, taking turns in one run.
 
-Turns cancel what a noisy machine does to one of them; the ratio is taken within a round, and the median over rounds.
+Taking turns cancels the noise of the machine: the ratio is taken within a round, and the median over the rounds.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from lab.peers.contestants import Contestant, Setting, Turn
 
 # bf16 against fp32 stays within 0.05; different weights differ by whole units.
 _MAX_LOGIT_DIFFERENCE = 0.25
-_TUNING_SHARE = 0.5  # of a turn, for each setting
-_WARM_UP_SHARE, _LEAST_WARM_UP_S = 0.25, 1.0  # of that
+_TUNING_SHARE = 0.5  # time for trying a setting, as a share of a turn
+_WARM_UP_SHARE, _LEAST_WARM_UP_S = 0.25, 1.0  # time for its warm-up, as a share of that
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """How long is measured.
+    """Number and length of the rounds.
 
     Attributes:
-        count: Each system runs once in each.
-        turn_s: Seconds for each system in each round.
-        compared_requests: Whose scores are compared before.
+        count: Rounds; each system runs once in each.
+        turn_s: Seconds of each system in each round.
+        compared_requests: Number of requests whose scores are compared beforehand.
     """
 
     count: int
@@ -38,7 +38,7 @@ class Rounds:
 
 @dataclass
 class _Entrant:
-    """A contestant with what became of it."""
+    """A contestant and its figures so far."""
 
     contestant: Contestant
     facts: dict[str, Any] = field(default_factory=dict)
@@ -63,14 +63,14 @@ def compare(
 ) -> dict[str, Any]:
     """Run every system in turn and return the figures, ready for JSON.
 
-    A peer that fails is left out and told under `failed`; the others go on.
+    A peer that fails is left out and named under `failed`; the others go on.
 
     Args:
-        own: crossrank; the first one's scores are what the others' are compared with.
-        peers: The others.
-        rounds: How long.
-        progress: Told what runs.
-        keep: Given the figures after every round, so that an interrupted run is not lost.
+        own: Contestants of crossrank; all scores are compared with those of the first.
+        peers: The other contestants.
+        rounds: Number and length of the rounds.
+        progress: Shows what runs.
+        keep: Called with the figures after every round, so that an interrupted run is not lost.
 
     Raises:
         SetupError: crossrank failed, or all peers did.
@@ -99,7 +99,7 @@ class _Comparison:
         self._failed: dict[str, str] = {}
 
     def prepare(self) -> None:
-        """Load every system, compare its scores, and find the setting it is fastest with."""
+        """Load every system, compare its scores, and choose its fastest setting."""
         for entrant in self._own:
             self._load(entrant)
         for entrant in list(self._peers):
@@ -110,7 +110,7 @@ class _Comparison:
             self._attempt(entrant, self._tune)
 
     def run_round(self, number: int) -> None:
-        """Let every system run once; who begins moves on, so that nobody always follows the same one."""
+        """Run every system once, beginning with another one each round, so that none always follows the same."""
         entrants = [*self._own, *self._peers]
         first = number % len(entrants)
         for entrant in (*entrants[first:], *entrants[:first]):
@@ -121,7 +121,7 @@ class _Comparison:
                 self._attempt(entrant, self._run)
 
     def figures(self) -> dict[str, Any]:
-        """Return what is known after the rounds so far."""
+        """Return the figures of the rounds so far."""
         systems = {entrant.name: _figures(entrant) for entrant in (*self._own, *self._peers)}
         for peer in self._peers:
             systems[peer.name]["crossrank_ratio"] = {
@@ -144,7 +144,7 @@ class _Comparison:
             entrant.contestant.close()
 
     def _attempt(self, peer: _Entrant, step: Callable[[_Entrant], None]) -> None:
-        """Do a step, or leave the peer out."""
+        """Do a step, and leave the peer out if it fails."""
         try:
             step(peer)
         except SetupError as error:
@@ -188,7 +188,7 @@ class _Comparison:
 
 
 def describe_setting(setting: Setting) -> str:
-    """Return a setting in words, `` where a system has none."""
+    """Return a setting as text, such as `batch size 32`; empty where a system has none."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in setting.items())
 
 

@@ -10,20 +10,20 @@ from pathlib import Path
 
 from crossrank.errors import SetupError
 
-# What a Hugging Face directory holds beside the weights, and an ONNX export of it needs too.
+# Files of a Hugging Face directory that its ONNX export needs too.
 _COMPANIONS = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
 class PeerSystem:
-    """One system, called in one way.
+    """A system, called in one way.
 
     Attributes:
-        name: As --peer and reports call it.
+        name: Name for --peer and in reports.
         environment: `.venv-peer-NAME` holds it, made from perf/lab/peers/environments/NAME.txt by make peers.
         worker: NAME of the `worker/with_NAME.py` that calls it; empty where it is reached over HTTP.
-        options: Passed to that.
-        needs_onnx: It loads an ONNX file instead of the checkpoint.
+        options: Options for that worker.
+        needs_onnx: Whether it loads an ONNX file instead of the checkpoint.
     """
 
     name: str
@@ -33,7 +33,7 @@ class PeerSystem:
     needs_onnx: bool = False
 
     def python(self, environments: Path) -> Path:
-        """Return the interpreter of its environment."""
+        """Return the Python interpreter of its environment."""
         return environments / f".venv-peer-{self.environment}" / "bin" / "python"
 
 
@@ -55,7 +55,11 @@ PEERS = {
 
 
 def check_environments(peers: Sequence[PeerSystem], environments: Path) -> None:
-    """Raise SetupError where an environment is missing, before minutes are spent."""
+    """Check that every environment is there, before minutes are spent measuring.
+
+    Raises:
+        SetupError: One is missing.
+    """
     missing = sorted({peer.environment for peer in peers if not os.access(peer.python(environments), os.X_OK)})
     if missing:
         raise SetupError(
@@ -65,14 +69,14 @@ def check_environments(peers: Sequence[PeerSystem], environments: Path) -> None:
 
 
 def export_plain_onnx(checkpoint: Path, directory: Path) -> Path:
-    """Write model.onnx as a user would have it, exported by optimum and not optimized, with the tokenizer's files.
+    """Write model.onnx as optimum exports it, without the passes of crossrank, and the tokenizer's files beside it.
 
     Raises:
         SetupError: PyTorch is not installed here.
         ModelSourceError: The checkpoint cannot be exported.
     """
     try:
-        import torch  # noqa: F401 - told here, not by a traceback from within the export
+        import torch  # noqa: F401 - checked here, for a clear message
     except ImportError:
         raise SetupError(
             "flashrank and fastembed load an ONNX file, whose export needs PyTorch: pip install 'crossrank[export]', "

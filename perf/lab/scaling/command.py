@@ -1,4 +1,4 @@
-"""`make bench-scaling`: throughput against cores, documents, tokens, concurrency and models."""
+"""`make bench-scaling`: measure throughput by cores, documents, tokens, concurrency and models."""
 
 from __future__ import annotations
 
@@ -29,20 +29,35 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", "-m", default="builtin", show_default=True, help="What all series but `models` measure.")
+@click.option("--model", "-m", default="builtin", show_default=True, help="Model of all series but `models`.")
 @click.option(
     "--series",
     multiple=True,
     type=click.Choice(SERIES),
     default=SERIES,
-    help="What is varied; repeat it.  [default: all]",
-)
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Every point runs in each.")
-@click.option(
-    "--seconds", type=click.FloatRange(min=0.2), default=3.0, show_default=True, help="For each point in each round."
+    help="Series to measure; repeat it.  [default: all]",
 )
 @click.option(
-    "--concurrency", "-c", type=click.IntRange(min=1), default=8, show_default=True, help="Where it is fixed."
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of rounds; every point runs in each.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.2),
+    default=3.0,
+    show_default=True,
+    help="Seconds for each point in each round.",
+)
+@click.option(
+    "--concurrency",
+    "-c",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Requests under way in the other series.",
 )
 @click.option(
     "--random-models",
@@ -110,7 +125,7 @@ def scaling(model: str, resume: bool, json_path: Path | None, plot: Path | None,
 
 
 def _plan(model: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return what must be the same for points of two runs to stand in one report."""
+    """Return the options that points of two runs must share to be in one report."""
     names = ("seconds", "documents", "concurrency", "seed", *sorted(SERVER_OPTIONS))
     return {"model": model, **{name: options[name] for name in names}}
 
@@ -119,7 +134,7 @@ def _known(json_path: Path | None, report: dict[str, Any]) -> dict[str, Any]:
     """Return the report to go on with.
 
     Raises:
-        SetupError: There is none, or it is of another plan, machine or version.
+        SetupError: The file cannot be read, or is of another plan, machine or version.
     """
     if json_path is None:
         raise SetupError("--resume goes on with the points in a file: name it with --json")
@@ -156,7 +171,7 @@ def _random_models(directory: Path) -> dict[str, str]:
 
 
 def _measure(points: list[Point], known: dict[str, Any], options: dict[str, Any], keep: Any) -> None:
-    """Measure round by round what is not known yet; `keep` is given everything after each point."""
+    """Measure round by round the points that are not known yet; `keep` gets all figures after each point."""
     from crossrank_perf.base.report import Progress
     from lab.scaling.points import measure_points, rounds_from_report
 
@@ -177,7 +192,7 @@ def _measure(points: list[Point], known: dict[str, Any], options: dict[str, Any]
 
 
 def _workloads(options: dict[str, Any]) -> Any:
-    """Return what gives the requests of a point; text is made once for each size."""
+    """Return a function that returns the requests of a point; text is made once for each size."""
     from crossrank_perf.base.workload import fixed_length_workload
 
     @lru_cache

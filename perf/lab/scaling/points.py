@@ -1,4 +1,4 @@
-"""How throughput and latency change with one thing at a time: cores, documents, tokens, concurrency, model."""
+"""Measure throughput and latency with one thing varied at a time: cores, documents, tokens, concurrency, model."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _LONGEST_S = 60.0
 
 @dataclass(frozen=True)
 class Point:
-    """One measurement: what varies, and everything else.
+    """Conditions of one measurement.
 
     Attributes:
-        series: One of SERIES.
-        x: The value of what varies.
-        model: As --model takes it.
-        cores: That the server may use.
-        documents: In each request.
-        tokens: Of every pair; None takes text of the workload's lengths.
-        concurrency: Requests under way.
+        series: Name of what varies, one of SERIES.
+        x: Value of what varies.
+        model: Model as --model takes it.
+        cores: Cores that the server may use.
+        documents: Documents in each request.
+        tokens: Tokens of every pair; None takes text of the workload's lengths.
+        concurrency: Requests under way at any time.
     """
 
     series: str
@@ -57,8 +57,8 @@ def make_points(base: Point, series: Sequence[str], models: Mapping[str, str]) -
     """Return the points of the series; neighbours share a server where they can.
 
     Args:
-        base: What does not vary.
-        series: Of SERIES.
+        base: Conditions that do not vary.
+        series: Names of SERIES.
         models: Path of a bundle by the name of its shape.
     """
     made: dict[str, list[Point]] = {
@@ -84,11 +84,11 @@ def measure_points(
     """Yield each point with its figures, as soon as they are known.
 
     Args:
-        points: What to measure.
-        seconds: For each; up to a minute where few requests would be answered in that time.
+        points: Points to measure.
+        seconds: Seconds for each; up to a minute where few requests would be answered in that time.
         serve_arguments: Arguments of `crossrank serve` for a model.
         workload_of: The requests of a point.
-        say: Told what runs.
+        say: Called with what runs.
 
     Raises:
         SetupError: The server cannot be started, or requests failed.
@@ -102,7 +102,7 @@ def measure_points(
 
 
 def summarize_points(points: Sequence[Point], rounds: Mapping[Point, Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Return the series ready for JSON: the conditions of each point, its rounds, their medians."""
+    """Return the series, ready for JSON: conditions of each point, its rounds and their medians."""
     series: dict[str, Any] = {}
     for point in points:
         if not rounds.get(point):
@@ -124,7 +124,7 @@ def summarize_points(points: Sequence[Point], rounds: Mapping[Point, Sequence[di
 
 
 def rounds_from_report(points: Sequence[Point], report: Mapping[str, Any]) -> dict[Point, list[dict[str, Any]]]:
-    """Return what an interrupted run had measured of these points."""
+    """Return the rounds that an interrupted run had measured, by point."""
     known: dict[Point, list[dict[str, Any]]] = {}
     for point in points:
         for each in report.get("series", {}).get(point.series, ()):
@@ -134,16 +134,16 @@ def rounds_from_report(points: Sequence[Point], report: Mapping[str, Any]) -> di
 
 
 def _core_counts(most: int) -> list[int]:
-    """Return 1, 2, 4, .. and the most."""
+    """Return the powers of two up to `most`, and `most`."""
     return sorted({*(2**power for power in range(most.bit_length()) if 2**power <= most), most})
 
 
 @contextmanager
 def _server_on(cores: int, arguments: list[str]) -> Iterator[StartedServer]:
-    """Start a server that may use only so many cores; the load generator may use all."""
+    """Run a server that may use only so many cores; this process may use all."""
     allowed = os.sched_getaffinity(0)
     with ExitStack() as stack:
-        os.sched_setaffinity(0, sorted(allowed)[:cores])  # A child starts with its parent's.
+        os.sched_setaffinity(0, sorted(allowed)[:cores])  # A child inherits its parent's affinity.
         try:
             server = stack.enter_context(started_server(arguments))
         finally:

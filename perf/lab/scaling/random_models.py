@@ -1,4 +1,4 @@
-"""Models of the catalogue's shapes with seeded random weights, for speed alone: their scores mean nothing."""
+"""Make models of the catalog's shapes with seeded random weights, to measure speed: their scores mean nothing."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from crossrank.errors import SetupError
 from crossrank.resolve import builtin_path
 
 _SEED = 0
-# The export compares its graph with PyTorch on so few documents: what it proves, it proves in the tests.
+# Documents on which the export compares its graph with PyTorch: few, as the tests of the export compare more.
 _PARITY_DOCUMENTS = 2
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_VOCABULARY = 30522  # of BERT-uncased, which all nine have, and the built-in model's tokenizer
+_VOCABULARY = 30522  # of BERT-uncased, as all nine models and the built-in tokenizer have
 
 
 def random_bundle(model: CatalogModel, directory: Path) -> Path:
-    """Return a bundle of the model's true shape below a directory, made there if it is not yet.
+    """Return a bundle of the model's shape below a directory, made there if it does not exist yet.
 
     Raises:
         SetupError: PyTorch or transformers is not installed.

@@ -23,7 +23,7 @@ _AXES = {
 
 
 def print_scaling_report(report: Mapping[str, Any]) -> None:
-    """Print a line for each point."""
+    """Print a table with a line for each point."""
     from rich.table import Table
 
     print_header(report)
@@ -99,7 +99,7 @@ def _draw_bars(axis: Axes, points: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _conditions(name: str, point: Mapping[str, Any]) -> str:
-    """Return what did not vary."""
+    """Return the title of a series: what varies, and the values of what does not."""
     parts = {
         "documents": f"{point['documents']} documents a request",
         "concurrency": f"{point['concurrency']} requests under way",

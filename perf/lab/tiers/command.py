@@ -1,4 +1,4 @@
-"""`make bench-tiers`: latency of realtime requests beside a flood of requests with X-Tier: batch."""
+"""`make bench-tiers`: measure realtime latency beside a flood of requests with X-Tier: batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from crossrank_server.settings import ServeSettings
 
 
 @click.command()
-@click.option("--model", "-m", help="What is served, as for crossrank serve.  [default: builtin]")
+@click.option("--model", "-m", help="Model, as for crossrank serve.  [default: builtin]")
 @rate_option("Realtime requests/s.", default=10.0)
 @click.option(
     "--flood",

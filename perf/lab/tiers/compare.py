@@ -1,4 +1,4 @@
-"""Realtime requests alone, beside a flood of the tier `batch`, and beside the same flood without a tier."""
+"""Measure realtime requests alone, beside a flood of the tier `batch`, and beside the same flood as realtime."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _WARM_UP_S = 2.0
 
 @dataclass(frozen=True)
 class Rounds:
-    """What is sent in each round.
+    """Parameters of the rounds.
 
     Attributes:
-        documents: In each request.
+        documents: Documents in each request.
         rate: Realtime requests/s.
         flood: Requests of the flood under way at any time.
-        duration_s: Measured.
-        seed: Decides the arrival times, the same in each round.
+        duration_s: Seconds measured in each round.
+        seed: Seed of the arrival times, which are the same in each round.
     """
 
     documents: int
@@ -35,16 +35,16 @@ class Rounds:
 def compare_tiers(
     url: str, bodies: Sequence[bytes], rounds: Rounds, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Return the figures of each round, ready for JSON: its name, and those of `realtime` and `flood`.
+    """Return name and figures of each round, of `realtime` and of `flood`, ready for JSON.
 
     Args:
         url: Base URL of the server.
         bodies: JSON bodies, sent in order and then again.
-        rounds: How to send them.
-        say: Told what begins.
+        rounds: Parameters of the rounds.
+        say: Called with the name of each round.
 
     Raises:
-        SetupError: The server cannot be reached, refuses the first request, or went away under way.
+        SetupError: The server cannot be reached, refuses the first request, or stopped answering.
     """
     same: dict[str, Any] = {
         "documents": rounds.documents,

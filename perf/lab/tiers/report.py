@@ -1,4 +1,4 @@
-"""Print the result of the comparison of tiers."""
+"""Print the result of `make bench-tiers`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from crossrank_perf.base.report import print_header, print_table
 
 
 def print_tier_report(report: Mapping[str, Any]) -> None:
-    """Print the result of `make bench-tiers`: latency of the realtime requests and speed of the flood in each round."""
+    """Print the latency of the realtime requests and the speed of the flood in each round."""
     from rich.table import Table
 
     print_header(report)

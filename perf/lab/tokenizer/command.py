@@ -1,4 +1,4 @@
-"""`make bench-tokenizer`: texts to token ids on one core, beside the tokenizers library."""
+"""`make bench-tokenizer`: compare the tokenizer with the tokenizers library, on one core."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from crossrank_perf.commands.options import check_installed, chosen_workload, wo
 
 @click.command()
 @click.option("--model", "-m", default="builtin", show_default=True, help="As for crossrank serve.")
-@click.option("--rounds", type=click.IntRange(min=3), default=7, show_default=True, help="All ways run in each.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=3),
+    default=7,
+    show_default=True,
+    help="Number of rounds; all tokenizers run in each.",
+)
 @workload_options
 def tokenizer(model: str, rounds: int, json_path: Path | None, **options: Any) -> None:
     """Compare crossrank's tokenizer with the Rust one on one core, after checking that all their ids are equal.

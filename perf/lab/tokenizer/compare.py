@@ -1,4 +1,4 @@
-"""Times what turns a request's texts into token ids, on one core: ways take turns, request by request."""
+"""Compare tokenizers on one core: they tokenize the texts of the same requests, in turn, request by request."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _Way = Callable[[Request], object]
 def compare_tokenizers(
     bundle: Bundle, requests: Sequence[Request], rounds: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure crossrank's tokenizer, its whole encoding of pairs, and the Rust tokenizer that it must equal.
+    """Measure crossrank's tokenizer, its whole encoding of pairs, and the tokenizers library, whose ids it must give.
 
     Args:
-        bundle: Whose tokenizer.
-        requests: What each way tokenizes in every round.
-        rounds: How often.
-        say: Told of the progress.
+        bundle: Bundle with the tokenizer.
+        requests: Requests that each tokenizes in every round.
+        rounds: Number of rounds.
+        say: Called with the progress.
 
     Returns:
-        Whether the native tokenizer is in use, and for each way the passages a second of wall and CPU time, medians of
+        Whether the native tokenizer is in use, and for each the passages a second of wall and of CPU time, medians of
         the rounds.
 
     Raises:
-        SetupError: The ids of a text differ from the Rust tokenizer's.
+        SetupError: The ids of a text differ from those of the tokenizers library.
     """
-    # One core for all: the Rust tokenizer would take them all.
+    # The tokenizers library would use all cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     rust = Tokenizer.from_file(str(bundle.file(TOKENIZER)))
     rust.no_truncation()

@@ -1,4 +1,4 @@
-"""Print the result of the tokenizer comparison."""
+"""Print the result of `make bench-tokenizer`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crossrank_perf.base.report import print_header, print_table
 
 
 def print_tokenizer_report(report: Mapping[str, Any]) -> None:
-    """Print the result of `make bench-tokenizer`: passages/s on one core."""
+    """Print passages/s of each tokenizer on one core."""
     from rich.table import Table
 
     print_header(report)

@@ -29,7 +29,7 @@ from crossrank.checkpoints.tensors import Array
 from crossrank.checkpoints.tokens import PairTokens, read_tokens
 from crossrank.checkpoints.weights import CheckpointWeights
 from crossrank.errors import ModelSourceError
-from crossrank.native.weights import WEIGHTS_FILE, Shape, offered_kernels, write_arrays
+from crossrank.native.weights import WEIGHTS_FILE, Shape, is_native_shape, write_arrays
 
 _GRAPH = "model.onnx"
 _TOOLS = ("crossrank", "numpy", "onnx", "tokenizers")
@@ -118,7 +118,7 @@ def _write_weights(
         offsets: Where its data file holds weights, by role.
     """
     sizes = weights.sizes
-    if not offered_kernels(sizes) or activation not in ERF_GELU or not weights.segments:
+    if not is_native_shape(sizes) or activation not in ERF_GELU or not weights.segments:
         return None
     integers = {name: getattr(sizes, name) for name in ("layers", "hidden", "heads", "ffn", "vocab_size")}
     epsilon = float(np.float32(weights.epsilon))

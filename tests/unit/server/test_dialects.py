@@ -427,6 +427,7 @@ class FixedEngine:
     concurrency = 1
     batch_tokens = 4096
     call_tokens = 0
+    row_step = 4
     pads = True
 
     def __init__(self, logits: list[float]) -> None:
@@ -434,6 +435,9 @@ class FixedEngine:
 
     async def score(self, batch: PairBatch) -> NDArray[np.float32]:
         return np.array(self.logits, np.float32)
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        return len(batch.input_ids)
 
     def ready(self) -> bool:
         return True

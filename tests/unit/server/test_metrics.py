@@ -37,6 +37,7 @@ class HeldEngine:
     concurrency = 1
     batch_tokens = 64
     call_tokens = 0
+    row_step = 4
     pads = True
 
     def __init__(self) -> None:
@@ -45,6 +46,9 @@ class HeldEngine:
     async def score(self, batch: PairBatch) -> NDArray[np.float32]:
         await self.go.wait()
         return np.zeros(len(batch), np.float32)
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        return len(batch.input_ids)
 
     def ready(self) -> bool:
         return True

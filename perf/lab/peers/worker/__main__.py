@@ -1,16 +1,16 @@
 """Score with one system of `make bench-peers`, in that system's own environment.
 
-Started by that environment's Python with this directory and the name of a system; `with_NAME.py` beside this file
-knows it. Reads one JSON object a line from stdin and answers each with one on stdout:
+Started by that environment's Python with this directory and the name of a system, which `with_NAME.py` beside this file
+calls. It reads a JSON object a line from stdin and answers each with one on stdout:
 
     {"op": "load", "checkpoint", "onnx", "model", "options", "threads", "max_length", "batch_sizes", "concurrency",
      "requests"}                                      -> {"versions", "precision", "settings": [{..}, ..]}
     {"op": "score", "request": 0, "setting": {..}}    -> {"logits": [..]}
     {"op": "run", "seconds": 5, "setting": {..}}      -> {"seconds", "latencies_s": [..]}
 
-A system has `packages` (whose versions are told), `precision`, `settings` (the ways it can be called, of which the
-fastest is used) and `score(query, documents, setting)`, which returns logits in the documents' order. Where that is a
-coroutine function, `setting["concurrency"]` calls are under way at a time.
+The class `System` has `packages` (whose versions are reported), `precision`, `settings` (the ways it can be called, of
+which the fastest is used) and `score(query, documents, setting)`, which returns logits in the order of the documents.
+Where that is a coroutine function, `setting["concurrency"]` calls are under way at a time.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class _Worker:
     """A loaded system and the requests it is given.
 
     Args:
-        name: Of the system.
-        message: What `load` was told.
+        name: Name of the system.
+        message: The message `load`.
     """
 
     def __init__(self, name: str, message: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class _Worker:
         self._awaits = inspect.iscoroutinefunction(self._system.score)
 
     def facts(self) -> dict[str, Any]:
-        """Return what was loaded."""
+        """Return versions, precision and settings of the loaded system."""
         found = {}
         for name in self._system.packages:
             try:
@@ -61,7 +61,7 @@ class _Worker:
         return {"logits": [float(score) for score in scores]}
 
     def run(self, seconds: float, setting: dict[str, int]) -> dict[str, Any]:
-        """Score requests, in order, until the time is up; return how long each took."""
+        """Score requests in order until the time is up, and return the latency of each."""
         latencies_s: list[float] = []
         begin = time.perf_counter()
         if self._awaits:
@@ -82,8 +82,8 @@ class _Worker:
 
 
 def main() -> None:
-    """Answer until stdin ends."""
-    # Libraries print what they like on stdout; answers go where only this protocol writes.
+    """Answer messages until stdin ends."""
+    # Libraries print to stdout too: answers get a file descriptor of their own, and stdout becomes stderr.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
