@@ -1,4 +1,4 @@
-"""What is true at the moment Prometheus asks: what waits, what is held, which engines serve."""
+"""Collect the gauges of a service when Prometheus scrapes: queue lengths, memory of bodies, loaded models."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from crossrank_server.serving.service import RerankService
 
 
 class StateCollector(Collector):
-    """Reads a service when it is asked, so that nothing has to be kept up to date.
+    """Read a service at each scrape, so that no gauge has to be kept up to date.
 
     Args:
-        service: Its models are looked at.
-        held_bytes: Bytes of request bodies in memory.
+        service: The service.
+        held_bytes: Returns the bytes of request bodies in memory.
     """
 
     def __init__(self, service: RerankService, held_bytes: Callable[[], int]) -> None:
