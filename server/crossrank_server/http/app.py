@@ -1,4 +1,4 @@
-"""The ASGI application: routes, middleware and error handlers around a service."""
+"""Build the ASGI application: routes, middleware and error handlers around a service."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def create_app(
     """Return the ASGI application in front of a service.
 
     Args:
-        service: Scores.
-        max_body_bytes: Of one request.
-        metrics: The one of the service's observers that GET /metrics shows.
-        cors_origins: Whose pages may call it by script; `*` is all.
+        service: Scores the requests.
+        max_body_bytes: Limit for the body of one request.
+        metrics: The observer of the service that GET /metrics shows.
+        cors_origins: Origins whose pages may call it by script; `*` is all.
     """
     app = FastAPIOffline(
         title="crossrank",
@@ -51,7 +51,7 @@ def create_app(
         description="Scores are sigmoid probabilities in [0, 1]; `raw_scores` gives the model's logits.",
         redirect_slashes=False,
     )
-    # Each goes around those before it.
+    # Each wraps those before it.
     app.add_middleware(FormsMiddleware)
     app.add_middleware(ObservingMiddleware, observers=service.observers)
     if cors_origins:

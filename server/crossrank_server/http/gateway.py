@@ -1,4 +1,4 @@
-"""What all routes share: who calls, the body within its limits, the client that goes away, the answer."""
+"""Run the steps that all routes share: check the key, read the body, notice a disconnect, write the answer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class Gateway:
-    """Between the routes and the service.
+    """Handle the requests of all routes.
 
     Args:
-        service: Scores.
-        max_body_bytes: Of one request.
+        service: Scores the requests.
+        max_body_bytes: Limit for the body of one request.
     """
 
     def __init__(self, service: RerankService, max_body_bytes: int) -> None:
@@ -32,11 +32,11 @@ class Gateway:
         self.bodies = BodyReader(max_body_bytes)
 
     async def open(self, request: Request, scope: str | None = None) -> Call:
-        """Return who calls and how; refused callers are told before their body is read.
+        """Open the call of a request; a caller without a good key is refused before the body is read.
 
         Args:
-            request: Whose headers say it.
-            scope: What the key must allow, for routes that `Accounts.admit` has no part in.
+            request: The request; its headers are read.
+            scope: The scope that the key must have, for routes that do not call `Accounts.admit`.
 
         Raises:
             CrossrankError: What `open_call` and `require_scope` raise.
@@ -53,7 +53,7 @@ class Gateway:
     ) -> Response:
         """Answer a POST: `respond` gets the JSON object of the body and returns that of the answer.
 
-        It is cancelled when the client goes away: nobody would read the answer.
+        It is cancelled when the client disconnects.
 
         Raises:
             CrossrankError: What `open_call`, `BodyReader.read`, `parse_object` and `respond` raise.

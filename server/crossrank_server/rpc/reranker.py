@@ -1,4 +1,4 @@
-"""crossrank.v1.Reranker: the service's requests and answers as messages."""
+"""Serve crossrank.v1.Reranker: read the messages of requests, build those of answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from crossrank_server.serving.service import Ranking
 
 RERANKER = pb.DESCRIPTOR.services_by_name["Reranker"].full_name
 
-# Enough to keep the engine busy while answers travel; more would let one stream fill the queue of all.
+# Enough to keep the engine busy while answers travel; more would let one stream fill the queue.
 _MOST_UNDER_WAY = 16
 _DIRECTIONS: dict[int, TruncationDirection] = {
     pb.TRUNCATION_DIRECTION_RIGHT: "right",

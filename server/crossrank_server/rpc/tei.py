@@ -1,4 +1,4 @@
-"""tei.v1: the reranking part of text-embeddings-inference's interface, which names documents `texts`.
+"""Serve tei.v1: the reranking part of text-embeddings-inference's interface, which calls documents `texts`.
 
 Source: https://github.com/huggingface/text-embeddings-inference (proto/tei.proto, router/src/grpc/server.rs)
 """

@@ -1,4 +1,4 @@
-"""GET /account: what the caller's key may do, what is left of its credit, and what it has used."""
+"""Serve GET /account: scopes, limits, credit and usage of the caller's key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def account_routes(gateway: Gateway) -> APIRouter:
 
 
 def _answer(account: Account | None, statement: dict[str, Any] | None) -> dict[str, Any]:
-    """Return one form for both cases, so that a client need not know whether keys are on."""
+    """Build the answer, which has the same form with and without keys."""
     return {
         "object": "account",
         "keys_required": account is not None,

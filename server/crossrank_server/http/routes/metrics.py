@@ -1,4 +1,4 @@
-"""GET /metrics, for Prometheus."""
+"""Serve GET /metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from crossrank_server.telemetry.metrics import Metrics
 
 
 def metrics_routes(gateway: Gateway, metrics: Metrics) -> APIRouter:
-    """Return the route; where keys are on it needs one of the scope `metrics`."""
+    """Return the route; where keys are on, it needs a key with the scope `metrics`."""
     router = APIRouter()
     metrics.watch(StateCollector(gateway.service, lambda: gateway.bodies.held_bytes))
 

@@ -1,4 +1,4 @@
-"""TEI's dialect: `texts` in, a bare sorted list out; GET /info."""
+"""Serve TEI's dialect: `texts` in, a bare sorted list out; GET /info."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Rank(BaseModel):
 async def rank_texts(service: RerankService, data: dict[str, Any], call: Call) -> list[dict[str, Any]]:
     """Return the answer to a body with `texts`, in the form of a list of Rank.
 
-    TEI has no place for what was truncated: the header `x-truncated-documents` tells how many texts were.
+    TEI's answer has no field for truncation: the header `x-truncated-documents` has the number of truncated texts.
 
     Raises:
         CrossrankError: See `RerankService.rerank`.
