@@ -1,4 +1,4 @@
-"""How each question and its answer read over gRPC."""
+"""Convert operations to gRPC messages, and their answers to results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["Reranker"].full_name
 
 @dataclass(frozen=True)
 class Exchange(Generic[Answer]):
-    """An operation as a gRPC method, its message, and how to read the answer."""
+    """An operation as a gRPC call: its method, its message, and a function that reads the answer."""
 
     method: str
     request: Message
@@ -31,7 +31,7 @@ class Exchange(Generic[Answer]):
 
 
 def exchange_from_operation(operation: Operation[Answer]) -> Exchange[Answer]:
-    """Return how an operation is asked for.
+    """Return the gRPC call of an operation.
 
     Raises:
         BadRequest: A field cannot be sent in a message, such as a document that is no string; `param` names it.
@@ -114,12 +114,12 @@ _EXCHANGES: dict[type[Operation[Any]], Callable[[Any], Exchange[Any]]] = {
 
 
 def _number(value: Any) -> Any:
-    """Return a whole number as an int: a Struct knows only floats."""
+    """Return a whole number as an int, as a Struct holds only floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _refused(operation: Rerank, error: Exception) -> BadRequest:
-    """Return the error for a field that a message cannot hold, in the words of the server where they are known."""
+    """Return the error for a field that a message cannot hold, worded as the server's where it has one."""
     texts = [("query", operation.query), *((f"documents[{i}]", text) for i, text in enumerate(operation.documents))]
     for name, text in texts:
         if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""gRPC as what crosses the seam of transport.py: one connection for all calls, kept alive."""
+"""Carry operations over gRPC: one connection for all calls, kept alive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A connection that went dead in silence is found while a call waits, not when its deadline passes.
+    # A dead connection is found while a call waits, not when its deadline passes.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Attempts to connect follow the pauses of the retry policy, not slower ones of gRPC's.
@@ -31,7 +31,7 @@ _OPTIONS = (
 
 
 class GrpcTransport:
-    """gRPC over one channel; safe to use from several threads."""
+    """Send operations over one channel; safe to use from several threads."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -53,7 +53,7 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """gRPC over one channel, for one event loop."""
+    """Send operations over one channel, for one event loop."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -78,7 +78,7 @@ class AsyncGrpcTransport:
 
 
 class _Call(Generic[Answer]):
-    """One operation and its attempts."""
+    """Hold one operation and its attempts."""
 
     def __init__(self, endpoint: Endpoint, operation: Operation[Answer], timeout_s: float | None) -> None:
         self.exchange: Exchange[Answer] = exchange_from_operation(operation)
@@ -88,7 +88,7 @@ class _Call(Generic[Answer]):
         self._attempts = Attempts(endpoint.policy_for(operation))
 
     def on(self, channel: Any) -> Any:
-        """Begin an attempt: return the answer, or with an asyncio channel what to await for it."""
+        """Begin an attempt; return the answer, or an awaitable of it with an asyncio channel."""
         method = channel.unary_unary(
             self.exchange.method,
             request_serializer=type(self.exchange.request).SerializeToString,
@@ -97,7 +97,7 @@ class _Call(Generic[Answer]):
         return method(self.exchange.request, timeout=self._limit_s, metadata=self._metadata)
 
     def pause_s(self, failed: Any) -> float:
-        """Return how long to wait before the next attempt, or raise what the last one ended with."""
+        """Return the seconds to wait before the next attempt; raise the error if there is none."""
         error = error_from_rpc(failed, self._endpoint.base_url, self._limit_s)
         pause_s = self._attempts.pause_s(error, never_sent=was_never_sent(failed))
         if pause_s is None:

@@ -107,8 +107,8 @@ class Ledger:
 
         Args:
             account: The key's.
-            documents: In the request.
-            cost: In nano-dollars.
+            documents: Number of documents in the request.
+            cost: Cost in nano-dollars.
 
         Returns:
             The hold (None for a key that is not prepaid), and the state of the limits.
