@@ -34,9 +34,8 @@ def engines(model: str, as_json: bool, **options: Any) -> None:
       crossrank engines cross-encoder/ms-marco-MiniLM-L6-v2
       crossrank engines --engine native --json | jq .taken
     """  # noqa: D301
-    from crossrank.bundles.resolve import resolve_model
-
     from crossrank.engines.select import choose_engine
+    from crossrank.resolve import resolve_model
 
     settings = settings_from_options(ServeSettings, options)
     bundle = resolve_model(model, cache_dir=settings.cache_dir, offline=settings.offline, label=settings.label)
