@@ -10,7 +10,7 @@ import grpc
 
 from crossrank_client.endpoint import Endpoint
 from crossrank_client.grpc_errors import error_from_rpc, was_never_sent
-from crossrank_client.grpc_messages import Exchange, exchange_from_operation
+from crossrank_client.grpc_messages import GrpcCall, grpc_call_from_operation
 from crossrank_client.operations import Operation
 from crossrank_client.retries import Attempts
 
@@ -42,7 +42,7 @@ class GrpcTransport:
         call = _Call(self._endpoint, operation, timeout_s)
         while True:
             try:
-                return call.exchange.read(call.on(self._channel))
+                return call.rpc.read(call.on(self._channel))
             except grpc.RpcError as error:
                 pause_s = call.pause_s(error)
             time.sleep(pause_s)
@@ -66,7 +66,7 @@ class AsyncGrpcTransport:
         call = _Call(self._endpoint, operation, timeout_s)
         while True:
             try:
-                return call.exchange.read(await call.on(self._channel))
+                return call.rpc.read(await call.on(self._channel))
             except grpc.RpcError as error:
                 pause_s = call.pause_s(error)
             await asyncio.sleep(pause_s)
@@ -81,7 +81,7 @@ class _Call(Generic[Answer]):
     """Hold one operation and its attempts."""
 
     def __init__(self, endpoint: Endpoint, operation: Operation[Answer], timeout_s: float | None) -> None:
-        self.exchange: Exchange[Answer] = exchange_from_operation(operation)
+        self.rpc: GrpcCall[Answer] = grpc_call_from_operation(operation)
         self._endpoint = endpoint
         self._limit_s = endpoint.limit_s(operation, timeout_s)
         self._metadata = tuple({**endpoint.headers, **operation.headers}.items())
@@ -90,11 +90,11 @@ class _Call(Generic[Answer]):
     def on(self, channel: Any) -> Any:
         """Begin an attempt; return the answer, or an awaitable of it with an asyncio channel."""
         method = channel.unary_unary(
-            self.exchange.method,
-            request_serializer=type(self.exchange.request).SerializeToString,
-            response_deserializer=self.exchange.response.FromString,
+            self.rpc.method,
+            request_serializer=type(self.rpc.request).SerializeToString,
+            response_deserializer=self.rpc.response.FromString,
         )
-        return method(self.exchange.request, timeout=self._limit_s, metadata=self._metadata)
+        return method(self.rpc.request, timeout=self._limit_s, metadata=self._metadata)
 
     def pause_s(self, failed: Any) -> float:
         """Return the seconds to wait before the next attempt; raise the error if there is none."""

@@ -7,7 +7,7 @@ import threading
 from datetime import datetime, timezone
 
 from crossrank.errors import BackendUnavailable
-from crossrank_server.accounts.ledger import Batch, Hold, Ledger
+from crossrank_server.accounts.ledger import Hold, Ledger, UsageBatch
 
 _log = logging.getLogger("crossrank.accounts")
 
@@ -26,8 +26,8 @@ class Meter:
         self._adding = threading.Lock()
         self._writing = threading.Lock()
         self._number = 1
-        self._pending = Batch(ledger.gateway_id, self._number)
-        self._sending: Batch | None = None
+        self._pending = UsageBatch(ledger.gateway_id, self._number)
+        self._sending: UsageBatch | None = None
 
     def record(
         self, key_id: str, model: str, tier: str, *, documents: int, tokens: int, cost: int, hold: Hold | None
@@ -73,7 +73,7 @@ class Meter:
                     return
                 self._sending = self._pending
                 self._number += 1
-                self._pending = Batch(self._ledger.gateway_id, self._number)
+                self._pending = UsageBatch(self._ledger.gateway_id, self._number)
             self._ledger.apply(self._sending)
             self._sending = None
             if give_sign:

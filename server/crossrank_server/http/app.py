@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from crossrank_server.http.cross_origin import allow_origins
 from crossrank_server.http.error_handlers import add_error_handlers
 from crossrank_server.http.forms import FormsMiddleware
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.http.middleware import ObservingMiddleware
 from crossrank_server.http.openapi import openapi_document
 from crossrank_server.http.routes.account import account_routes
@@ -57,7 +57,7 @@ def create_app(
     if cors_origins:
         allow_origins(app, cors_origins)
     add_error_handlers(app)
-    gateway = Gateway(service, max_body_bytes)
+    handler = HttpHandler(service, max_body_bytes)
     for routes in (
         rerank_routes,
         tei_routes,
@@ -69,7 +69,7 @@ def create_app(
         specification_routes,
         page_routes,
     ):
-        app.include_router(routes(gateway))
-    app.include_router(metrics_routes(gateway, metrics or Metrics()))
+        app.include_router(routes(handler))
+    app.include_router(metrics_routes(handler, metrics or Metrics()))
     app.openapi = cache(partial(openapi_document, app))  # type: ignore[method-assign]
     return app

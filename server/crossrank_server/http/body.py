@@ -33,13 +33,13 @@ class BodyReader:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._max_held_bytes = _LARGEST_BODIES_BUFFERED * max_bytes
-        self._held_bytes = 0
+        self._max_buffered_bytes = _LARGEST_BODIES_BUFFERED * max_bytes
+        self._buffered_bytes = 0
 
     @property
-    def held_bytes(self) -> int:
+    def buffered_bytes(self) -> int:
         """Bytes of all bodies in memory now."""
-        return self._held_bytes
+        return self._buffered_bytes
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request, *, yields: bool = False) -> AsyncIterator[bytes]:
@@ -56,7 +56,7 @@ class BodyReader:
             InvalidRequest: The body is not in the coding that its header names.
         """
         body = bytearray()
-        most_held_bytes = self._max_held_bytes // 2 if yields else self._max_held_bytes
+        most_buffered_bytes = self._max_buffered_bytes // 2 if yields else self._max_buffered_bytes
         # An answer to a body that was not read whole must be sent as LingeringResponse.
         request.state.body_unread = True
         decoder = BodyDecoder(request.headers.getlist("content-encoding"))
@@ -68,8 +68,8 @@ class BodyReader:
                 turn_ends = time.perf_counter() + _TURN_S
                 for piece in decoder.pieces(chunk):
                     body += piece
-                    self._held_bytes += len(piece)
-                    self._check(decoder.size, most_held_bytes)
+                    self._buffered_bytes += len(piece)
+                    self._check(decoder.size, most_buffered_bytes)
                     if time.perf_counter() > turn_ends:
                         await asyncio.sleep(0)
                         turn_ends = time.perf_counter() + _TURN_S
@@ -77,14 +77,14 @@ class BodyReader:
             decoder.finish()
             yield bytes(body)
         finally:
-            self._held_bytes -= len(body)
+            self._buffered_bytes -= len(body)
 
-    def _check(self, size: int, most_held_bytes: int) -> None:
+    def _check(self, size: int, most_buffered_bytes: int) -> None:
         if size > self._max_bytes:
             raise self._too_large(f"over {size - 1} bytes")
-        if self._held_bytes > most_held_bytes:
+        if self._buffered_bytes > most_buffered_bytes:
             raise Overloaded(
-                f"requests under way hold {self._held_bytes} bytes, the limit is {most_held_bytes}; "
+                f"requests under way hold {self._buffered_bytes} bytes, the limit is {most_buffered_bytes}; "
                 "try again in a second, or send smaller requests",
                 retry_after_s=1.0,
             )

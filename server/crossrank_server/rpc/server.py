@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from crossrank.errors import SetupError
 from crossrank_server.process.tls import TlsFiles
-from crossrank_server.rpc.gateway import MethodInterceptor, RpcGateway
+from crossrank_server.rpc.handler import MethodInterceptor, RpcHandler
 from crossrank_server.rpc.reranker import RERANKER, reranker_service
 from crossrank_server.rpc.tei import INFO, RERANK, tei_services
 from crossrank_server.serving.service import RerankService
@@ -84,8 +84,8 @@ class RpcServer:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
-        gateway = RpcGateway(self._service, self._max_message_bytes)
-        self._server.add_generic_rpc_handlers((reranker_service(gateway), *tei_services(gateway)))
+        handler = RpcHandler(self._service, self._max_message_bytes)
+        self._server.add_generic_rpc_handlers((reranker_service(handler), *tei_services(handler)))
         self._health = _Health(self._service)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)

@@ -79,7 +79,7 @@ class RerankService:
     """Rank documents with the models of a pool.
 
     Args:
-        models: The models served.
+        pool: The models served.
         max_documents: Limit of documents in one request.
         timeout_s: Seconds after which a request is given up; the wait for a model to be loaded does not count.
         batch_timeout_s: The same for the tier `batch`, which waits for idle cores; defaults to `timeout_s`.
@@ -93,7 +93,7 @@ class RerankService:
 
     def __init__(
         self,
-        models: ModelPool,
+        pool: ModelPool,
         *,
         max_documents: int,
         timeout_s: float,
@@ -102,7 +102,7 @@ class RerankService:
         prices: Prices | None = None,
         observers: Observers | None = None,
     ) -> None:
-        self.models = models
+        self.pool = pool
         self.accounts = accounts or OpenAccounts()
         self.prices = prices or Prices()
         self.observers = observers or Observers()
@@ -117,7 +117,7 @@ class RerankService:
 
     def ready(self) -> bool:
         """Tell whether requests can be scored now."""
-        return not self.draining and self.models.ready()
+        return not self.draining and self.pool.ready()
 
     async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
         """Score and order the documents.
@@ -158,7 +158,7 @@ class RerankService:
                 param=field,
                 code="too_many_documents",
             )
-        model_id = self.models.resolve(model)
+        model_id = self.pool.resolve(model)
         call.model = model_id
         call.documents += documents
         if call.wait_s:
@@ -171,7 +171,7 @@ class RerankService:
                 documents=documents,
                 headers=call.response_headers,
             ) as charge,
-            self.models.awake(model_id, call.wait_s) as served,
+            self.pool.awake(model_id, call.wait_s) as served,
         ):
             try:
                 pairs, logits = await asyncio.wait_for(
@@ -226,7 +226,7 @@ class RerankService:
         """Finish the batches under way, release the engines, and write the usage that is not written yet."""
         try:
             # Usage is written even if an engine does not close.
-            await asyncio.wait_for(self.models.close(), _CLOSE_S)
+            await asyncio.wait_for(self.pool.close(), _CLOSE_S)
         except asyncio.TimeoutError:
             _log.error("an engine has not stopped after %g s and is left behind", _CLOSE_S)
         finally:

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 
 from crossrank_server.accounts.base import SCOPES, Account
 from crossrank_server.http.body import JsonResponse
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.http.schema.answers import ErrorResponse
 
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (401, 403, 503)}
 
 
-def account_routes(gateway: Gateway) -> APIRouter:
+def account_routes(handler: HttpHandler) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
 
@@ -23,8 +23,8 @@ def account_routes(gateway: Gateway) -> APIRouter:
     @router.get("/v1/account", responses=_ERRORS)
     async def account(request: Request) -> Response:
         """Tell the caller's limits, credit and usage; where keys are off `key` is null and nothing is limited."""
-        call = await gateway.open(request, "account")
-        statement = await gateway.service.accounts.statement(call.account)
+        call = await handler.open(request, "account")
+        statement = await handler.service.accounts.statement(call.account)
         return JsonResponse(_answer(call.account, statement), headers=call.response_headers)
 
     return router

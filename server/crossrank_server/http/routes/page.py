@@ -16,7 +16,7 @@ from crossrank.bundles.catalog import CatalogModel, catalog_model
 from crossrank_server.accounts.prices import Prices
 from crossrank_server.calls import Tier
 from crossrank_server.http.body import JsonResponse
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.serving.slot import ModelSlot
 
 _MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -66,7 +66,7 @@ def load_page() -> dict[str, PageFile]:
     return loaded
 
 
-def page_routes(gateway: Gateway) -> APIRouter:
+def page_routes(handler: HttpHandler) -> APIRouter:
     """Return the routes."""
     router = APIRouter(include_in_schema=False)
 
@@ -82,11 +82,11 @@ def page_routes(gateway: Gateway) -> APIRouter:
     @router.get("/page/state.json")
     async def state() -> Response:
         """Return the models, their status, and the published figures of each."""
-        service = gateway.service
+        service = handler.service
         content = {
             "version": version("crossrank"),
             "ready": service.ready(),
-            "models": [model_state(model, service.prices) for model in service.models.models],
+            "models": [model_state(model, service.prices) for model in service.pool.slots],
         }
         return JsonResponse(content, headers={**_HEADERS, "cache-control": "no-store"})
 

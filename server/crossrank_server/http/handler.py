@@ -19,7 +19,7 @@ from crossrank_server.serving.service import RerankService
 T = TypeVar("T")
 
 
-class Gateway:
+class HttpHandler:
     """Handle the requests of all routes.
 
     Args:
@@ -31,21 +31,21 @@ class Gateway:
         self.service = service
         self.bodies = BodyReader(max_body_bytes)
 
-    async def open(self, request: Request, scope: str | None = None) -> Call:
+    async def open(self, request: Request, key_scope: str | None = None) -> Call:
         """Open the call of a request; a caller without a good key is refused before the body is read.
 
         Args:
             request: The request; its headers are read.
-            scope: The scope that the key must have, for routes that do not call `Accounts.admit`.
+            key_scope: The scope that the key must have, for routes that do not call `Accounts.admit`.
 
         Raises:
             CrossrankError: What `open_call` and `require_scope` raise.
         """
         call = await open_call(self.service.accounts, request.headers, request.state.request_id)
         request.state.call = call
-        if scope is not None:
+        if key_scope is not None:
             await self.service.accounts.show_limits(call.account, call.response_headers)
-            require_scope(call.account, scope)
+            require_scope(call.account, key_scope)
         return call
 
     async def answer(

@@ -26,7 +26,7 @@ Question = TypeVar("Question", bound=Message)
 # Full name of the method that the running task answers.
 current_method: contextvars.ContextVar[str] = contextvars.ContextVar("current_method")
 # Messages of the largest size that may be in memory at a time; small ones are counted by their bytes.
-_LARGEST_MESSAGES_HELD = 8
+_LARGEST_MESSAGES_BUFFERED = 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Received(Generic[Question]):
                 ) from None
 
 
-class Scope:
+class Rpc:
     """Hold one RPC: its metadata, and the trailing metadata of its answer.
 
     Attributes:
@@ -118,7 +118,7 @@ class Scope:
         self._context.set_trailing_metadata(tuple(trailers))
 
 
-class RpcGateway:
+class RpcHandler:
     """Handle the RPCs of all methods.
 
     Args:
@@ -129,8 +129,8 @@ class RpcGateway:
     def __init__(self, service: RerankService, max_message_bytes: int) -> None:
         self.service = service
         self._max_message_bytes = max_message_bytes
-        self._max_held_bytes = _LARGEST_MESSAGES_HELD * max_message_bytes
-        self._held_bytes = 0
+        self._max_buffered_bytes = _LARGEST_MESSAGES_BUFFERED * max_message_bytes
+        self._buffered_bytes = 0
 
     def unary(
         self,
@@ -141,8 +141,8 @@ class RpcGateway:
         """Return a method that answers one message with one; it is cancelled when its RPC is, or at the deadline."""
 
         async def method(received: Received[Question], context: grpc.aio.ServicerContext) -> Message | None:
-            async with self._scope(context) as scope, scope.call(scope.exchange, key_scope) as call:
-                with self.held(received):
+            async with self._rpc(context) as rpc, rpc.call(rpc.exchange, key_scope) as call:
+                with self.buffered(received):
                     return await respond(received.read(call), call)
 
         return grpc.unary_unary_rpc_method_handler(method, _reader(kind), _written)
@@ -155,7 +155,7 @@ class RpcGateway:
         async def method(
             received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
         ) -> Message | None:
-            async with self._scope(context) as scope, scope.call(scope.exchange) as call:
+            async with self._rpc(context) as rpc, rpc.call(rpc.exchange) as call:
                 return await respond(received, call)
 
         return grpc.stream_unary_rpc_method_handler(method, _reader(kind), _written)
@@ -163,23 +163,23 @@ class RpcGateway:
     def bidirectional(
         self,
         kind: type[Question],
-        respond: Callable[[AsyncIterator[Received[Question]], Scope], AsyncGenerator[Message, None]],
+        respond: Callable[[AsyncIterator[Received[Question]], Rpc], AsyncGenerator[Message, None]],
     ) -> grpc.RpcMethodHandler:
         """Return a method that answers a stream of messages with a stream."""
 
         async def method(
             received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
         ) -> AsyncIterator[Message]:
-            async with self._scope(context, tell_success=False) as scope:
-                await scope.identify()
-                async with contextlib.aclosing(respond(received, scope)) as answers:
+            async with self._rpc(context, tell_success=False) as rpc:
+                await rpc.identify()
+                async with contextlib.aclosing(respond(received, rpc)) as answers:
                     async for answer in answers:
                         yield answer
 
         return grpc.stream_stream_rpc_method_handler(method, _reader(kind), _written)
 
     @contextlib.contextmanager
-    def held(self, received: Received[Any]) -> Iterator[None]:
+    def buffered(self, received: Received[Any]) -> Iterator[None]:
         """Count a message as in memory until the block ends.
 
         Raises:
@@ -193,35 +193,35 @@ class RpcGateway:
                 "or raise --max-body-bytes",
                 param="body",
             )
-        self._held_bytes += size
+        self._buffered_bytes += size
         try:
-            if self._held_bytes > self._max_held_bytes:
+            if self._buffered_bytes > self._max_buffered_bytes:
                 raise Overloaded(
-                    f"requests under way hold {self._held_bytes} bytes, the limit is {self._max_held_bytes}; "
+                    f"requests under way hold {self._buffered_bytes} bytes, the limit is {self._max_buffered_bytes}; "
                     "try again in a second, or send smaller requests",
                     retry_after_s=1.0,
                 )
             yield
         finally:
-            self._held_bytes -= size
+            self._buffered_bytes -= size
 
     @contextlib.asynccontextmanager
-    async def _scope(self, context: grpc.aio.ServicerContext, *, tell_success: bool = True) -> AsyncIterator[Scope]:
+    async def _rpc(self, context: grpc.aio.ServicerContext, *, tell_success: bool = True) -> AsyncIterator[Rpc]:
         """Enter with the RPC; on leaving, send its trailing metadata, and the status of an error raised within.
 
         Args:
             context: gRPC's context of the RPC.
             tell_success: Notify the observers of a success, too; of a stream they are notified of each message.
         """
-        scope = Scope(self.service, context)
-        exchange = scope.exchange
+        rpc = Rpc(self.service, context)
+        exchange = rpc.exchange
         try:
-            yield scope
-            scope.send_trailers()
+            yield rpc
+            rpc.send_trailers()
         except Exception as error:
-            status = status_from_error(error, scope.request_id)
+            status = status_from_error(error, rpc.request_id)
             fail_exchange(exchange, error, status)
-            scope.send_trailers(status)
+            rpc.send_trailers(status)
             context.set_code(_CODES[status.code])
             context.set_details(status.message)
         except asyncio.CancelledError:
