@@ -18,7 +18,7 @@ class System:
     def __init__(self, model: str, options: dict[str, Any], concurrency: int, **_: Any) -> None:
         self.settings = [{"concurrency": calls} for calls in sorted({1, concurrency})]
         self._service = load_service([model], ServeSettings(**options))
-        self.precision = self._service.models.models[0].engine.precision
+        self.precision = self._service.pool.slots[0].engine.precision
 
     async def score(self, query: str, documents: list[str], setting: dict[str, int]) -> list[float]:
         """Return logits."""
