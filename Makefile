@@ -14,7 +14,7 @@ COMMA := ,
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
-	perf-analyzer-setup services clients reference aiperf peers cuda native native-asan native-tsan clean \
+	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
 	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-gpu
 
 help: ## list the targets
@@ -37,10 +37,10 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 serve: $(VENV)/.serve ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
 	$(BIN)/crossrank serve $(SERVE_ARGS)
 
-test: $(VENV)/.dev triton-setup perf-analyzer-setup clients reference ## set up what the tests need and run them, the slow ones left out
+test: $(VENV)/.dev triton-setup perf-analyzer-setup clients frameworks reference ## set up what the tests need and run them, the slow ones left out
 	$(BIN)/python -m pytest -m "not slow" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev triton-setup perf-analyzer-setup clients reference aiperf ## run every test, the large architectures included
+test-all: $(VENV)/.dev triton-setup perf-analyzer-setup clients frameworks reference aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, directions of imports
@@ -63,12 +63,14 @@ triton-setup: $(VENV)/.dev .triton/.ready ## the real tritonserver, from its whe
 
 perf-analyzer-setup: $(VENV)/.dev .perf-analyzer/.ready ## the real perf_analyzer, from its wheel, into .perf-analyzer
 
-.venv-clients/.ready .venv-clients-older/.ready: .venv-%/.ready: requirements/%.txt | $(VENV)/.dev
+.venv-clients/.ready .venv-clients-older/.ready .venv-frameworks/.ready: .venv-%/.ready: requirements/%.txt | $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-$*
 	$(BIN)/uv pip install --quiet --require-hashes --python .venv-$* -r $<
 	touch $@
 
 clients: .venv-clients/.ready .venv-clients-older/.ready ## other vendors' clients, in environments of their own
+
+frameworks: .venv-frameworks/.ready ## LangChain, LlamaIndex, Haystack, PyTerrier beside the library, in an environment of its own
 
 # PyTorch is not in the lock, as above.
 .venv-reference/.ready: requirements/reference.txt | $(VENV)/.dev
@@ -174,6 +176,7 @@ lock: $(VENV)/.dev ## write the lock files anew
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
 	for name in clients clients-older; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done
+	$(LOCK) pyproject.toml requirements/frameworks.in --output-file requirements/frameworks.txt
 	$(LOCK) pyproject.toml requirements/reference.in requirements/torch-needs.in \
 		--override requirements/no-torch.override --output-file requirements/reference.txt
 	$(LOCK) pyproject.toml $(addprefix --extra ,server openvino grpc triton postgresql redis tls otel) \

@@ -1,12 +1,13 @@
 """Builds the native tokenizer and padding, and the native encoder: one shared library for each kernel, from one source.
 
 All else is in pyproject.toml. Without a compiler, or with one that does not know a kernel's instructions, that library
-is left out and the rest installs all the same. CROSSRANK_NATIVE_FLAGS adds compiler flags, for sanitizers and debuggers
-(Makefile).
+is left out and the rest installs all the same: `crossrank engines` says which were built. CROSSRANK_NATIVE_FLAGS adds
+compiler flags, for sanitizers and debuggers; CROSSRANK_NATIVE_TEST=1 adds the library that only tests load (Makefile).
 """
 
 import os
 import platform
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -24,7 +25,9 @@ FLAGS = [
 ]
 AVX512 = ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 
-kernels = {"portable": [], "amx_emulated": ["-DCROSSRANK_AMX_EMULATED"]}
+kernels = {"portable": []}
+if os.environ.get("CROSSRANK_NATIVE_TEST") == "1":
+    kernels["amx_emulated"] = ["-DCROSSRANK_AMX_EMULATED"]
 if platform.machine() in ("x86_64", "AMD64"):
     kernels |= {
         "avx2": ["-mavx2", "-mfma"],
@@ -32,6 +35,14 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx512_bf16": ["-DCROSSRANK_DOT", *AVX512, "-mavx512bf16"],
         "amx": ["-DCROSSRANK_AMX", *AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
     }
+
+declared = runpy.run_path(f"{FOLDER}/interface.py")
+interface = declared["interface_of"](Path(FOLDER))
+if interface != declared["INTERFACE"]:
+    raise SystemExit(
+        f"{FOLDER}: the headers that Python calls have changed. Change their ctypes declarations alike, then write "
+        f'INTERFACE = "{interface}" into interface.py'
+    )
 
 
 def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
@@ -41,6 +52,7 @@ def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
         f"crossrank.native._{name}",
         sources=[f"{FOLDER}/{source}" for source in sources],
         depends=sorted(str(path) for path in Path(FOLDER).glob("*.h")),
+        define_macros=[("CROSSRANK_INTERFACE", f'"{interface}"')],
         language="c++",
         extra_compile_args=[*FLAGS, *flags, *extra],
         extra_link_args=extra,

@@ -225,13 +225,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def model_files() -> dict[str, bytes]:
-    """A repository as the hub ships such a model, in miniature, weights in every format."""
+    """A repository as the hub ships such a model, in miniature, weights in every format.
+
+    Of a family whose safetensors are not opened without PyTorch, so that its graph is what is read.
+    """
     return {
         "README.md": b"# a model card\n",
         "config.json": json.dumps(
             {
-                "architectures": ["BertForSequenceClassification"],
-                "model_type": "bert",
+                "architectures": ["ErnieForSequenceClassification"],
+                "model_type": "ernie",
                 "hidden_size": 8,
                 "num_hidden_layers": 1,
                 "num_attention_heads": 2,
@@ -241,7 +244,7 @@ def model_files() -> dict[str, bytes]:
                 "id2label": {"0": "LABEL_0"},
             }
         ).encode(),
-        "model.safetensors": b"weights that a serving install cannot read",
+        "model.safetensors": b"weights that need PyTorch",
         "onnx/model.onnx": _tiny_graph(),
         "onnx/model_O1.onnx": b"another variant",
         "pytorch_model.bin": b"a pickle",

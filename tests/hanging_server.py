@@ -35,6 +35,7 @@ class HangingEngine:
     concurrency = 1
     batch_tokens = 64
     call_tokens = 0
+    row_step = 4
     pads = True
 
     def __init__(self) -> None:
@@ -43,6 +44,9 @@ class HangingEngine:
     async def score(self, batch: PairBatch) -> NDArray[np.float32]:
         await asyncio.get_running_loop().run_in_executor(self._pool, threading.Event().wait)
         return np.zeros(len(batch), np.float32)
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        return len(batch.input_ids)
 
     def ready(self) -> bool:
         return True

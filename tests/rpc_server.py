@@ -29,6 +29,7 @@ class GatedEngine:
     concurrency = 1
     batch_tokens = 4096
     call_tokens = 0
+    row_step = 4
     pads = True
 
     def __init__(self, *, is_open: bool = True) -> None:
@@ -42,6 +43,9 @@ class GatedEngine:
         self.batches.append(len(batch))
         await self.gate.wait()
         return batch.lengths.astype(np.float32)
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        return len(batch.input_ids)
 
     def ready(self) -> bool:
         return self.is_ready

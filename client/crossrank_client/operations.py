@@ -119,10 +119,10 @@ class Rerank(Operation[RerankResponse]):
         return self.wait_s
 
     def http_body(self) -> bytes:
-        """Return the request as JSON; fields left at their default are left out, but for `top_n`."""
-        # Null is all. Without it the request could be a Voyage client's, for whom the results come twice.
-        fields: dict[str, Any] = {"query": self.query, "documents": self.documents, "top_n": self.top_n}
+        """Return the request as JSON, without the fields that have their default."""
+        fields: dict[str, Any] = {"query": self.query, "documents": self.documents}
         optional = {
+            "top_n": self.top_n,
             "return_documents": self.return_documents or None,
             "raw_scores": self.raw_scores or None,
             "model": self.model,

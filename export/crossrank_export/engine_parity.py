@@ -1,4 +1,4 @@
-"""Whether the engines of this machine give the source's logits from the bundle as it was written.
+"""Compare the logits that this machine's engines compute from a written bundle with the source's.
 
 The graph's own parity says that the graph is right. An engine may read other files than the graph (native), fuse what
 it should not, or refuse the graph: `auto` may choose any of them, so each is asked.
@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
+from crossrank.engines.candidates import choosable_engines
 from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.engines.select import EngineName, auto_engines, make_engine
+from crossrank.engines.names import EngineName
+from crossrank.engines.select import make_engine
 from crossrank.errors import CrossrankError
 from crossrank.packed import PairBatch, take_pairs
 from crossrank.reasons import reason_of
@@ -39,9 +41,7 @@ def compare_engines(bundle: Bundle, samples: Sequence[SampleSet]) -> dict[str, d
         `refused`, the reason. `disagrees` is true where a logit is beyond the threshold of fp32.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name in auto_engines("fp32"):
-        if name == "native" and bundle.manifest.weights is None:
-            continue
+    for name in choosable_engines(bundle, "fp32"):
         found[name] = _compare(bundle, name, samples)
     return found
 

@@ -15,12 +15,12 @@ from onnx_ir import external_data
 
 from crossrank.bundles.bundle import Graph, PairTemplate, Precision, Tensor
 from crossrank.bundles.model_directory import external_locations
+from crossrank.checkpoints.config import ModelConfig
 from crossrank.errors import ModelSourceError
 from crossrank.native.padding import pad
 from crossrank.packed import PairBatch
 from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, open_graph, save_graph, weight_bytes
-from crossrank_export.model_config import ModelConfig
 
 # Pairs to logits, float32 [pairs, labels]; implemented by PyTorch and by ONNX Runtime.
 Scorer = Callable[[PairBatch], NDArray[np.float32]]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from crossrank.bundles.bundle import Source
 from crossrank.bundles.hub import download_model, find_in_hub_cache, list_repository
 from crossrank.bundles.hub_ref import HubUnreachable, parse_hub_ref
-from crossrank.bundles.layout import Kind
-from crossrank_export.sources import CARD, SourceFiles, find_source, torch_is_installed
-from crossrank_export.tokens import check_source
+from crossrank.bundles.layout import CARD, Kind
+from crossrank.checkpoints.converters import torch_is_installed
+from crossrank.checkpoints.tokens import check_source
+from crossrank_export.sources import SourceFiles, find_source, is_class_of_transformers
 
 
 def fetch_source(spec: str, into: Path, kind: Kind | None) -> SourceFiles:
@@ -25,15 +27,20 @@ def fetch_source(spec: str, into: Path, kind: Kind | None) -> SourceFiles:
     """
     ref = parse_hub_ref(spec)
     torch = torch_is_installed()
+
+    def reads_weights(_: object) -> bool:
+        return torch
+
     try:
         listing = list_repository(ref)
     except HubUnreachable:
-        found = find_in_hub_cache(ref, kind=kind, torch=torch)
+        found = find_in_hub_cache(ref, kind=kind, reads_weights=reads_weights)
         if found is None:
             raise
         directory, commit, sha256 = found
     else:
         directory, commit = into, listing.commit
-        sha256 = download_model(ref, listing, into, kind=kind, torch=torch, more=[CARD], check=check_source)
+        check = partial(check_source, is_known_class=is_class_of_transformers)
+        sha256 = download_model(ref, listing, into, kind=kind, reads_weights=reads_weights, more=[CARD], check=check)
     source = Source(kind="hub", name=ref.model_id, revision=commit, sha256=sha256)
     return find_source(directory, kind=kind, source=source)

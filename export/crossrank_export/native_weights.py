@@ -17,13 +17,12 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Architecture, SharedTensor, Weights
-from crossrank.native.weights import WORD, offered_kernels, read_weights, write_arrays
+from crossrank.native.weights import WEIGHTS_FILE, WORD, is_native_shape, read_weights, write_arrays
 from crossrank_export.bert import score_pairs
 from crossrank_export.graph_files import data_file
 from crossrank_export.parity import SampleSet, compare, limit_of
 from crossrank_export.roles import NoRolesError, find_roles
 
-FILE = "weights.safetensors"
 _RUNTIME = "numpy fp32"
 # Elements by which a place in a file is found, and those that are compared at a time.
 _START, _PIECE = 1024, 1 << 20
@@ -49,7 +48,7 @@ def write_weights(
         samples: Pairs with the source's logits.
         fp32: The bundle's fp32 graph file.
     """
-    if not offered_kernels(architecture):
+    if not is_native_shape(architecture):
         return None
     try:
         shape, arrays = find_roles(graph, architecture, label)
@@ -57,10 +56,10 @@ def write_weights(
         logger.warning("no weights for the native engine: %s", error)
         return None
     shared = _shared(arrays, fp32)
-    file = fp32.with_name(FILE)
+    file = fp32.with_name(WEIGHTS_FILE)
     write_arrays(file, {role: array for role, array in arrays.items() if role not in shared})
     record = Weights(
-        file=FILE,
+        file=WEIGHTS_FILE,
         positions=shape.positions,
         segments=shape.segments,
         epsilon=shape.epsilon,

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Precision
+from crossrank.checkpoints.tokens import PairTokens
 from crossrank.errors import ModelSourceError, SetupError
 from crossrank.packed import PairBatch, take_pairs
 from crossrank_export.graphs import Scorer
 from crossrank_export.metrics import kendall_tau, ndcg, top_overlap
 from crossrank_export.samples import SampleGroup
-from crossrank_export.tokens import PairTokens
 
 # How far any logit of a variant may be from its source's, where these span up to _RANGE: wider ones are sums of larger
 # numbers, whose last bits weigh more. fp32 has 24 bits: 1e-4 in 100 are 17 times 2^-24 of the range, which sums of some

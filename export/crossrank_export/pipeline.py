@@ -1,7 +1,7 @@
 """The whole export: read the source, optimize its graph, write variants, prove them, and only then leave a bundle.
 
-export_model      any source; safetensors go through PyTorch
-bundle_from_onnx  an ONNX source, without torch or transformers: what `crossrank serve --model` calls
+export_model       any source; safetensors go through PyTorch
+bundle_from_files  what a model's first use needs: the converter that `crossrank.resolve` finds by its entry point
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from crossrank.bundles.bundle import (
     sha256_of,
     write_manifest,
 )
+from crossrank.bundles.layout import CARD, Kind
+from crossrank.checkpoints.config import ModelConfig, choose_label, read_config
+from crossrank.checkpoints.tokens import PairTokens, read_tokens
 from crossrank.engines.memory import return_memory
 from crossrank.errors import SetupError
 from crossrank_export.engine_parity import compare_engines
 from crossrank_export.graph_files import INLINE_BYTES
 from crossrank_export.graphs import Scorer, check_graph, without_links
-from crossrank_export.model_config import ModelConfig, choose_label, read_config
 from crossrank_export.native_weights import write_weights
 from crossrank_export.onnx_source import graph_scorer, read_graph
 from crossrank_export.parity import prepare
 from crossrank_export.passes.report import PassReport
 from crossrank_export.replacing import refuse_occupied, replacing
 from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
-from crossrank_export.sources import CARD, SourceFiles, find_source
+from crossrank_export.sources import SourceFiles, find_source, is_class_of_transformers
 from crossrank_export.token_parity import refuse_other_tokens
-from crossrank_export.tokens import PairTokens, read_tokens
 from crossrank_export.variants import Reference, write_fp32, write_others
 
 logger = logging.getLogger(__name__)
@@ -95,23 +96,32 @@ class _Model:
     prepared: list[PassReport]
 
 
-def bundle_from_onnx(path: Path, out: Path, *, source: Source | None = None, label: int | None = None) -> None:
-    """Make an optimized fp32 bundle from a directory with an ONNX graph, as the hub ships it.
+def bundle_from_files(path: Path, out: Path, source: Source | None = None, label: int | None = None) -> None:
+    """Make an optimized fp32 bundle of a model on its first use; of an ONNX graph without torch or transformers.
 
     Args:
-        path: A directory with config.json, tokenizer.json and an ONNX graph, or such a graph in it.
+        path: A directory with config.json, tokenizer.json and an ONNX graph or safetensors, or such a graph in it.
         out: The bundle directory to create.
-        source: What the manifest records; derived from the directory if omitted.
+        source: What the manifest records, with the files that are read; derived from the directory if omitted.
         label: Which logit is the score, where the model gives several.
 
     Raises:
         ModelSourceError: It is not a cross-encoder that can be served.
         SetupError: The optimized graph does not agree with the source.
     """
-    files = find_source(path, kind="onnx", source=source)
+    kind: Kind | None = None
+    if source is not None:
+        kind = "onnx" if any(name.endswith(".onnx") for name in source.sha256) else "safetensors"
+    files = find_source(path, kind=kind, source=source)
     if label is not None and read_config(files.directory).num_labels == 1:
         label = None
-    export_model(files, out, ExportOptions(label=label, documents=_QUICK_DOCUMENTS))
+    name = files.source.name
+    export_model(
+        files,
+        out,
+        ExportOptions(label=label, documents=_QUICK_DOCUMENTS),
+        on_step=lambda step: logger.info("%s: %s", name, step),
+    )
 
 
 def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step: OnStep = logger.debug) -> Bundle:
@@ -161,7 +171,7 @@ def _read(
     files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep
 ) -> tuple[_Model, onnx_ir.Model, Scorer]:
     """Read configuration and tokenizer first: what must be refused is refused before anything heavy is loaded."""
-    config = read_config(files.directory, files.kind)
+    config = read_config(files.directory, files.kind, is_known_class=is_class_of_transformers)
     label = choose_label(config.num_labels, options.label, str(files.directory))
     tokens = read_tokens(files.directory, config, options.max_length)
     refuse_other_tokens(files.directory, tokens, config)

@@ -9,9 +9,9 @@ from pathlib import Path
 from crossrank.bundles.bundle import Source, sha256_of
 from crossrank.bundles.layout import Kind, choose_files
 from crossrank.bundles.model_directory import checked_files, files_of, locate, name_of
+from crossrank.checkpoints.converters import torch_is_installed
+from crossrank.checkpoints.families import is_own_class
 from crossrank.errors import ModelSourceError
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,13 @@ def find_source(path: Path, *, kind: Kind | None = None, source: Source | None =
         names = [name for name in names if name == given or not name.endswith((".onnx", ".safetensors"))]
         kind = "onnx"
     torch = kind != "onnx" and torch_is_installed()
-    files = choose_files(names, str(directory), lambda name: (directory / name).read_bytes(), kind=kind, torch=torch)
+    files = choose_files(
+        names,
+        str(directory),
+        lambda name: (directory / name).read_bytes(),
+        kind=kind,
+        reads_weights=lambda config: torch,
+    )
     if files.graph is None and not torch:
         raise ModelSourceError(
             f"{directory} has safetensors, which need PyTorch to become a graph: pip install 'crossrank[export]', or "
@@ -68,6 +74,10 @@ def find_source(path: Path, *, kind: Kind | None = None, source: Source | None =
     return SourceFiles(directory, files.kind, directory / files.graph if files.graph else None, record)
 
 
-def torch_is_installed() -> bool:
-    """Tell whether everything needed to export safetensors is there, without importing it."""
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "optimum"))
+def is_class_of_transformers(model_type: str, name: str) -> bool:
+    """Tell whether transformers has the class for cross-encoders of a family, without code of the model's own."""
+    if importlib.util.find_spec("transformers") is None:
+        return is_own_class(model_type, name)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(model_type) == name

@@ -9,9 +9,9 @@ from typing import Any
 
 from tokenizers import normalizers
 
+from crossrank.checkpoints.config import ModelConfig
+from crossrank.checkpoints.tokens import PairTokens
 from crossrank.errors import ModelSourceError
-from crossrank_export.model_config import ModelConfig
-from crossrank_export.tokens import PairTokens
 
 logger = logging.getLogger(__name__)
 

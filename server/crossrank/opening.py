@@ -62,9 +62,9 @@ class Opening:
             SetupError: No engine of this machine can serve it as asked.
         """
         # Not at the top: `import crossrank` loads no tokenizer, no engine and no pydantic.
-        from crossrank.bundles.resolve import resolve_model
         from crossrank.engines.select import make_engine
         from crossrank.loaded import LoadedModel
+        from crossrank.resolve import resolve_model
 
         bundle = resolve_model(
             self.model,

@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "crossrank_server.commands.serve:serve",
     "rerank": "crossrank_server.commands.rerank:rerank",
     "models": "crossrank_server.commands.models:models",
+    "engines": "crossrank_server.commands.engines:engines",
     "keys": "crossrank_server.commands.keys:keys",
     "usage": "crossrank_server.commands.usage:usage",
     "export": "crossrank_export.commands.export:export",
@@ -29,7 +30,7 @@ COMMANDS = {
 }
 # What installs the packages that a command imports beyond those of the library.
 EXTRAS = {
-    **dict.fromkeys(("serve", "rerank", "models", "keys", "usage"), "server"),
+    **dict.fromkeys(("serve", "rerank", "models", "engines", "keys", "usage"), "server"),
     **dict.fromkeys(("export", "engine"), "export"),
     **dict.fromkeys(("repository", "triton"), "triton"),
     **dict.fromkeys(("tune", "eval", "bench", "perf-analyzer"), "perf"),

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from crossrank.bundles.cache import default_cache_dir
+from crossrank.engines.names import EngineName, PrecisionName
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -51,12 +52,12 @@ class ServeSettings(BaseSettings):
         description="Port for gRPC, on the same address; 0 takes a free one and prints it. Off unless given: it is one"
         " more open port, and costs 0.2 s at start-up and 15 MB.",
     )
-    engine: Literal["auto", "native", "openvino", "onnxruntime", "cuda", "triton"] = Field(
+    engine: EngineName = Field(
         "auto",
         description="What computes the scores. auto takes the GPU (cuda) where onnxruntime-gpu is installed and finds"
-        " one, else the native encoder for TinyBERT-L2, TinyBERT-L4 and MiniLM models on CPUs with AVX2 (in bf16 on"
-        " AMX where OpenVINO is installed, for TinyBERT-L2 only), else OpenVINO where it is installed, else ONNX"
-        " Runtime; triton sends token ids to the Triton servers of --triton-url.",
+        " one, else the native encoder for TinyBERT-L2, TinyBERT-L4 and MiniLM models on x86 CPUs with AVX2, else"
+        " OpenVINO where it is installed, else ONNX Runtime; crossrank engines prints the whole order and what is taken"
+        " here. triton sends token ids to the Triton servers of --triton-url.",
     )
     triton_url: str = Field(
         "grpc://127.0.0.1:8001",
@@ -73,11 +74,11 @@ class ServeSettings(BaseSettings):
         ge=0,
         description="Seconds to wait at start-up for a first Triton that is ready, as both are often started together.",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: PrecisionName = Field(
         "auto",
         description="Arithmetic. auto takes bf16 where the CPU multiplies it natively: about twice as fast,"
         " logits within 0.05 of fp32; and fp16 on a GPU, where the bundle has it. fp32 gives the reference's scores to"
-        " 1e-4.",
+        " 1e-4. fp16 and int8 are graphs of the bundle, which crossrank export writes.",
     )
     label: int | None = Field(
         None,

@@ -1,10 +1,11 @@
-"""Other vendors' clients, each in a process of its own that runs in the environment of `make clients`."""
+"""Programs of other vendors' packages, each in a process of its own that runs in an environment of their own."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,27 +42,29 @@ def interpreter(environment: str) -> Path:
     """Return the Python of an environment; skip the test, saying how to prepare it, where there is none."""
     python = ROOT / f".venv-{environment}" / "bin" / "python"
     if not (ROOT / f".venv-{environment}" / ".ready").exists():
-        target = "aiperf" if environment == "aiperf" else "clients"
+        target = "clients" if environment.startswith("clients") else environment
         pytest.skip(f"no environment .venv-{environment}; `make {target}` prepares it")
     return python
 
 
 class ClientProgram:
-    """A program beside worker.py, running.
+    """A program that worker.py runs.
 
     Args:
-        environment: Where it runs: `clients` or `clients-older`.
+        environment: Where it runs: NAME of .venv-NAME.
         program: Its module's name.
+        python_path: Where its modules are found besides beside worker.py.
     """
 
-    def __init__(self, environment: str, program: str) -> None:
+    def __init__(self, environment: str, program: str, python_path: Sequence[Path] = ()) -> None:
         kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+        found = {"PYTHONPATH": os.pathsep.join(map(str, python_path))} if python_path else {}
         self._process = subprocess.Popen(
             [interpreter(environment), _PROGRAMS / "worker.py", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**kept, **_OFFLINE},
+            env={**kept, **_OFFLINE, **found},
         )
 
     def ask(self, call: str, **arguments: Any) -> Any:

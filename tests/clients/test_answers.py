@@ -17,7 +17,7 @@ def ask(way, program, server):
 
     def rerank(base_url=server.base_url, **arguments):
         arguments = {"query": QUERY, "documents": DOCUMENTS, "model": MODEL, **way.options, **arguments}
-        return program(way.environment, way.program).ask(way.call, base_url=base_url, key="any", **arguments)
+        return program(way.environment, way.program).ask(way.call, base_url=base_url + way.base, key="any", **arguments)
 
     return rerank
 

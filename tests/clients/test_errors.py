@@ -45,7 +45,7 @@ def raised_by(way) -> tuple[str, str]:
 def refusal(program, server, way, **arguments) -> Refused:
     asked = {"query": QUERY, "documents": DOCUMENTS, "model": MODEL, **way.options, **arguments}
     with pytest.raises(Refused) as raised:
-        program(way.environment, way.program).ask(way.call, base_url=server.base_url, key="any", **asked)
+        program(way.environment, way.program).ask(way.call, base_url=server.base_url + way.base, key="any", **asked)
     return raised.value
 
 

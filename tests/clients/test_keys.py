@@ -80,10 +80,10 @@ def ask(program, server, name, key):
 def test_a_good_key_is_served_and_a_wrong_one_is_not(way, program, keyed_server, key, reference):
     client = program(way.environment, way.program)
     asked = {"query": QUERY, "documents": DOCUMENTS, "model": MODEL, **way.options}
-    hits = client.ask(way.call, base_url=keyed_server.base_url, key=key, **asked)
+    hits = client.ask(way.call, base_url=keyed_server.base_url + way.base, key=key, **asked)
     assert [index for index, _, _ in hits] == reference.order
     with pytest.raises(Refused):
-        client.ask(way.call, base_url=keyed_server.base_url, key=key[:-1] + "?", **asked)
+        client.ask(way.call, base_url=keyed_server.base_url + way.base, key=key[:-1] + "?", **asked)
 
 
 @pytest.mark.parametrize("name", _CALLS)

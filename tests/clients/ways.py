@@ -49,6 +49,7 @@ class Way:
         logits: The dialect answers with logits.
         documents: The client returns the documents' texts.
         names_model: The client tells the server which model it wants.
+        base: What follows the server's address in the client's base URL.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Way:
     logits: bool = False
     documents: bool = True
     names_model: bool = True
+    base: str = ""
 
 
 def _litellm(provider: str, route: str, **about: Any) -> list[Way]:
@@ -74,6 +76,7 @@ def _litellm(provider: str, route: str, **about: Any) -> list[Way]:
             logits=about.get("logits", False),
             documents=about.get("documents", True),
             names_model=about.get("names_model", True),
+            base=about.get("base", ""),
         )
         for call in ("rerank", "arerank")
     ]
@@ -95,7 +98,8 @@ WAYS = [
     *_litellm("hosted_vllm", "/rerank"),
     *_litellm("jina_ai", "/v1/rerank"),
     *_litellm("huggingface", "/rerank", names_model=False),
-    *_litellm("voyage", "/v1/rerank"),
+    # It sends what jina_ai sends, unless it is given a top_n, and reads another part of the answer.
+    *_litellm("voyage", "/voyage/v1/rerank", base="/voyage"),
     *_litellm("together_ai", "/rerank"),
     # It sends what hosted_vllm sends and wants strings where that wants objects.
     *_litellm("infinity", "/rerank", options={"return_documents": False}, documents=False),

@@ -40,7 +40,7 @@ def find_weights(name: str) -> Path | None:
         for config in below:
             if canonical_model_id(config.parent.name) == name:
                 return config.parent
-    found = find_in_hub_cache(parse_hub_ref(name))
+    found = find_in_hub_cache(parse_hub_ref(name), kind="onnx")
     return found[0] if found else None
 
 

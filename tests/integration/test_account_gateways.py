@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import threading
@@ -16,11 +17,17 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
+from crossrank.bundles.bundle import Bundle
 from crossrank_server.accounts.keys import NewKey, create_key, list_keys
+from crossrank_server.accounts.metered import MeteredAccounts
+from crossrank_server.accounts.prices import Prices
 from crossrank_server.accounts.store import Store, gateways, holds
 from crossrank_server.accounts.usage import UsageFilter, usage_by_day
+from tests.http_app import client_of, make_app
 from tests.server_process import RunningServer, running_server
 from tests.services import running_postgresql
+from tests.stepped_clock import SteppedClock
+from tests.unit.library.test_batcher import ArithmeticEngine
 
 NANO_A_DOCUMENT = 8_000
 
@@ -64,23 +71,49 @@ def arguments(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     return given
 
 
-def test_two_gateways_enforce_one_limit_and_one_credit(arguments: list[str]) -> None:
+def test_two_gateways_enforce_one_credit(arguments: list[str]) -> None:
     store = Store(arguments[1])
-    by_requests = new_key(store, requests_per_minute=40)
-    by_documents = new_key(store, documents_per_minute=100)
     by_credit = new_key(store, credit_nano_usd=50 * NANO_A_DOCUMENT)
     with two_gateways(*arguments, "--flush-window-s", "0.2") as servers:
-        # So that all of it falls into one minute.
-        if time.time() % 60 > 40:
-            time.sleep(60 - time.time() % 60)
-        assert statuses(servers, by_requests, 60, 1) == {200: 40, 429: 20}
-        assert statuses(servers, by_documents, 30, 5) == {200: 20, 429: 10}
+        if "--limits-store" in arguments:
+            # Redis begins a minute with its first request, so that no other one begins meanwhile.
+            by_requests = new_key(store, requests_per_minute=40)
+            by_documents = new_key(store, documents_per_minute=100)
+            assert statuses(servers, by_requests, 60, 1) == {200: 40, 429: 20}
+            assert statuses(servers, by_documents, 30, 5) == {200: 20, 429: 10}
         assert statuses(servers, by_credit, 40, 2) == {200: 25, 402: 15}
         time.sleep(0.5)  # the flush window, so that each sees what the other one served
         for server in servers:
             response = httpx.get(f"{server.base_url}/account", headers={"authorization": f"Bearer {by_credit}"})
             assert response.json()["credit"] == {"granted": 0.0004, "spent": 0.0004, "reserved": 0.0}
-    assert totals(store) == (40 + 20 + 25, 40 + 100 + 50)
+    limited = (40 + 20, 40 + 100) if "--limits-store" in arguments else (0, 0)
+    assert totals(store) == (25 + limited[0], 50 + limited[1])
+    store.close()
+
+
+async def test_two_gateways_enforce_one_limit_in_their_store(store_url: str, builtin: Bundle) -> None:
+    # In this process, on a clock that stands: no minute ends meanwhile.
+    clock = SteppedClock()
+    accounts = [MeteredAccounts(Store(store_url), Prices(), clock=clock) for _ in range(2)]
+    store = Store(store_url)
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(client_of(make_app(builtin, ArithmeticEngine(), accounts=each)))
+            for each in accounts
+        ]
+        for options, requests, documents, expected in (
+            ({"requests_per_minute": 40}, 60, 1, {200: 40, 429: 20}),
+            ({"documents_per_minute": 100}, 30, 5, {200: 20, 429: 10}),
+        ):
+            headers = {"authorization": f"Bearer {new_key(store, **options)}"}
+            body = {"query": "q", "documents": ["some text"] * documents}
+            answers = await asyncio.gather(
+                *(clients[i % 2].post("/v1/rerank", json=body, headers=headers) for i in range(requests))
+            )
+            assert Counter(answer.status_code for answer in answers) == expected
+    for each in accounts:
+        await each.close()
+    assert totals(store) == (40 + 20, 40 + 100)
     store.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from crossrank.bundles.catalog import BUILTIN
 from tests.server_process import running_server
 
 PASSAGES = [
@@ -34,6 +36,15 @@ def test_help_teaches_with_examples_and_version_is_that_of_the_distribution() ->
         assert f"  {command} " in helped.stdout
     assert "crossrank rerank --query" in helped.stdout
     assert crossrank("--version").stdout.strip().startswith("crossrank, version ")
+
+
+@pytest.mark.parametrize("group", [[], ["keys"], ["bench"]], ids=["crossrank", "keys", "bench"])
+def test_help_cuts_no_description_in_mid_sentence(group: list[str]) -> None:
+    _, _, commands = crossrank(*group, "--help").stdout.partition("\nCommands:\n")
+    assert commands
+    assert "..." not in commands
+    last_lines = re.findall(r"(.*)\n(?=  \S|$)", commands)
+    assert all(line.endswith(".") for line in last_lines), commands
 
 
 def test_serve_help_states_flag_variable_and_default_of_every_setting() -> None:
@@ -121,6 +132,13 @@ def test_a_taken_port_is_said_with_the_remedy() -> None:
     assert result.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
     assert "--port" in result.stderr
+
+
+@pytest.mark.parametrize("model", ["builtin", "mine=builtin"])
+def test_serving_the_builtin_states_its_terms_in_one_line_of_the_log(model: str) -> None:
+    with running_server("--model", model) as server:
+        (line,) = [line for line in server.log.read_text().splitlines() if "non-commercial" in line]
+    assert f"crossrank-mini is licensed for non-commercial use: {BUILTIN.terms}" in line
 
 
 def test_a_bundle_directory_is_served_and_sigterm_ends_it_cleanly() -> None:

@@ -67,7 +67,7 @@ def test_native_weights_that_are_not_the_graphs_do_not_serve(wrong_weights: Bund
     with caplog.at_level("INFO", "crossrank"):
         engines = [make_engine(wrong_weights, "auto", "fp32", threads=1) for _ in range(2)]
     assert {engine.name for engine in engines} == {"openvino"}
-    (said,) = [message for message in caplog.messages if message.startswith("engine native is not used")]
+    (said,) = [message for message in caplog.messages if message.startswith("engine native")]
     assert "weights.safetensors on engine native gives logits" in said
     assert "off those of the bundle's fp32 graph in ONNX Runtime" in said
     for precision in ("fp32", "auto"):
@@ -105,7 +105,7 @@ def test_an_engine_whose_installation_is_broken_is_passed_over_and_named_once(bu
     native, openvino, *names = report(bundle, tmp_path / "broken", "openvino")
     assert native.startswith("engine native is not used")
     assert openvino == (
-        "engine openvino is not used: engine openvino cannot be loaded here "
+        "engine openvino in fp32 is not used: engine openvino cannot be loaded here "
         "(ImportError: libtbb.so.12: cannot open shared object file)"
     )
     assert names == ["onnxruntime", "onnxruntime"]

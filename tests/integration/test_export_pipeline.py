@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner
 
 from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of
-from crossrank.bundles.resolve import resolve_model
 from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank.errors import ModelSourceError, SetupError
+from crossrank.resolve import resolve_model
 from crossrank.text.encoding import PairEncoder
 from crossrank_export import parity, precision
-from crossrank_export.pipeline import ExportOptions, bundle_from_onnx, export_model
+from crossrank_export.pipeline import ExportOptions, bundle_from_files, export_model
 from crossrank_export.precision import fp16_for_onnxruntime
 from crossrank_export.samples import SampleGroup
 from crossrank_export.sources import find_source
@@ -93,7 +93,7 @@ def test_a_directory_with_onnx_becomes_a_bundle_that_scores_as_the_source(
     onnx_dir: Path, tmp_path: Path, builtin: Bundle
 ):
     out = tmp_path / "bundle"
-    bundle_from_onnx(onnx_dir, out)
+    bundle_from_files(onnx_dir, out)
     bundle = load_bundle(out)
     manifest = bundle.manifest
     assert (manifest.model_id, manifest.max_length, manifest.activation) == ("mini", 512, "sigmoid")
@@ -265,7 +265,7 @@ def lose_segments(model: onnx_ir.Model) -> None:
 def test_a_graph_that_is_no_cross_encoder_is_refused(onnx_dir: Path, tmp_path: Path, change: Any, words: str):
     before = leftovers(tmp_path)
     with pytest.raises(ModelSourceError, match=words):
-        bundle_from_onnx(damaged(onnx_dir, change), tmp_path / "bundle")
+        bundle_from_files(damaged(onnx_dir, change), tmp_path / "bundle")
     assert leftovers(tmp_path) == before
 
 
@@ -273,7 +273,7 @@ def test_bytes_that_are_no_graph_are_refused(onnx_dir: Path, tmp_path: Path):
     (onnx_dir / "onnx" / "model.onnx").unlink()
     (onnx_dir / "onnx" / "model.onnx").write_bytes(b"neither a graph nor a pointer to one\n")
     with pytest.raises(ModelSourceError, match="not a readable ONNX graph"):
-        bundle_from_onnx(onnx_dir, tmp_path / "bundle")
+        bundle_from_files(onnx_dir, tmp_path / "bundle")
 
 
 def test_a_config_that_promises_other_logits_is_refused(onnx_dir: Path, tmp_path: Path):
@@ -299,11 +299,11 @@ def test_a_variant_beyond_its_threshold_leaves_no_bundle(
 
 def test_a_failed_export_leaves_the_old_bundle_as_it_was(onnx_dir: Path, tmp_path: Path):
     out = tmp_path / "bundle"
-    bundle_from_onnx(onnx_dir, out)
+    bundle_from_files(onnx_dir, out)
     before = sha256_of(out / "manifest.json")
     write_config(onnx_dir, num_labels=3)
     with pytest.raises(ModelSourceError, match="--label"):
-        bundle_from_onnx(onnx_dir, out)
+        bundle_from_files(onnx_dir, out)
     assert sha256_of(out / "manifest.json") == before
 
 
@@ -312,18 +312,18 @@ def test_a_directory_that_is_no_bundle_is_never_overwritten(onnx_dir: Path, tmp_
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     with pytest.raises(SetupError, match="is not a bundle"):
-        bundle_from_onnx(onnx_dir, out)
+        bundle_from_files(onnx_dir, out)
     assert leftovers(out) == ["thesis.tex"]
 
 
 @pytest.mark.parametrize("stranger", ["notes.txt", ".git/config", "old/model.onnx"])
 def test_a_bundle_that_holds_something_else_is_not_replaced(onnx_dir: Path, tmp_path: Path, stranger: str):
     out = tmp_path / "bundle"
-    bundle_from_onnx(onnx_dir, out)
+    bundle_from_files(onnx_dir, out)
     (out / stranger).parent.mkdir(exist_ok=True)
     (out / stranger).write_text("years of work")
     with pytest.raises(SetupError, match=f"holds {stranger.partition('/')[0]}, which is no part of the bundle"):
-        bundle_from_onnx(onnx_dir, out)
+        bundle_from_files(onnx_dir, out)
     assert (out / stranger).read_text() == "years of work"
 
 
@@ -332,7 +332,7 @@ def test_a_manifest_of_something_else_does_not_make_a_bundle(onnx_dir: Path, tmp
     out.mkdir()
     (out / "manifest.json").write_text('{"manifest_version": 3}')
     with pytest.raises(SetupError, match="is not a bundle"):
-        bundle_from_onnx(onnx_dir, out)
+        bundle_from_files(onnx_dir, out)
     assert leftovers(out) == ["manifest.json"]
 
 
@@ -344,7 +344,7 @@ def test_a_bundle_is_replaced_through_a_link_and_where_one_stands(
     link.symlink_to(out)
     for place in (Path(), link, Path()):
         monkeypatch.chdir(out)
-        bundle_from_onnx(onnx_dir, place)
+        bundle_from_files(onnx_dir, place)
         assert load_bundle(out).manifest.model_id == "mini"
         (out / "timing.sm70.trt10.4.0.cache").write_bytes(b"what crossrank engine leaves is no stranger")
     assert link.is_symlink()
@@ -353,7 +353,7 @@ def test_a_bundle_is_replaced_through_a_link_and_where_one_stands(
 
 def test_what_cannot_be_moved_aside_is_left_as_it_was(onnx_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "bundle"
-    bundle_from_onnx(onnx_dir, out)
+    bundle_from_files(onnx_dir, out)
     before, rename = leftovers(tmp_path), Path.rename
 
     def fail_at_the_new(self: Path, target: Path) -> Path:
@@ -363,7 +363,7 @@ def test_what_cannot_be_moved_aside_is_left_as_it_was(onnx_dir: Path, tmp_path: 
 
     monkeypatch.setattr(Path, "rename", fail_at_the_new)
     with pytest.raises(SetupError, match="cannot be written"):
-        bundle_from_onnx(onnx_dir, out)
+        bundle_from_files(onnx_dir, out)
     monkeypatch.undo()
     assert load_bundle(out).manifest.model_id == "mini"
     assert leftovers(tmp_path) == before

@@ -20,6 +20,8 @@ import onnxruntime
 import pytest
 
 from crossrank.bundles.bundle import Bundle, load_bundle
+from crossrank.checkpoints.config import read_config
+from crossrank.checkpoints.tokens import read_tokens
 from crossrank.engines.select import make_engine
 from crossrank.errors import BundleError, ModelSourceError
 from crossrank.native.padding import pad
@@ -30,10 +32,8 @@ from crossrank_client import Client
 from crossrank_export.convert import checkpoint_scorer, load_checkpoint
 from crossrank_export.graph_files import INLINE_BYTES
 from crossrank_export.graphs import load_graph
-from crossrank_export.model_config import read_config
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.sources import find_source
-from crossrank_export.tokens import read_tokens
 from crossrank_export.triton.spec import make_spec
 from crossrank_export.triton.write import write_repository
 from tests.checkpoints import SMALL, build_model, write_checkpoint, write_tokenizer

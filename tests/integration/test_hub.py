@@ -19,8 +19,8 @@ from crossrank.bundles.bundle import Bundle, Source, load_bundle
 from crossrank.bundles.cache import BundleCache
 from crossrank.bundles.hub import download_files, list_repository
 from crossrank.bundles.hub_ref import HubRef
-from crossrank.bundles.resolve import builtin_path, resolve_model
 from crossrank.errors import BundleError, ModelSourceError
+from crossrank.resolve import builtin_path, resolve_model
 from tests.fake_hub import FakeHub, Repository, copy_convert, model_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +34,7 @@ NEEDED = {
     "special_tokens_map.json",
     "onnx/model.onnx",
 }
+NEEDS_TORCH = r"model_type 'ernie' is none of bert, .* need PyTorch .*: pip install 'crossrank\[export\]'"
 
 
 @pytest.fixture(autouse=True)
@@ -256,14 +257,15 @@ def test_a_bundle_directory_is_served_where_it_lies(resolve, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (set(), "has no ONNX graph: looked for onnx/model.onnx and model.onnx"),
-        ({"config.json", "tokenizer.json", "model.safetensors"}, "crossrank export .*/mine --out BUNDLE"),
+        (set(), "has no weights: looked for model.safetensors, model.safetensors.index.json, onnx/model.onnx"),
+        ({"config.json", "tokenizer.json", "model.safetensors"}, NEEDS_TORCH),
         ({"config.json", "tokenizer.json", "pytorch_model.bin"}, "pickled weights"),
         ({"config.json", "onnx/model.onnx"}, "no tokenizer.json"),
         ({"tokenizer.json", "onnx/model.onnx"}, "no config.json"),
     ],
 )
-def test_a_local_directory_that_cannot_be_served_says_what_is_missing(resolve, tmp_path, names, message):
+def test_a_local_directory_that_cannot_be_served_says_what_is_missing(resolve, tmp_path, names, message, monkeypatch):
+    monkeypatch.setattr("crossrank.resolve.torch_is_installed", lambda: False)
     directory = tmp_path / "mine"
     directory.mkdir()
     write_files(directory, {name: content for name, content in model_files().items() if name in names})
@@ -299,7 +301,7 @@ def test_a_malformed_id_is_refused_before_any_request(hub, resolve, spec):
     [
         (lambda r: r.files.pop("tokenizer.json"), "has no tokenizer.json"),
         (lambda r: r.files.pop("config.json"), "has no config.json"),
-        (lambda r: pop(r, "onnx/model.onnx", "onnx/model_O1.onnx"), r"crossrank export cross-encoder/\S+ --out BUNDLE"),
+        (lambda r: pop(r, "onnx/model.onnx", "onnx/model_O1.onnx"), NEEDS_TORCH),
         (
             lambda r: pop(r, "onnx/model.onnx", "onnx/model_O1.onnx", "model.safetensors"),
             r"only pickled weights \(pytorch_model.bin\)",
@@ -318,6 +320,7 @@ def test_a_malformed_id_is_refused_before_any_request(hub, resolve, spec):
 )
 def test_what_fails_says_why_in_one_line_and_leaves_nothing(hub, resolve, cache, change, message, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub's pauses between its retries
+    monkeypatch.setattr("crossrank.resolve.torch_is_installed", lambda: False)
     change(hub.repositories[UNPINNED])
     with pytest.raises(ModelSourceError, match=message) as caught:
         resolve(UNPINNED)
@@ -407,7 +410,7 @@ DRIVER = """
 import sys
 from tests.fake_hub import copy_convert
 from crossrank.errors import CrossrankError
-from crossrank.bundles.resolve import builtin_path, resolve_model
+from crossrank.resolve import builtin_path, resolve_model
 try:
     print(resolve_model(sys.argv[1], convert=copy_convert).path.name)
 except CrossrankError as error:

@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from crossrank.bundles.resolve import builtin_path
 from crossrank.errors import SetupError
+from crossrank.resolve import builtin_path
 from crossrank_perf.base.workload import fixed_length_workload, tokenizer_from
 from lab.scaling.points import DOCUMENTS, Point, _server_on, make_points, rounds_from_report, summarize_points
 from lab.scaling.report import plot_scaling

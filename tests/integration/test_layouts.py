@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from crossrank.bundles.bundle import load_bundle
-from crossrank.bundles.resolve import resolve_model
+from crossrank.resolve import resolve_model
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.sources import find_source
 from crossrank_server.cli import cli

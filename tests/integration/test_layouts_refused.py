@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from safetensors.numpy import save_file
 
 from crossrank.bundles.bundle import Bundle, load_bundle, write_manifest
-from crossrank.bundles.resolve import resolve_model
 from crossrank.errors import BundleError, ModelSourceError
+from crossrank.resolve import resolve_model
 from crossrank_server.cli import cli
 from tests.fake_hub import FakeHub, Repository
 from tests.model_layouts import (

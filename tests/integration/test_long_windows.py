@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
+from crossrank.checkpoints.config import read_config
+from crossrank.checkpoints.tokens import read_tokens
 from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank.engines.openvino import OpenVinoEngine
 from crossrank.text.encoding import PairEncoder
 from crossrank_export.convert import checkpoint_scorer, load_checkpoint
-from crossrank_export.model_config import read_config
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.samples import BUILTIN_TOKENS, SampleGroup, builtin_groups
 from crossrank_export.sources import find_source
-from crossrank_export.tokens import read_tokens
 from tests.checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")

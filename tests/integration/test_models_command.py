@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from crossrank.bundles.bundle import Source
 from crossrank.bundles.cache import BundleCache, bundle_name
-from crossrank.bundles.catalog import MODELS
+from crossrank.bundles.catalog import BUILTIN, MODELS
 from crossrank_server.cli import cli
 from tests.fake_hub import copy_convert, model_files
 
@@ -53,6 +53,18 @@ def test_every_model_is_one_line_with_its_published_figures(tmp_path):
             "Apache-2.0",
         ]
         assert cells[-1] == "no"
+
+
+def test_the_licence_of_the_builtin_is_not_that_of_the_code(tmp_path):
+    output = run(tmp_path).output
+    assert "non- " in row(output, "crossrank-mini")  # the next line has the rest
+    assert "Apache" not in row(output, "crossrank-mini")
+    assert f"crossrank-mini: {BUILTIN.terms}" in " ".join(output.split())
+    entries = {entry["model_id"]: entry for entry in json.loads(run(tmp_path, "--json").output)}
+    assert (entries["crossrank-mini"]["licence"], entries["crossrank-mini"]["terms"]) == (
+        "non-commercial",
+        BUILTIN.terms,
+    )
 
 
 def test_only_the_published_price_is_not_marked_as_estimated(tmp_path):

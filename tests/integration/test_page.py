@@ -74,6 +74,7 @@ def test_the_card_shows_the_catalogue_and_the_status_that_of_the_server(page: Pa
         "512 tokens",
     ]
     assert BUILTIN.note in page.text("#notes")
+    assert f"Licence: {BUILTIN.terms}" in page.text("#notes")
     assert BUILTIN.protocol in page.text("#notes")
     assert f"Price: {BUILTIN.price_basis}." in page.text("#notes")
 

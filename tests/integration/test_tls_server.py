@@ -18,6 +18,7 @@ import trustme
 
 from crossrank_client import AsyncClient, Client, ConnectionFailed
 from crossrank_server.process.tls import read_tls_files
+from crossrank_server.rpc.server import server_credentials
 from tests.server_process import running_server
 
 BODY = {"query": "q", "documents": ["a", "b"]}
@@ -144,7 +145,7 @@ def test_grpc_takes_the_same_files(keys: Keys, mutual: bool):
     assert files is not None
     handler = grpc.method_handlers_generic_handler("t.T", {"Echo": grpc.unary_unary_rpc_method_handler(lambda r, _: r)})
     server = grpc.server(ThreadPoolExecutor(1), handlers=[handler])
-    port = server.add_secure_port("127.0.0.1:0", files.grpc_credentials())
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(files))
     server.start()
     try:
         roots = Path(keys.server_ca).read_bytes()

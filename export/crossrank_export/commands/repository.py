@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from crossrank.engines.names import EMBEDDED_ENGINES, PRECISIONS
+from crossrank_export.triton.spec import TARGETS, Queue, RepositorySpec, Target, make_spec
 from crossrank_export.trt.gpus import GPUS
 
-if TYPE_CHECKING:
-    from crossrank_export.triton.spec import RepositorySpec
-
-# Written out, as spec.py is not imported for --help.
-_TARGETS = ["tensorrt", "onnxruntime-gpu", "cpu"]
 _CURRENT_TAG = GPUS["h100"].container.tag
 
 
@@ -28,7 +25,7 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 
 @click.command()
 @click.argument("bundle")
-@click.option("--target", required=True, type=click.Choice(_TARGETS), help="What computes the scores.")
+@click.option("--target", required=True, type=click.Choice(TARGETS), help="What computes the scores.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -92,14 +89,14 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "native", "openvino", "onnxruntime", "cuda"]),
+    type=click.Choice(EMBEDDED_ENGINES),
     default="auto",
     show_default=True,
     help="Target cpu: what computes inside Triton.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(PRECISIONS),
     default="auto",
     show_default=True,
     help="Target cpu: arithmetic. auto takes bf16 where the CPU multiplies it natively.",
@@ -136,8 +133,7 @@ def repository(
     """  # noqa: D301
     from typing import cast
 
-    from crossrank.bundles.resolve import resolve_model
-    from crossrank_export.triton.spec import Queue, Target, make_spec
+    from crossrank.resolve import resolve_model
     from crossrank_export.triton.write import write_repository
 
     loaded = resolve_model(bundle)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from crossrank.engines.names import EMBEDDED_ENGINES, PRECISIONS
+
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option(
@@ -41,14 +43,14 @@ import click
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "native", "openvino", "onnxruntime", "cuda"]),
+    type=click.Choice(EMBEDDED_ENGINES),
     default="auto",
     show_default=True,
     help="What computes inside Triton.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16"]),
+    type=click.Choice(PRECISIONS),
     default="auto",
     show_default=True,
     help="auto takes bf16 where the CPU multiplies it natively; fp32 gives the reference's scores.",
@@ -105,8 +107,8 @@ def _write(model: str, out: Path, instances: int | None, engine: str, precision:
     """Write a fresh repository; what an earlier run left there is another model's."""
     import shutil
 
-    from crossrank.bundles.resolve import resolve_model
     from crossrank.engines.cpu import available_cores
+    from crossrank.resolve import resolve_model
     from crossrank_export.triton.spec import make_spec
     from crossrank_export.triton.write import write_repository
 

@@ -119,7 +119,7 @@ def make_spec(
         instances: Instances of the engine model.
         text_instances: Instances of the text model; 0 leaves it out.
         engine: Embedded engine of the `cpu` target: auto, native, openvino or onnxruntime.
-        precision: Arithmetic of the `cpu` target: auto, fp32 or bf16.
+        precision: Arithmetic of the `cpu` target; see `crossrank.engines.names`.
         gpu: Whose plan to take, where the bundle has several.
         tensorrt: Version in the serving container; that of the GPU's usual container if omitted and `gpu` is given.
 

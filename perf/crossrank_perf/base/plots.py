@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # Distinguishable for most colour-blind readers.
 BETTER = "#0072b2"
@@ -30,9 +30,6 @@ _STYLE: dict[Any, Any] = {
 
 def new_figure(rows: int = 1, *, width_in: float = 9.0, row_height_in: float = 3.2) -> tuple[Figure, list[Axes]]:
     """Return a figure in the common style and its `rows` plots, one above the other."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     with rc_context(_STYLE):
         figure = Figure(figsize=(width_in, row_height_in * rows), layout="constrained")
         axes = figure.subplots(rows, 1, squeeze=False)
@@ -41,8 +38,6 @@ def new_figure(rows: int = 1, *, width_in: float = 9.0, row_height_in: float = 3
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure in the format of the suffix (.png, .svg); equal figures give equal bytes."""
-    from matplotlib import rc_context
-
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     with rc_context(_STYLE):
         figure.savefig(path, dpi=150, metadata=metadata)

@@ -6,16 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from crossrank.errors import SetupError
 from crossrank_perf.base.topics import Topic, read_candidates
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 # Percentiles of TREC DL 2019's 4,300 pairs (BM25 top-100) under the BERT-uncased tokenizer, with [CLS] and both [SEP].
 _PERCENT = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
@@ -225,15 +222,13 @@ class _Writer:
 
 
 def _builtin_tokenizer() -> Tokenizer:
-    from crossrank.bundles.resolve import builtin_path
+    from crossrank.resolve import builtin_path
 
     return tokenizer_from(builtin_path())
 
 
 def tokenizer_from(bundle: Path) -> Tokenizer:
     """Return a bundle's tokenizer, without padding or truncation."""
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()

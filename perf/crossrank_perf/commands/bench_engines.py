@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from crossrank.engines.select import ENGINES, EngineName
+from crossrank.engines.names import CPU_ENGINES, EMBEDDED_ENGINES, PRECISIONS, EngineName
 from crossrank_perf.commands.options import check_installed, chosen_workload, workload_facts, workload_options
 
-_NAMES = [name for name in get_args(EngineName) if name != "auto"]
+_NAMES = [name for name in EMBEDDED_ENGINES if name != "auto"]
 
 
 @click.command()
@@ -22,7 +22,7 @@ _NAMES = [name for name in get_args(EngineName) if name != "auto"]
     type=click.Choice(_NAMES),
     help="Engine to measure; repeat it. The first is the reference.  [default: all CPU engines]",
 )
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="fp32", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Inferences at a time.")
 @click.option(
     "--rounds",
@@ -64,7 +64,7 @@ def engines(
       crossrank bench engines --model bundle --engine onnxruntime --engine cuda --precision auto --bucket-s 2
     """  # noqa: D301 - click reads the backspace itself
     from crossrank.bundles.cache import default_cache_dir
-    from crossrank.bundles.resolve import resolve_model
+    from crossrank.resolve import resolve_model
     from crossrank_perf.base.environment import describe_run
     from crossrank_perf.base.report import Progress, check_writable, write_json
     from crossrank_perf.engines.bucket_rates import rates_by_bucket
@@ -79,11 +79,11 @@ def engines(
     report: dict[str, Any] = {"kind": "engines", **describe_run(), "workload": workload_facts(workload)}
     with Progress(f"comparing engines with {bundle.manifest.model_id}") as progress:
         report |= compare_engines(
-            bundle, names or ENGINES, precision, threads, workload.requests[:requests], rounds, progress.say
+            bundle, names or CPU_ENGINES, precision, threads, workload.requests[:requests], rounds, progress.say
         )
         if bucket_s:
             report["buckets"] = rates_by_bucket(
-                bundle, names or ENGINES, precision, threads, workload, bucket_s, progress.say
+                bundle, names or CPU_ENGINES, precision, threads, workload, bucket_s, progress.say
             )
     print_engine_report(report)
     if json_path:

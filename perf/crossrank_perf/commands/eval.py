@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.engines.names import PRECISIONS
 from crossrank.errors import SetupError
 from crossrank_server.commands.options import options_from_settings, settings_from_options
 from crossrank_server.settings import ServeSettings
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from crossrank_perf.eval.scoring import Advance, Reranked, Scorer
 
 _FORWARDED = {"engine", "label", "threads", "offline", "cache_dir"}
-_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 _SUITES = ("trec-dl-2019", "trec-dl-2020")
 _FILE = click.Path(path_type=Path)
 
@@ -42,7 +42,7 @@ _FILE = click.Path(path_type=Path)
     "--precision",
     default="auto",
     show_default=True,
-    help=f"One of {', '.join(_PRECISIONS)}, or several with commas: they are set beside each other.",
+    help=f"One of {', '.join(PRECISIONS)}, or several with commas: they are set beside each other.",
 )
 @click.option("--compare", type=_FILE, help="TREC run to compare with, query by query.")
 @click.option("--relevant-grade", type=click.IntRange(min=1), help="Least grade that MRR, MAP and recall count.")
@@ -122,8 +122,8 @@ def _scorer_arguments(
     """Return (model, url, precision) of each system, or raise SetupError where the options contradict each other."""
     precisions = [word.strip() for word in precision.split(",")]
     for word in precisions:
-        if word not in _PRECISIONS:
-            raise SetupError(f"--precision {word!r} is not one of {', '.join(_PRECISIONS)}")
+        if word not in PRECISIONS:
+            raise SetupError(f"--precision {word!r} is not one of {', '.join(PRECISIONS)}")
     if len(set(precisions)) < len(precisions):
         raise SetupError(f"--precision {precision} names one twice; give each once")
     if url is None:

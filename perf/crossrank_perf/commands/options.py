@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from crossrank.errors import SetupError
-
-if TYPE_CHECKING:
-    from crossrank_perf.base.workload import Workload
+from crossrank_perf.base.workload import Workload, load_workload
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -89,8 +87,6 @@ def workload_options(function: Function) -> Function:
 
 def chosen_workload(options: dict[str, Any]) -> Workload:
     """Return the requests chosen by the options of `workload_options`."""
-    from crossrank_perf.base.workload import load_workload
-
     return load_workload(
         options["candidates"], options["documents"], synthetic=options["synthetic"], seed=options["seed"]
     )

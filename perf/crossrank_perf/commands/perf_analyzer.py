@@ -113,7 +113,7 @@ def perf_analyzer(url: str | None, model: str, triton_model: str, out: Path, **o
       crossrank perf-analyzer --url gpu-node:8001 --model cross-encoder/ms-marco-MiniLM-L6-v2 -c 1,8,64
       crossrank perf-analyzer --only engine --bucket 128 --rows 16
     """
-    from crossrank.bundles.resolve import resolve_model
+    from crossrank.resolve import resolve_model
     from crossrank_perf.base.environment import describe_run
     from crossrank_perf.base.workload import load_workload
     from crossrank_perf.perf_analyzer.home import find_perf_analyzer

@@ -49,8 +49,8 @@ def tune(model: str, seconds: float, candidates: Path | None, cache_dir: Path | 
     """  # noqa: D301 - click reads the backspace itself
     from datetime import datetime, timezone
 
-    from crossrank.bundles.resolve import resolve_model
     from crossrank.engines.tuning import new_tuning, write_tuning
+    from crossrank.resolve import resolve_model
     from crossrank_perf.base.report import Progress
     from crossrank_perf.tune.search import tune_bundle
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.cuda import LENGTHS
-from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.engines.names import EngineName, PrecisionName
+from crossrank.engines.select import make_engine
 from crossrank.text.encoding import PairEncoder
 from crossrank_perf.base.workload import Workload
 from crossrank_perf.engines.bare import BareEngine

@@ -16,7 +16,8 @@ import numpy as np
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.engines.names import EngineName, PrecisionName
+from crossrank.engines.select import make_engine
 from crossrank.packed import PairBatch
 from crossrank.scheduling.batcher import Batcher
 from crossrank.text.encoding import PairEncoder

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from rich.console import Console
+from rich.table import Table
 
 from crossrank_perf.base.plots import BETTER, NEUTRAL, WORSE, new_figure, save_figure
 from crossrank_perf.eval.evaluation import Evaluation
 from crossrank_perf.eval.quality import Comparison
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from rich.console import Console
-    from rich.table import Table
 
 # Most query ids that are legible below the bars.
 _LABELLED_QUERIES = 80
@@ -114,8 +113,6 @@ def _draw_deltas(comparison: Comparison, axis: Axes) -> None:
 
 
 def _table(title: str, first: str, columns: list[str]) -> Table:
-    from rich.table import Table
-
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(first, overflow="fold")
     for column in columns:

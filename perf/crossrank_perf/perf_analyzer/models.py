@@ -6,11 +6,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.cpu import available_cores
-from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.engines.names import EMBEDDED_ENGINES, PRECISIONS
+from crossrank.engines.select import make_engine
 from crossrank.errors import SetupError
 from crossrank.packed import PairBatch
 from crossrank.text.encoding import PairEncoder
@@ -113,13 +114,13 @@ def bare_engine(bundle: Bundle, triton: TritonFacts) -> Iterator[BareEngine]:
     """
     name = triton.parameters.get("crossrank_engine", "auto")
     precision = triton.parameters.get("crossrank_precision", "auto")
-    if name not in get_args(EngineName) or precision not in get_args(PrecisionName):
+    if name not in EMBEDDED_ENGINES or precision not in PRECISIONS:
         raise SetupError(
             f"Triton's model {triton.model} computes with {name} in {precision}, which this version of crossrank does "
             "not know: write the repository again"
         )
     threads = min(triton.instances, available_cores())
-    engine = make_engine(bundle, cast(EngineName, name), cast(PrecisionName, precision), threads=threads)
+    engine = make_engine(bundle, name, precision, threads=threads)
     bare = BareEngine(engine)
     try:
         yield bare

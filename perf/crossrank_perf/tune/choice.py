@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank.engines.base import PadsBatches
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.engines.tuning import EngineConfig
 
@@ -90,7 +89,7 @@ def other_budgets(config: EngineConfig) -> list[EngineConfig]:
 def other_paddings(config: EngineConfig, engine: EmbeddedEngine) -> list[EngineConfig]:
     """Return the configurations to try with coarser padding; none for an engine that does not pad."""
     # Only coarser ones: OpenVINO keeps 0.3 - 0.5 MB for each shape it meets, and finer steps make more of them.
-    if not isinstance(engine, PadsBatches):
+    if not engine.pads:
         return []
     lengths, rows = (config.length_step, 2 * config.length_step), (config.row_step, 2 * config.row_step)
     made = [config.model_copy(update={"length_step": a, "row_step": b}) for a in lengths for b in rows]

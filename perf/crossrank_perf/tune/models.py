@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.engines.select import EngineName, PrecisionName, make_engine
+from crossrank.engines.names import EngineName, PrecisionName
+from crossrank.engines.select import make_engine
 from crossrank.engines.tuning import EngineConfig, apply_config, config_of
 from crossrank.loaded import LoadedModel
 from crossrank.request import Truncation

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
-from crossrank.engines.select import ENGINES, make_engine
+from crossrank.engines.names import CPU_ENGINES
+from crossrank.engines.select import make_engine
 from crossrank.engines.tuning import EngineConfig, config_of
 from crossrank.errors import CrossrankError, EngineFailure, SetupError
 from crossrank_perf.base.workload import Request, load_workload
@@ -149,7 +150,7 @@ class _Search:
         expected: NDArray[np.float32] | None = None
         configs = []
         # ONNX Runtime's fp32 is always there: the reference for the logits of the others.
-        for name in sorted(ENGINES, key="onnxruntime".__ne__):
+        for name in sorted(CPU_ENGINES, key="onnxruntime".__ne__):
             for precision in MAX_DELTA_LOGIT:
                 title = f"{name} {precision}"
                 self._say(f"loading {title}")

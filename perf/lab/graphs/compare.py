@@ -56,10 +56,10 @@ def compare_graphs(
     Raises:
         CrossrankError: The model cannot be exported.
     """
+    from crossrank.checkpoints.config import read_config
+    from crossrank.checkpoints.tokens import read_tokens
     from crossrank_export.graphs import check_graph
-    from crossrank_export.model_config import read_config
     from crossrank_export.passes import optimize
-    from crossrank_export.tokens import read_tokens
 
     config = read_config(files.directory)
     tokens = read_tokens(files.directory, config, None)

@@ -136,8 +136,8 @@ def peers(
 
 
 def _lineup(checkpoint: Path, onnx: Path, model: str, options: dict[str, Any]) -> Lineup:
-    from crossrank.bundles.resolve import resolve_model
     from crossrank.engines.cpu import available_cores
+    from crossrank.resolve import resolve_model
     from lab.peers.entrants import Lineup
 
     return Lineup(

@@ -9,8 +9,8 @@ from typing import Any
 
 from crossrank.bundles.bundle import is_bundle
 from crossrank.bundles.catalog import CatalogModel
-from crossrank.bundles.resolve import builtin_path
 from crossrank.errors import SetupError
+from crossrank.resolve import builtin_path
 
 _SEED = 0
 # Documents on which the export compares its graph with PyTorch: few, as the tests of the export compare more.

@@ -29,7 +29,7 @@ def tokenizer(model: str, rounds: int, json_path: Path | None, **options: Any) -
       make bench-tokenizer BENCH_ARGS="--documents 1 --synthetic"
     """  # noqa: D301 - click reads the backspace itself
     from crossrank.bundles.cache import default_cache_dir
-    from crossrank.bundles.resolve import resolve_model
+    from crossrank.resolve import resolve_model
     from crossrank_perf.base.environment import describe_run
     from crossrank_perf.base.report import Progress, check_writable, write_json
     from lab.tokenizer.compare import compare_tokenizers

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 _PARTIAL = ".partial"
 # Raised where bundles that this version has converted before may score otherwise: they are converted again.
 # 2: tokens are those of transformers, segments only where the model has them, weights of several labels.
-CONVERSION = 2
+# 3: safetensors of known families come before an ONNX graph beside them.
+CONVERSION = 3
 
 
 def default_cache_dir() -> Path:

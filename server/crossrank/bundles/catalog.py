@@ -1,6 +1,6 @@
-"""What is known of the models this server exists for: shape, published figures, price, pinned files.
+"""List the models this project is made for: shape, published figures, price, licence, pinned files.
 
-Nothing here needs a network or a model; `crossrank models` prints it and `hub` reads the pins.
+Nothing here needs a network or a model; `crossrank models` prints it and `hub_ref` reads the pins.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ class CatalogModel:
         docs_per_s_v100: Documents per second its authors measured on a V100; None where nobody did.
         usd_per_1000_docs: Price of scoring 1,000 documents, in USD.
         price_basis: Where that price comes from.
+        price_published: Whether that price itself was published; else it is an estimate.
+        licence: SPDX identifier of the weights' licence, or in words what their terms allow where there is none.
+        terms: What the licence forbids, in a sentence for whoever serves the model; empty where nothing needs saying.
         protocol: What `ndcg_at_10` re-ranks; figures of different protocols do not compare.
-        licence: SPDX identifier.
         note: What its users must know beside the figures.
         pin: Revision and files loaded by default; None means the hub's `main`.
     """
@@ -65,8 +67,10 @@ class CatalogModel:
     docs_per_s_v100: int | None
     usd_per_1000_docs: float
     price_basis: str
+    price_published: bool
+    licence: str
+    terms: str = ""
     protocol: str = "published by its authors: TREC DL 2019, a candidate list deeper than BM25 top-100"
-    licence: str = "Apache-2.0"
     note: str = ""
     pin: Pin | None = field(default=None)
 
@@ -81,6 +85,7 @@ def _hub_model(
     shape: tuple[int, int, int, int],
     published: tuple[float, float, int],
     *,
+    licence: str,
     old_name: str | None = None,
     model_type: str = "bert",
     pin: Pin | None = None,
@@ -101,6 +106,8 @@ def _hub_model(
         price_basis="published estimate of a hosted service"
         if is_priced
         else "estimated: TinyBERT-L2-v2's price in proportion to the V100 speeds",
+        price_published=is_priced,
+        licence=licence,
         pin=pin,
     )
 
@@ -128,13 +135,15 @@ BUILTIN = CatalogModel(
     docs_per_s_v100=None,
     usd_per_1000_docs=_PUBLISHED_USD,
     price_basis="estimated: TinyBERT-L2-v2's, whose shape it has",
+    price_published=False,
+    licence="non-commercial",
+    terms="Its training text includes MS MARCO, whose terms allow research and other non-commercial use only.",
     protocol="measured by this project: TREC DL 2019, BM25 top-100 (BM25 order alone 50.58, best possible 89.22)",
     note="A demonstration model, trained by this project so that the server answers before anything is downloaded. "
-    "It has the shape and speed of ms-marco-TinyBERT-L2-v2, not its quality; its scores are low even for good answers. "
-    "Its training text includes MS MARCO, whose terms allow non-commercial use only.",
+    "It has the shape and speed of ms-marco-TinyBERT-L2-v2, not its quality; its scores are low even for good answers.",
 )
 
-# Source: https://huggingface.co/cross-encoder (model cards: NDCG@10, MRR@10, docs/s).
+# Source: https://huggingface.co/cross-encoder (model cards: NDCG@10, MRR@10, docs/s, licence).
 # The pins were read in third-party code, not on the hub itself: `ID@main` overrides them.
 MODELS: tuple[CatalogModel, ...] = (
     BUILTIN,
@@ -142,6 +151,7 @@ MODELS: tuple[CatalogModel, ...] = (
         "ms-marco-TinyBERT-L2-v2",
         (2, 128, 2, 512),
         (69.84, 32.56, 9000),
+        licence="Apache-2.0",
         old_name="ms-marco-TinyBERT-L-2-v2",
         pin=_pin(
             "81d1926f67cb8eee2c2be17ca9f793c7c3bd20cc",
@@ -155,6 +165,7 @@ MODELS: tuple[CatalogModel, ...] = (
         "ms-marco-MiniLM-L2-v2",
         (2, 384, 12, 1536),
         (71.01, 34.85, 4100),
+        licence="Apache-2.0",
         old_name="ms-marco-MiniLM-L-2-v2",
         pin=_pin(
             "1b5cd67b15209f24824c50370e0397743aa9b787",
@@ -165,12 +176,14 @@ MODELS: tuple[CatalogModel, ...] = (
         "ms-marco-MiniLM-L4-v2",
         (4, 384, 12, 1536),
         (73.04, 37.70, 2500),
+        licence="Apache-2.0",
         old_name="ms-marco-MiniLM-L-4-v2",
     ),
     _hub_model(
         "ms-marco-MiniLM-L6-v2",
         (6, 384, 12, 1536),
         (74.30, 39.01, 1800),
+        licence="Apache-2.0",
         old_name="ms-marco-MiniLM-L-6-v2",
         pin=_pin(
             "233902d25c440f23af6f7d6e94d2946bac0bee0a",
@@ -181,30 +194,35 @@ MODELS: tuple[CatalogModel, ...] = (
         "ms-marco-MiniLM-L12-v2",
         (12, 384, 12, 1536),
         (74.31, 39.02, 960),
+        licence="Apache-2.0",
         old_name="ms-marco-MiniLM-L-12-v2",
     ),
     _hub_model(
         "ms-marco-TinyBERT-L2",
         (2, 128, 2, 512),
         (67.43, 30.15, 9000),
+        licence="Apache-2.0",
         old_name="ms-marco-TinyBERT-L-2",
     ),
     _hub_model(
         "ms-marco-TinyBERT-L4",
         (4, 312, 12, 1200),
         (68.09, 34.50, 2900),
+        licence="Apache-2.0",
         old_name="ms-marco-TinyBERT-L-4",
     ),
     _hub_model(
         "ms-marco-TinyBERT-L6",
         (6, 768, 12, 3072),
         (69.57, 36.13, 680),
+        licence="Apache-2.0",
         old_name="ms-marco-TinyBERT-L-6",
     ),
     _hub_model(
         "ms-marco-electra-base",
         (12, 768, 12, 3072),
         (71.99, 36.41, 340),
+        licence="Apache-2.0",
         model_type="electra",
     ),
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from crossrank.bundles.bundle import sha256_of
 from crossrank.bundles.hub_ref import COMMIT, HubListing, HubRef, hub_errors
-from crossrank.bundles.layout import ADAPTER, CONFIG, Kind, choose_files
+from crossrank.bundles.layout import ADAPTER, CONFIG, Kind, ReadsWeights, choose_files
 from crossrank.bundles.model_directory import checked_files, external_locations, files_of
 from crossrank.errors import ModelSourceError
 
@@ -98,8 +98,8 @@ def download_model(
     listing: HubListing,
     into: Path,
     *,
-    kind: Kind | None = "onnx",
-    torch: bool = False,
+    kind: Kind | None = None,
+    reads_weights: ReadsWeights = lambda config: True,
     more: Iterable[str] = (),
     check: Callable[[Path, Kind], object] = lambda directory, kind: None,
     token: str | None = None,
@@ -112,7 +112,7 @@ def download_model(
         listing: What `list_repository` answered for it.
         into: Directory to create; the caller removes it after a failure.
         kind: See `choose_files`.
-        torch: See `choose_files`.
+        reads_weights: See `choose_files`.
         more: Further files, if they are there.
         check: Called with the directory of config.json and its companions; raises what it refuses.
         token: As for `list_repository`.
@@ -131,7 +131,7 @@ def download_model(
         fetch([name])
         return (into / name).read_bytes()
 
-    files = choose_files(listing.files.keys(), ref.model_id, read, kind=kind, torch=torch)
+    files = choose_files(listing.files.keys(), ref.model_id, read, kind=kind, reads_weights=reads_weights)
     small = [name for name in files.names if name.endswith(".json")]
     sha256 = fetch(small)
     check(into, files.kind)
@@ -145,7 +145,12 @@ def download_model(
 
 
 def find_in_hub_cache(
-    ref: HubRef, listing: HubListing | None = None, *, kind: Kind | None = "onnx", torch: bool = False
+    ref: HubRef,
+    listing: HubListing | None = None,
+    *,
+    kind: Kind | None = None,
+    reads_weights: ReadsWeights = lambda config: True,
+    remedy: str | None = None,
 ) -> tuple[Path, str, dict[str, str]] | None:
     """Look for the files in huggingface_hub's own cache (HF_HOME), without any network.
 
@@ -153,7 +158,8 @@ def find_in_hub_cache(
         ref: The model.
         listing: What the hub has, where it could be asked; else what lies in the cache has to do.
         kind: See `choose_files`.
-        torch: See `choose_files`.
+        reads_weights: See `choose_files`.
+        remedy: The end of the message for a file with the wrong hash; by default it says how to replace it.
 
     Returns:
         (directory, commit, sha256 by file name), or None where files are missing there.
@@ -176,10 +182,10 @@ def find_in_hub_cache(
             ref.model_id,
             lambda name: (directory / name).read_bytes(),
             kind=kind,
-            torch=torch,
+            reads_weights=reads_weights,
         )
     except ModelSourceError:
-        # What lies there without an ONNX graph may be incomplete, but for weights of another kind.
+        # What lies there may be incomplete; weights are not, as they come last.
         if listing is None and any(name.endswith(".safetensors") for name in present):
             raise
         return None
@@ -187,7 +193,8 @@ def find_in_hub_cache(
         return None
     names = checked_files(directory, files)
     expected = {**(listing.published_sha256 if listing else {}), **ref.sha256}
-    remedy = f"delete {directory} and download again, or accept the current files with {ref.model_id}@main"
+    if remedy is None:
+        remedy = f"delete {directory} and download again, or accept the current files with {ref.model_id}@main"
     return directory, directory.name, _verify(ref, directory, names, expected, remedy)
 
 

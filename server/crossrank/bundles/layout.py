@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -23,6 +22,7 @@ from crossrank.errors import ModelSourceError
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 MODULES = "modules.json"
+CARD = "README.md"
 # Read where they are there.
 COMPANIONS = (
     "tokenizer_config.json",
@@ -44,6 +44,8 @@ _QUANTIZED = re.compile(r"quant|int8|int4|q4|q8|bnb|_i8", re.IGNORECASE)
 Kind = Literal["safetensors", "onnx"]
 # Gives the content of one of the model's small files.
 Read = Callable[[str], bytes]
+# Tells by the content of config.json whether a model's safetensors are read rather than its graph.
+ReadsWeights = Callable[[dict[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ class ModelFiles:
 
 
 def choose_files(
-    names: Collection[str], where: str, read: Read, *, kind: Kind | None = None, torch: bool = True
+    names: Collection[str],
+    where: str,
+    read: Read,
+    *,
+    kind: Kind | None = None,
+    reads_weights: ReadsWeights = lambda config: True,
 ) -> ModelFiles:
     """Choose what is read of the files that are there.
 
@@ -73,21 +80,23 @@ def choose_files(
         where: The hub id or directory, for messages.
         read: Reads a small file of it.
         kind: Insist on safetensors or ONNX.
-        torch: Whether safetensors can be read here; then they come before a graph.
+        reads_weights: Tells by config.json whether safetensors come before a graph.
 
     Raises:
         ModelSourceError: Something is missing: what, why it is needed, and what to do.
     """
     present = set(names)
     _refuse_adapter(present, where, read)
-    graph = graph_among(present, where)
-    weights = weights_among(present, where, read)
-    prefers_weights = kind == "safetensors" or (kind is None and bool(weights) and (graph is None or torch))
-    if not (weights if prefers_weights else graph):
+    weights = [] if kind == "onnx" else weights_among(present, where, read)
+    prefers_weights = bool(weights) and (
+        kind == "safetensors" or (CONFIG in present and reads_weights(read_object(CONFIG, where, read)))
+    )
+    graph = None if prefers_weights or kind == "safetensors" else graph_among(present, where)
+    if not weights and graph is None:
         raise ModelSourceError(_why_nothing(present, where, read, kind))
     _refuse_incomplete(present, where)
     common = [CONFIG, TOKENIZER, *(name for name in COMPANIONS if name in present)]
-    if graph is None or prefers_weights:
+    if graph is None:
         return ModelFiles("safetensors", None, [*common, *weights], [])
     return ModelFiles("onnx", graph, [*common, graph], _data_beside(graph, present))
 
@@ -212,14 +221,10 @@ def _why_nothing(present: set[str], where: str, read: Read, kind: Kind | None) -
         code = own_code(read_object(CONFIG, where, read)) if CONFIG in present else None
         if code is not None:
             return why_own_code(where, code)
-        if kind == "safetensors":
-            found = min(name for name in present if name.endswith(".safetensors"))
-            return f"{where} has no {_WEIGHTS} or {_INDEX}, only {found}: save the model with save_pretrained()"
-        return (
-            f"{where} has safetensors but no ONNX graph ({' or '.join(_GRAPHS)}): run "
-            f"`pip install 'crossrank[export]' && crossrank export {shlex.quote(where)} --out BUNDLE`, "
-            "then `crossrank serve --model BUNDLE`"
-        )
+        if kind == "onnx":
+            return f"{where} has safetensors but no ONNX graph ({' or '.join(_GRAPHS)}): omit --from onnx to read them"
+        found = min(name for name in present if name.endswith(".safetensors"))
+        return f"{where} has no {_WEIGHTS} or {_INDEX}, only {found}: save the model with save_pretrained()"
     if kind == "safetensors" and graph_among(present, where):
         return f"{where} has no safetensors: omit --from safetensors to read its ONNX graph"
     pickles = sorted(name for name in present if _is_pickle(name))

@@ -1,7 +1,7 @@
-"""Before an engine serves it must give the logits that ONNX Runtime computes from the bundle's own fp32 graph.
+"""Compare an engine's logits with those that ONNX Runtime computes from the bundle's fp32 graph, before it serves.
 
-No machine that built this project had every CPU and GPU, and an engine may read other files than the graph does: one
-that computes something else must not serve.
+No machine that built this project had every CPU and GPU, and an engine may read other files than that graph: one that
+computes something else must not serve.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Expected:
-    """Pairs of random tokens, and their logits in fp32 on the CPU.
+    """Hold pairs of random tokens, and their logits in fp32 on the CPU.
 
     Attributes:
         batch: The pairs.
@@ -78,10 +78,10 @@ def _alone(batch: PairBatch) -> list[PairBatch]:
 
 
 def check_logits(engine: EmbeddedEngine, expected: Expected) -> None:
-    """Refuse an engine that computes something else.
+    """Refuse an engine whose logits are not the expected ones.
 
     Raises:
-        EngineFailure: Says by how much.
+        EngineFailure: A logit is further off than TOLERANCE allows.
     """
     logits = engine.infer(expected.batch)
     limit = TOLERANCE[engine.precision] * max(1.0, float(np.abs(expected.logits).max()))

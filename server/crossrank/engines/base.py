@@ -14,23 +14,15 @@ from crossrank.packed import PairBatch
 
 
 class Engine(Protocol):
-    """Turns token ids into logits.
+    """Compute the logits of tokenized pairs.
 
     Attributes:
         name: `native`, `openvino`, `onnxruntime`, `triton` ...
         precision: `fp32`, `bf16`, `fp16` ...: the arithmetic in use.
-        concurrency: Batches it can work on at the same time.
-        batch_tokens: Tokens of a batch (padded) at which it is most efficient.
-        call_tokens: Tokens (padded) that take as long as a call takes beside them; padding worth less than that saves.
-        pads: Whether every pair of a batch costs what its longest does, so that only similar ones belong together.
     """
 
     name: str
     precision: str
-    concurrency: int
-    batch_tokens: int
-    call_tokens: int
-    pads: bool
 
     async def score(self, batch: PairBatch) -> NDArray[np.float32]:
         """Return the logits, float32 [pairs], in the order of the batch.
@@ -51,9 +43,24 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class PadsBatches(Protocol):
-    """An engine that computes padding, and knows how much."""
+class BatchedEngine(Engine, Protocol):
+    """An engine that does not merge requests itself: a `Batcher` fills its batches.
 
-    def padded_shape(self, batch: PairBatch) -> tuple[int, int]:
-        """Return rows and columns of the tensors that a batch becomes."""
+    Attributes:
+        concurrency: Batches it can work on at the same time.
+        batch_tokens: Tokens of a batch (padded) at which it is most efficient.
+        call_tokens: Tokens (padded) that take as long as the fixed cost of a call. Padding of fewer tokens is cheaper
+            than one more call.
+        pads: Whether every pair of a batch costs what its longest does, so that only similar ones belong together.
+        row_step: Pairs of a batch are best a multiple of it, if the engine pads.
+    """
+
+    concurrency: int
+    batch_tokens: int
+    call_tokens: int
+    pads: bool
+    row_step: int
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        """Return the tokens that are computed for a batch, its padding included."""
         ...

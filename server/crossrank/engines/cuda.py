@@ -1,4 +1,4 @@
-"""ONNX Runtime on an NVIDIA GPU: buffers of fixed address for each of few shapes, and a CUDA graph of each.
+"""Compute with ONNX Runtime on an NVIDIA GPU, with buffers and a CUDA graph for each of a few shapes.
 
 A model this small spends more time launching kernels than in them; a CUDA graph launches all of them at once. It reads
 and writes the same memory each time, so that every shape has buffers of its own, bound once. All graphs are captured
@@ -9,7 +9,6 @@ Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.h
 
 from __future__ import annotations
 
-import logging
 import threading
 from bisect import bisect_left
 from typing import Literal
@@ -25,8 +24,6 @@ from crossrank.engines.onnxruntime import session_interface
 from crossrank.errors import EngineFailure
 from crossrank.packed import PairBatch, take_pairs
 
-_log = logging.getLogger("crossrank")
-
 # Sequence lengths as in `crossrank repository`; beyond 32, rows are padded by half at most.
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 # Two: while one batch computes, the next is copied.
@@ -39,7 +36,6 @@ _HIDDEN, _BATCH_TOKENS, _CALL_TOKENS = 128, 98_304, 16_384
 _EXACT_SINCE = (1, 31)
 # Between a CUDA graph and the same kernels launched one by one; cuBLAS may choose others.
 _MOST_DELTA = 1e-2
-# Between the GPU's logits and those of fp32 on the CPU, relative to the largest.
 
 
 def row_counts(length: int, batch_tokens: int, call_tokens: int) -> tuple[int, ...]:
@@ -56,28 +52,25 @@ def row_counts(length: int, batch_tokens: int, call_tokens: int) -> tuple[int, .
     return tuple(counts)
 
 
-def best_operators() -> Operators:
-    """Return whose operators a graph should have for the installed ONNX Runtime."""
+def fused_operators_are_exact() -> bool:
+    """Tell whether the installed ONNX Runtime computes its own fused operators as exactly as the standard ones."""
     import onnxruntime
 
     major, minor = map(int, onnxruntime.__version__.split(".")[:2])
-    if (major, minor) >= _EXACT_SINCE:
-        return "onnxruntime"
-    _log.info("ONNX Runtime %s gets the graph of standard operators; 1.31 has a faster one", onnxruntime.__version__)
-    return "onnx"
+    return (major, minor) >= _EXACT_SINCE
 
 
 class CudaEngine(GraphEngine):
-    """Runs an ONNX graph with bound buffers, each thread with a session, buffers and CUDA graphs of its own.
+    """Run an ONNX graph with bound buffers; each thread has a session, buffers and CUDA graphs of its own.
 
     Args:
         bundle: The model.
-        precision: fp16 is what GPUs are fast in; fp32 is computed without TF32.
-        threads: Batches under way at a time; two if None.
+        precision: GPUs are fastest in fp16; fp32 is computed without TF32.
+        threads: Batches under way at a time; defaults to two.
         device: `cpu` runs the same code on ONNX Runtime's CPU provider, which captures no graphs.
-        lengths: Ascending; those beyond the model's window are left out, and the window is one.
-        rows: Ascending, from 1, of every length; of `row_counts` if None.
-        operators: Of the graph, if the bundle has such a one.
+        lengths: Sequence lengths to prepare, ascending. The model's window replaces those beyond it.
+        rows: Rows to prepare at each length, ascending from 1; defaults to `row_counts`.
+        operators: Those of the graph to run, if the bundle has one of them.
 
     Raises:
         EngineFailure: A CUDA graph computes something else than the plain run, or the GPU something else than the CPU.

@@ -1,7 +1,7 @@
-"""Who may use the GPU while a CUDA graph is captured: nobody else in the process.
+"""Serialize CUDA graph capture against all other GPU work of the process.
 
-A thread that allocates or copies meanwhile fails, and so does the capture; and a model may be loaded while others
-serve.
+A thread that allocates or copies during a capture fails, and so does the capture; and a model may be loaded while
+others serve.
 
 Source: https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__STREAM.html (cudaStreamCaptureModeGlobal)
 """
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 
 class CaptureGate:
-    """Lets any number of runs through at once, or one capture; a waiting capture goes before new runs."""
+    """Let any number of runs through at once, or one capture; a waiting capture goes before new runs."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

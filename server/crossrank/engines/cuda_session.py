@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions on an NVIDIA GPU, with buffers bound once for each shape and a CUDA graph of each.
+"""Open ONNX Runtime sessions on an NVIDIA GPU, with buffers and a CUDA graph for each shape.
 
 Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """
@@ -35,7 +35,7 @@ def cuda_installed() -> bool:
 
 @dataclass
 class _Bound:
-    """The buffers of one shape."""
+    """Hold the buffers of one shape."""
 
     inputs: dict[str, Any]
     output: Any
@@ -44,14 +44,14 @@ class _Bound:
 
 
 class Lane:
-    """A session with its buffers, for one thread: ONNX Runtime keeps CUDA graphs by thread.
+    """Run a session for one thread, with the buffers of each shape: ONNX Runtime keeps CUDA graphs by thread.
 
     Args:
-        session: Of ONNX Runtime.
-        graph: Its inputs and output.
-        device: Where the buffers are.
+        session: ONNX Runtime's.
+        graph: Inputs and output of the session.
+        device: Where the buffers lie, `cuda` or `cpu`.
         labels: Columns of the output.
-        captures: Whether a CUDA graph is captured of each shape.
+        captures: Whether a CUDA graph is captured for each shape.
     """
 
     def __init__(self, session: Any, graph: Graph, device: str, labels: int, *, captures: bool) -> None:

@@ -1,8 +1,9 @@
-"""What the in-process CPU engines share: one worker thread a core, and for runtimes of ONNX graphs, padding."""
+"""Share code among the engines of this process: worker threads, and padding for runtimes of ONNX graphs."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from crossrank.packed import PairBatch
 from crossrank.reasons import reason_of
 
 # Each new shape costs 2 ms and, for good, 0.3 - 0.5 MB (measured with OpenVINO): lengths are padded to a multiple of
-# 16, rows to 1, 2 or a multiple of 4.
+# 16, rows to a multiple of 4, and fewer than 4 to a power of two.
 LENGTH_STEP = 16
 ROW_STEP = 4
 # The longest pair of the self-test at load: attention takes time and memory by the square of it.
@@ -26,15 +27,15 @@ PROVED_TOKENS = 1024
 
 
 class EmbeddedEngine(ABC):
-    """Infers in this process, one single-threaded inference a core.
+    """Infer in this process, with one thread for each inference.
 
-    For a model this small several threads inside one inference lose more than they gain.
+    For models this small, several threads inside one inference lose more than they gain.
 
     Args:
         bundle: The model.
-        file: Of the bundle, that holds the weights it computes with.
+        file: Name of the bundle's file with the weights it computes with.
         precision: The arithmetic in use.
-        threads: Inferences at the same time; all available cores if None.
+        threads: Inferences at the same time; defaults to the available cores.
     """
 
     name: str
@@ -63,6 +64,10 @@ class EmbeddedEngine(ABC):
         Raises:
             EngineFailure: The runtime raised.
         """
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        """See BatchedEngine.padded_tokens."""
+        return len(batch.input_ids)
 
     async def score(self, batch: PairBatch) -> NDArray[np.float32]:
         """See Engine.score."""
@@ -97,13 +102,13 @@ class EmbeddedEngine(ABC):
 
 
 class GraphEngine(EmbeddedEngine):
-    """Runs one of the bundle's graphs, with pairs padded to equal length.
+    """Run one of the bundle's graphs, with pairs padded to equal length.
 
     Args:
         bundle: The model.
-        graph: The variant of it to run.
+        graph: The one to run.
         precision: The arithmetic in use.
-        threads: Inferences at the same time; all available cores if None.
+        threads: Inferences at the same time; defaults to the available cores.
     """
 
     pads = True
@@ -155,11 +160,20 @@ class GraphEngine(EmbeddedEngine):
         """Return the graph's output, float32 [rows, labels]; called from any worker thread."""
 
     def padded_shape(self, batch: PairBatch) -> tuple[int, int]:
-        """Return rows and columns of the tensors that a batch becomes."""
-        longest = int(batch.lengths.max())
-        length = min(-(-longest // self.length_step) * self.length_step, self._max_length)
-        rows = len(batch) if len(batch) < ROW_STEP - 1 else -(-len(batch) // self.row_step) * self.row_step
+        """Return rows and columns of the tensors that a batch becomes.
+
+        Columns are a multiple of `length_step`, rows of `row_step`; fewer rows than that become a power of two, so that
+        one pair alone is not padded.
+        """
+        length = min(_round_up(int(batch.lengths.max()), self.length_step), self._max_length)
+        rows = _round_up(len(batch), self.row_step)
+        if len(batch) < self.row_step:
+            rows = min(rows, 1 << (len(batch) - 1).bit_length())
         return rows, length
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        """See BatchedEngine.padded_tokens."""
+        return math.prod(self.padded_shape(batch))
 
     def tensors(self, batch: PairBatch, rows: int, length: int) -> dict[str, NDArray[np.generic]]:
         """Return a batch as the graph's inputs, each [rows, length] in the graph's own integer type."""
@@ -176,3 +190,7 @@ class GraphEngine(EmbeddedEngine):
         except Exception as error:
             raise EngineFailure(f"{self.name} failed: {reason_of(error)}") from error
         return np.array(output[: len(batch), self._label], np.float32)
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step

@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system."""
+"""Return freed memory to the system."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import ctypes
 
 
 def return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps what small allocations are left between."""
+    """Return freed memory to the system; glibc by itself keeps most of it. Does nothing with other C libraries."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

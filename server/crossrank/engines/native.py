@@ -1,8 +1,7 @@
-"""The encoder of `crossrank.native`: no graph and no padding, a document's whole state in cache."""
+"""Compute with the encoder of `crossrank.native`: weights by role in place of a graph, and no padding."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ from crossrank.bundles.bundle import Bundle
 from crossrank.engines.agreement import TOLERANCE
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.errors import BundleError, EngineFailure, SetupError
-from crossrank.native.library import KERNELS, Kernel, NativeContext, NativeError, NativeModel, usable_kernels
+from crossrank.native.library import Kernel, NativeContext, NativeError, NativeModel
 from crossrank.native.weights import Shape, read_weights
 from crossrank.packed import PairBatch
 
@@ -21,31 +20,28 @@ _TEST_SEED = 0
 
 
 def precision_of(kernel: Kernel) -> Literal["fp32", "bf16"]:
-    """Return what a kernel multiplies in."""
+    """Return the precision of a kernel's products."""
     return "bf16" if kernel in ("avx512_bf16", "amx", "amx_emulated") else "fp32"
 
 
-def native_kernel(precision: str, among: Collection[str] = KERNELS) -> Kernel | None:
-    """Return the fastest kernel of this CPU that computes in `fp32` or `bf16`, None if there is none among those."""
-    order: tuple[Kernel, ...] = ("amx", "avx512_bf16") if precision == "bf16" else ("avx512", "avx2", "portable")
-    usable = usable_kernels()
-    return next((kernel for kernel in order if kernel in usable and kernel in among), None)
+class KernelFault(SetupError):
+    """One kernel cannot serve; another may."""
 
 
 class NativeEngine(EmbeddedEngine):
-    """Scores packed pairs with a kernel made for this CPU.
+    """Score packed pairs with a kernel made for this CPU.
 
-    Each kernel but the portable one first scores a few pairs as the portable one does: no machine that built this
-    project had every instruction set, and a kernel that computes something else must not serve.
+    Before a kernel serves, its logits of a few pairs are compared with those of the portable one: no machine that built
+    this project had every instruction set.
 
     Args:
         bundle: The model, with weights by role.
         kernel: One that this CPU runs.
-        threads: Inferences at the same time; all available cores if None.
+        threads: Inferences at the same time; defaults to the available cores.
 
     Raises:
         BundleError: The bundle's weights are missing or do not fit its manifest.
-        SetupError: The kernel is not usable here, or disagrees with the portable one.
+        KernelFault: The kernel is not usable here, or disagrees with the portable one.
     """
 
     name = "native"
@@ -70,7 +66,7 @@ class NativeEngine(EmbeddedEngine):
             if kernel != "portable":
                 self._test_kernel(kernel, NativeModel("portable", shape, weights), shape)
         except NativeError as error:
-            raise SetupError(f"engine native cannot load {bundle.path}: {error}") from error
+            raise KernelFault(f"engine native cannot load {bundle.path}: {error}") from error
 
     def _test_kernel(self, kernel: Kernel, portable: NativeModel, shape: Shape) -> None:
         generator = np.random.default_rng(_TEST_SEED)
@@ -82,7 +78,7 @@ class NativeEngine(EmbeddedEngine):
         limit = TOLERANCE[self.precision] * max(1.0, float(np.abs(expected).max()))
         delta = float(np.abs(own - expected).max())
         if not delta <= limit:
-            raise SetupError(
+            raise KernelFault(
                 f"kernel {kernel} of engine native gives logits {delta:.3g} off the portable kernel's on this CPU "
                 f"(limit {limit:.3g}): report this, and use --engine openvino or onnxruntime"
             )

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the engine that is always there, in fp32 or any variant that the bundle holds."""
+"""Compute with ONNX Runtime on the CPU: in fp32, or in another precision of which the bundle holds a graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crossrank.reasons import reason_of
 
 
 class OnnxRuntimeEngine(GraphEngine):
-    """Runs an ONNX graph with ONNX Runtime's CPU provider.
+    """Run an ONNX graph with ONNX Runtime's CPU provider.
 
     Raises:
         BundleError: The graph cannot be loaded, or does not fit the manifest.

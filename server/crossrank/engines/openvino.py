@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: fp32, or bf16 arithmetic where the CPU has it (AMX, AVX-512 BF16)."""
+"""Compute with OpenVINO on the CPU: in fp32, or in bf16 where the CPU has it (AMX, AVX-512 BF16)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from crossrank.reasons import reason_of
 
 
 class OpenVinoEngine(GraphEngine):
-    """Runs the fp32 graph with OpenVINO's CPU plugin, one stream a thread.
+    """Run the fp32 graph with OpenVINO's CPU plugin, one stream for each thread.
 
     Raises:
         BundleError: The graph cannot be loaded, or does not fit the manifest.

@@ -1,32 +1,62 @@
-"""Which engine serves a bundle on this machine."""
+"""Load a bundle into the first line of the table of candidates that can serve it."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.agreement import Expected, check_logits, expect_logits
-from crossrank.engines.cpu import has_bf16
-from crossrank.engines.cuda import CudaEngine, best_operators
-from crossrank.engines.cuda_session import cuda_installed
+from crossrank.engines.candidates import CANDIDATES, Candidate, Fault, considered, precisions_of
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.engines.memory import return_memory
-from crossrank.engines.native import NativeEngine, native_kernel
-from crossrank.errors import CrossrankError, EngineFailure, SetupError
-from crossrank.native.library import usable_kernels
-from crossrank.native.weights import OFFERED, offered_kernels
+from crossrank.engines.names import DEVICES, EngineName, PrecisionName
+from crossrank.engines.native import KernelFault
+from crossrank.errors import BundleError, CrossrankError, EngineFailure, SetupError
 from crossrank.reasons import reason_of
 
-EngineName = Literal["auto", "native", "openvino", "onnxruntime", "cuda"]
-# Those of CPUs, which `crossrank tune` measures.
-ENGINES: tuple[EngineName, ...] = tuple(name for name in get_args(EngineName) if name not in ("auto", "cuda"))
-PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-
 _log = logging.getLogger("crossrank")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one line of the table.
+
+    Attributes:
+        candidate: The line.
+        state: `taken`; `usable` but behind the one taken; `unfit` here or for this model; `failed` when it was loaded;
+            `not asked` for.
+        reason: Why it was not taken, empty for the one that was.
+        absent: See Fault.
+    """
+
+    candidate: Candidate
+    state: Literal["taken", "usable", "unfit", "failed", "not asked"]
+    reason: str = ""
+    absent: bool = False
+
+
+@dataclass
+class Choice:
+    """The engine that was loaded, with a verdict on every line of the table.
+
+    Attributes:
+        engine: None where no line can serve.
+        verdicts: In the order of the table.
+        errors: Raised by the lines that failed, in order.
+    """
+
+    engine: EmbeddedEngine | None = None
+    verdicts: list[Verdict] = field(default_factory=list)
+    errors: list[CrossrankError] = field(default_factory=list)
+
+    @property
+    def taken(self) -> Candidate | None:
+        """Return the line that serves."""
+        return next((verdict.candidate for verdict in self.verdicts if verdict.state == "taken"), None)
 
 
 def make_engine(
@@ -34,61 +64,60 @@ def make_engine(
 ) -> EmbeddedEngine:
     """Load a bundle into the engine asked for, or into the fastest one of this machine that works.
 
-    `auto` takes the GPU where the installed ONNX Runtime can use one, else the native encoder where it was measured
-    faster than any other that is installed (its own model shapes, from AVX2 on), else OpenVINO where that is installed,
-    else ONNX Runtime; and bf16 where the CPU multiplies bf16 natively. An engine that cannot load the bundle, or
-    computes something else than its fp32 graph, is passed over, which is said once. `fp16` and `int8` are graphs of the
-    bundle, which ONNX Runtime runs.
+    That is the first line of `candidates.CANDIDATES` that can serve. One that cannot load the bundle, or computes
+    something else than its fp32 graph, is passed over, which is logged once.
+
+    Args:
+        bundle: The model.
+        name: Of an engine of this process, or `auto`.
+        precision: The arithmetic, or `auto`.
+        threads: Inferences at the same time; defaults to one for each available core, two on a GPU.
 
     Raises:
-        SetupError: The engine is not installed, it cannot compute in that precision on this CPU, or none works.
-        BundleError: The bundle does not fit its manifest or has no such graph.
+        SetupError: The engine is not installed or cannot compute in that precision here, or no engine can serve.
+        BundleError: The bundle does not fit its manifest, or lacks what the engine asked for reads.
         EngineFailure: The engine asked for computes something else than the bundle's fp32 graph.
     """
+    choice = choose_engine(bundle, name, precision, threads)
+    for message in _messages(choice, bundle, name, precision):
+        _say_once(message)
+    if choice.engine is not None:
+        return choice.engine
+    if name != "auto" and choice.errors:
+        raise choice.errors[0]
+    raise SetupError(_refusal(choice, bundle, name, precision))
+
+
+def choose_engine(
+    bundle: Bundle, name: EngineName = "auto", precision: PrecisionName = "auto", threads: int | None = None
+) -> Choice:
+    """Go through the table until a line serves; see `make_engine`. Nothing is logged or raised for lines that fail."""
+    choice = Choice()
     reference = _Reference(bundle)
-    if name != "auto":
-        return _load(name, _MAKERS[name], reference, precision, threads)
-    passed_over = []
-    for candidate in auto_engines(precision):
-        make = _native_if_fastest if candidate == "native" else _MAKERS[candidate]
-        try:
-            _refuse_disagreeing(bundle, candidate)
-            engine = _load(candidate, make, reference, precision, threads)
-        except CrossrankError as error:
-            passed_over.append(error.message)
-            _say_once(f"engine {candidate} is not used: {error.message}")
-            continue
-        if candidate == "cuda":
-            _say_once(
-                "engine cuda is used, as ONNX Runtime found a GPU; --engine native, openvino or onnxruntime use the CPU"
-            )
-        return engine
-    raise SetupError(f"no engine of this machine serves {bundle.manifest.model_id}: {'; '.join(passed_over)}")
-
-
-def auto_engines(precision: PrecisionName) -> list[EngineName]:
-    """Return the engines that `auto` tries, the fastest first; one that is not installed is not worth a word."""
-    graphs_only = precision in ("fp16", "int8")
-    found: dict[EngineName, bool] = {
-        "cuda": precision not in ("bf16", "int8") and cuda_installed(),
-        "native": not graphs_only,
-        "openvino": not graphs_only and _openvino_installed(),
-        "onnxruntime": True,
-    }
-    return [name for name, wanted in found.items() if wanted]
-
-
-def _refuse_disagreeing(bundle: Bundle, name: EngineName) -> None:
-    """Pass over an engine that was found to give other logits than the source's when the bundle was exported."""
-    record = bundle.manifest.engines.get(name, {})
-    if record.get("disagrees"):
-        raise SetupError(
-            f"its logits were not the source's when {bundle.manifest.model_id} was exported, with {record['runtime']}"
-        )
+    lost: set[tuple[str, ...]] = set()  # what failed in a way that other lines share
+    for candidate in CANDIDATES:
+        if not candidate.considered(name, precision):
+            verdict = Verdict(candidate, "not asked", candidate.why if candidate.asked else "")
+        elif fault := candidate.fault(bundle) or _disagreement(candidate, bundle, name):
+            verdict = Verdict(candidate, "unfit", fault.reason, fault.absent)
+        elif choice.engine is not None:
+            verdict = Verdict(candidate, "usable", "it comes after the one that is taken")
+        elif not lost.isdisjoint(_scopes(candidate)):
+            verdict = Verdict(candidate, "failed", "as the line above", absent=True)
+        else:
+            try:
+                choice.engine = _load(candidate, reference, threads)
+                verdict = Verdict(candidate, "taken")
+            except CrossrankError as error:
+                choice.errors.append(error)
+                lost.add(_lost(candidate, error))
+                verdict = Verdict(candidate, "failed", error.message)
+        choice.verdicts.append(verdict)
+    return choice
 
 
 class _Reference:
-    """A bundle, and what its fp32 graph gives in ONNX Runtime, computed when it is first asked for."""
+    """Compute the logits that a bundle's fp32 graph gives in ONNX Runtime, when they are first asked for."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -98,172 +127,113 @@ class _Reference:
         return expect_logits(self.bundle)
 
 
-_Maker = Callable[[Bundle, PrecisionName, "int | None"], EmbeddedEngine]
-
-
-def _load(
-    name: EngineName, make: _Maker, reference: _Reference, precision: PrecisionName, threads: int | None
-) -> EmbeddedEngine:
-    """Return an engine that computes what the bundle's fp32 graph does.
+def _load(candidate: Candidate, reference: _Reference, threads: int | None) -> EmbeddedEngine:
+    """Load an engine and compare what it computes with the bundle's fp32 graph.
 
     Raises:
-        CrossrankError: It does not, or cannot be loaded.
+        CrossrankError: It computes something else, or cannot be loaded.
     """
+    assert candidate.load is not None  # a server's engine has a fault
+    # Before the engine is loaded: of a large model, two copies of the weights at a time would be one too many.
+    expected = reference.expected if candidate.checked else None
     try:
-        if name == "openvino":
-            # Of any size: two copies of the weights at a time would be one too many.
-            _ = reference.expected
-        engine = make(reference.bundle, precision, threads)
+        engine = candidate.load(reference.bundle, threads)
     except CrossrankError:
         raise
     except Exception as error:  # a broken installation raises anything, on import already
-        _log.debug("engine %s cannot be loaded", name, exc_info=True)
-        raise SetupError(f"engine {name} cannot be loaded here ({reason_of(error)})") from error
-    if name in _CHECKED and reference.expected is not None:
-        check_logits(engine, reference.expected)
+        _log.debug("%s cannot be loaded", candidate.label, exc_info=True)
+        raise SetupError(f"engine {candidate.engine} cannot be loaded here ({reason_of(error)})") from error
+    if expected is not None:
+        check_logits(engine, expected)
     return_memory()  # of other copies of the weights, which loading makes
     return engine
 
 
-def _cuda_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
-    if precision in ("bf16", "int8"):
-        raise SetupError(f"engine cuda serves fp16 and fp32, not {precision}: use --precision auto")
-    has_fp16 = any(graph.precision == "fp16" for graph in bundle.manifest.graphs)
-    fp16 = precision == "fp16" or (precision == "auto" and has_fp16)
-    operators = best_operators()
-    try:
-        engine = CudaEngine(bundle, "fp16" if fp16 else "fp32", threads, operators=operators)
-    except EngineFailure as error:
-        if operators == "onnx" or not any(graph.operators == operators for graph in bundle.manifest.graphs):
-            raise
-        _say_once(f"{error.message}: the graph of standard operators is taken")
-        engine = CudaEngine(bundle, "fp16" if fp16 else "fp32", threads, operators="onnx")
-    if precision == "auto" and not fp16:
-        _say_once(
-            f"{bundle.manifest.model_id} has no fp16 graph, which GPUs compute faster: crossrank export --precision "
-            "fp32,fp16 writes one"
-        )
-    return engine
+def _scopes(candidate: Candidate) -> set[tuple[str, ...]]:
+    """Return what may be lost with a line: its engine, the file it reads, that in its precision, its kernel."""
+    engine, precision = candidate.engine, candidate.precision
+    return {
+        (engine,),
+        (engine, "reads", candidate.reads),
+        (engine, "reads", candidate.reads, precision),
+        (engine, "kernel", candidate.kernel, precision),
+    }
 
 
-def _native_if_fastest(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
-    """Return the native engine.
-
-    Raises:
-        CrossrankError: It cannot be used, or another was measured faster.
-    """
-    precisions: tuple[PrecisionName, ...] = (precision,)
-    if precision == "auto":
-        precisions = ("bf16", "fp32") if has_bf16() else ("fp32",)
-    fastest = precisions[0]
-    if not _openvino_installed():
-        engine = _native_in_place_of_openvino(bundle, precisions, threads)
-        if engine is not None:
-            return engine
-    if native_kernel(fastest) in (None, "portable"):
-        # Not measured faster than OpenVINO.
-        raise SetupError(_why_no_kernel(fastest))
-    return _native_engine(bundle, fastest, threads)
+def _lost(candidate: Candidate, error: CrossrankError) -> tuple[str, ...]:
+    """Return what cannot serve after a line failed: another kernel may do where one fails, another engine always."""
+    engine, precision = candidate.engine, candidate.precision
+    if isinstance(error, KernelFault):
+        return (engine, "kernel", candidate.kernel, precision)
+    if isinstance(error, BundleError):
+        return (engine, "reads", candidate.reads)
+    if isinstance(error, EngineFailure):
+        return (engine, "reads", candidate.reads, precision)
+    return (engine,)
 
 
-def _native_in_place_of_openvino(
-    bundle: Bundle, precisions: tuple[PrecisionName, ...], threads: int | None
-) -> EmbeddedEngine | None:
-    """Return the native engine with another kernel than the CPU's fastest, where that one is not offered.
-
-    ONNX Runtime, which would serve instead, has no bf16, and took at least 1.4 times as long in fp32 with every model
-    that is offered (native/README.md).
-
-    Args:
-        bundle: The model.
-        precisions: Those that may serve, the fastest first.
-        threads: See `make_engine`.
-
-    Returns:
-        None where the fastest kernel is offered, and where no other is.
-    """
-    offered = offered_kernels(bundle.manifest.architecture)
-    fastest = native_kernel(precisions[0])
-    kernels = (native_kernel(precision, offered) for precision in precisions)
-    kernel = next((kernel for kernel in kernels if kernel not in (None, "portable")), None)
-    if kernel is None or fastest in offered:
+def _disagreement(candidate: Candidate, bundle: Bundle, name: EngineName) -> Fault | None:
+    """Return the fault of an engine whose logits were not the source's at export, unless it was asked for."""
+    record = bundle.manifest.engines.get(candidate.engine, {})
+    if name != "auto" or not record.get("disagrees"):
         return None
-    engine = NativeEngine(bundle, kernel, threads)
-    why = f"it was not measured with kernel {fastest}" if fastest else "the build has none for this CPU's bf16"
-    _say_once(
-        f"engine native serves {bundle.manifest.model_id} in {engine.precision} with its kernel {kernel}: {why}; "
-        "OpenVINO may be faster here: pip install 'crossrank[openvino]'"
+    return Fault(
+        f"its logits were not the source's when {bundle.manifest.model_id} was exported, with {record['runtime']}"
     )
-    return engine
 
 
-def _native_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
-    sizes = bundle.manifest.architecture
-    offered = offered_kernels(sizes)
-    if precision == "auto":
-        precision = "bf16" if native_kernel("bf16") in offered else "fp32"
-    if precision not in ("fp32", "bf16"):
-        raise SetupError(f"engine native serves fp32 and bf16, not {precision}: use --engine onnxruntime")
-    if not offered:
-        raise SetupError(
-            f"engine native serves BERT models of hidden size and heads {sorted(OFFERED)}, not {sizes.model_type} of "
-            f"({sizes.hidden}, {sizes.heads}): use --engine openvino"
+def _messages(choice: Choice, bundle: Bundle, name: EngineName, precision: PrecisionName) -> Iterator[str]:
+    """Say which lines were passed over, and what should be known of the one taken."""
+    for verdict in choice.verdicts:
+        if verdict.state == "failed" and not verdict.absent:
+            yield f"{verdict.candidate.label} is not used: {verdict.reason}"
+    if name == "auto":
+        yield from (f"engine {engine} is not used: {reason}" for engine, reason in _passed_over(choice).items())
+    taken = choice.taken
+    if taken is None:
+        return
+    if name == "auto" and DEVICES[taken.engine] == "gpu":
+        yield "engine cuda is used, as ONNX Runtime found a GPU; --engine native, openvino or onnxruntime use the CPU"
+    if "auto" in (name, precision) and (note := taken.note(bundle)):
+        yield note
+
+
+def _passed_over(choice: Choice) -> dict[str, str]:
+    """Return the engines of which no line could be tried before one was taken, each with its last line's reason."""
+    reasons: dict[str, str] = {}
+    tried = set()
+    for verdict in choice.verdicts:
+        engine = verdict.candidate.engine
+        if verdict.state == "taken":
+            break
+        if verdict.state == "failed":
+            tried.add(engine)
+        elif verdict.state == "unfit" and not verdict.absent:
+            reasons[engine] = verdict.reason
+        elif verdict.state == "not asked" and engine in reasons and verdict.candidate.asked:
+            reasons[engine] += f"; with {verdict.candidate.kernel} it serves where --engine {engine} asks for it"
+    return {engine: reason for engine, reason in reasons.items() if engine not in tried}
+
+
+def _refusal(choice: Choice, bundle: Bundle, name: EngineName, precision: PrecisionName) -> str:
+    """Say why no line can serve."""
+    if not considered(name, precision):
+        others = dict.fromkeys(candidate.engine for candidate in considered("auto", precision))
+        return (
+            f"engine {name} serves {' and '.join(precisions_of(name))}, not {precision}: use --precision auto, or "
+            f"--engine {' or '.join(others)}"
         )
-    kernel = native_kernel(precision)
-    if kernel is None:
-        raise SetupError(f"engine native cannot be used: {_why_no_kernel(precision)}")
-    if kernel not in offered:
-        raise SetupError(
-            f"engine native does not serve models of hidden size {sizes.hidden} in {precision} on this CPU: it was not "
-            f"measured faster with its kernel {kernel}; use --engine openvino"
-        )
-    return NativeEngine(bundle, kernel, threads)
-
-
-def _why_no_kernel(precision: str) -> str:
-    if not usable_kernels():
-        return "it was not built, as there was no C++ compiler (GCC 12 or Clang) when crossrank was installed"
-    if precision == "bf16":
-        return "this CPU has neither AMX nor AVX-512 BF16, or the build lacks it; --precision fp32 goes without"
-    return "this CPU has no AVX2, or the build lacks it"
+    reasons = {
+        f"engine {verdict.candidate.engine}": verdict.reason
+        for verdict in choice.verdicts
+        if verdict.reason and verdict.state in ("unfit", "failed")
+    }
+    said = "; ".join(f"{engine}: {reason}" for engine, reason in reasons.items())
+    if name == "auto":
+        return f"no engine of this machine serves {bundle.manifest.model_id} in precision {precision}: {said}"
+    return f"{bundle.manifest.model_id} cannot be served so: {said}; --engine auto takes one that can"
 
 
 @cache
 def _say_once(message: str) -> None:
     _log.info(message)
-
-
-def _openvino_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
-    if not _openvino_installed():
-        raise SetupError("engine openvino is not installed: pip install 'crossrank[openvino]', or --engine onnxruntime")
-    if precision == "auto":
-        precision = "bf16" if has_bf16() else "fp32"
-    if precision not in ("fp32", "bf16"):
-        raise SetupError(f"engine openvino serves fp32 and bf16, not {precision}: use --engine onnxruntime")
-    if precision == "bf16" and not has_bf16():
-        raise SetupError("this CPU has no bf16 arithmetic (neither AMX nor AVX-512 BF16): use --precision fp32")
-    from crossrank.engines.openvino import OpenVinoEngine
-
-    return OpenVinoEngine(bundle, precision, threads)
-
-
-def _onnxruntime_engine(bundle: Bundle, precision: PrecisionName, threads: int | None) -> EmbeddedEngine:
-    if precision == "bf16":
-        raise SetupError("engine onnxruntime has no bf16 on CPUs: use --engine openvino, or --precision fp32")
-    from crossrank.engines.onnxruntime import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(bundle, "fp32" if precision == "auto" else precision, threads)
-
-
-def _openvino_installed() -> bool:
-    return importlib.util.find_spec("openvino") is not None
-
-
-_MAKERS: dict[str, _Maker] = {
-    "cuda": _cuda_engine,
-    "native": _native_engine,
-    "openvino": _openvino_engine,
-    "onnxruntime": _onnxruntime_engine,
-}
-# Those that are compared here; engine cuda compares itself, to fall back on another of the bundle's graphs.
-_CHECKED = ("native", "openvino")

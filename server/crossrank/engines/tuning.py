@@ -1,4 +1,4 @@
-"""What `crossrank tune` found fastest on this machine, kept in a file that `crossrank serve` reads.
+"""Keep what `crossrank tune` found fastest on this machine in a file that `crossrank serve` reads.
 
     CACHE/tuning/OWNER--NAME@BUNDLE/MACHINE.json
 
@@ -22,7 +22,8 @@ from crossrank.bundles.bundle import MANIFEST, Bundle, sha256_of
 from crossrank.bundles.cache import bundle_name, default_cache_dir
 from crossrank.engines.cpu import available_cores, cpu_flags, cpu_name
 from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.engines.select import EngineName, make_engine
+from crossrank.engines.names import EngineName, PrecisionName
+from crossrank.engines.select import make_engine
 from crossrank.errors import SetupError
 
 _log = logging.getLogger("crossrank")
@@ -37,10 +38,10 @@ class _Frozen(BaseModel):
 
 
 class EngineConfig(_Frozen):
-    """Everything that can be chosen about an embedded engine."""
+    """Hold all settings of an embedded engine."""
 
     engine: EngineName
-    precision: Literal["fp32", "bf16"]
+    precision: PrecisionName
     threads: int = Field(ge=1, description="inferences at a time, one thread each (OpenVINO: streams)")
     batch_tokens: int = Field(ge=1, description="padded tokens of a batch at most")
     length_step: int = Field(ge=1, description="lengths are padded to a multiple of it, in tokens")
@@ -48,7 +49,7 @@ class EngineConfig(_Frozen):
 
 
 class Machine(_Frozen):
-    """What a measurement holds for."""
+    """Describe the machine that a measurement was made on."""
 
     cpu: str
     cores: int
@@ -56,13 +57,13 @@ class Machine(_Frozen):
     versions: dict[str, str]
 
     def difference(self, other: Machine) -> str:
-        """Return where the two differ, or `` if nowhere."""
+        """Return in which fields the two differ, with both values; empty if in none."""
         own, others = self.model_dump(), other.model_dump()
         return ", ".join(f"{name} {others[name]} instead of {own[name]}" for name in own if own[name] != others[name])
 
 
 class Tuning(_Frozen):
-    """A choice with the figures that it rests on."""
+    """Hold the settings chosen for a bundle on a machine, with the measured figures."""
 
     format: Literal[1] = 1
     model_id: str
@@ -89,7 +90,7 @@ def this_machine() -> Machine:
 
 
 def config_of(engine: EmbeddedEngine) -> EngineConfig:
-    """Return how an engine is set up."""
+    """Return the settings of a loaded engine."""
     return EngineConfig(
         engine=engine.name,  # type: ignore[arg-type] # pydantic checks it
         precision=engine.precision,  # type: ignore[arg-type]
@@ -101,7 +102,7 @@ def config_of(engine: EmbeddedEngine) -> EngineConfig:
 
 
 def apply_config(engine: EmbeddedEngine, config: EngineConfig) -> None:
-    """Set what can be changed of a loaded engine: how batches are cut and padded."""
+    """Change how a loaded engine's batches are cut and padded; its precision and threads stay."""
     engine.batch_tokens = config.batch_tokens
     engine.length_step = config.length_step
     engine.row_step = config.row_step
@@ -112,8 +113,8 @@ def make_tuned_engine(bundle: Bundle, config: EngineConfig, threads: int | None 
 
     Args:
         bundle: The model.
-        config: What was found fastest.
-        threads: In place of the configuration's.
+        config: The settings found fastest.
+        threads: Overrides those of the configuration.
 
     Raises:
         SetupError, BundleError: See `make_engine`.

@@ -5,6 +5,7 @@
 #include "encoder.h"
 #include "fma_kernel.h"
 #include "guard.h"
+#include "interface.h"
 #include "tile_kernel.h"
 
 namespace crossrank {

@@ -1,4 +1,5 @@
-// What Python sees (library.py): plain C, one library for each kernel with the same functions.
+// What Python sees (library.py): plain C, one library for each kernel with the same functions. interface.py holds a hash
+// of the declarations here.
 //
 // Functions that can fail return null or false and write a message of at most kErrorBytes into `error`.
 // No function touches Python, so that callers hold no GIL.

@@ -5,8 +5,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 namespace {
 
@@ -22,11 +24,15 @@ bool saves(uint64_t bits) { return (saved_state() & bits) == bits; }
 
 constexpr uint64_t kAvxState = 0x6, kAvx512State = 0xe6, kTileState = 0x60000;
 
-// Linux gives tile registers to processes that ask for them; threads started later inherit the permission.
-// Source: https://www.kernel.org/doc/html/latest/arch/x86/xstate.html
+// Linux gives tile registers to processes that ask for them; threads started later inherit the permission. Other systems
+// are not asked. Source: https://www.kernel.org/doc/html/latest/arch/x86/xstate.html
 bool may_use_tiles() {
+#if defined(__linux__)
   constexpr long kArchReqXcompPerm = 0x1023, kXfeatureTileData = 18;
   return syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace

@@ -3,11 +3,11 @@
 One shared library for each kernel lies in this directory where a compiler was there at installation:
 
     portable      fp32, any CPU; tells what else this CPU runs
-    avx2          fp32
-    avx512        fp32
-    avx512_bf16   bf16 products, fp32 sums, by dot products of pairs
-    amx           the same, by AMX tiles
-    amx_emulated  as amx, with tile instructions in C++: slow, for tests on any CPU
+    avx2          fp32, x86-64
+    avx512        fp32, x86-64
+    avx512_bf16   bf16 products, fp32 sums, by dot products of pairs, x86-64
+    amx           the same, by AMX tiles, x86-64 on Linux
+    amx_emulated  as amx, with tile instructions in C++: slow, built for tests only
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import os
+import platform
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -23,13 +24,21 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.native.interface import INTERFACE
 from crossrank.native.weights import Shape
 
 Kernel = Literal["portable", "avx2", "avx512", "avx512_bf16", "amx", "amx_emulated"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+# Not in wheels: built by make native and make test.
+TEST_KERNELS: tuple[Kernel, ...] = ("amx_emulated",)
+# All others are made of instructions of x86-64.
+ANYWHERE: tuple[Kernel, ...] = ("portable", *TEST_KERNELS)
+# The other libraries of this directory, for `wordpiece.py` and `padding.py`.
+HELPERS = ("wordpiece", "padding")
 # Set by developers who test a build that lies elsewhere (README.md in this directory).
 _DIRECTORY = "CROSSRANK_NATIVE_DIR"
 ERROR_BYTES = 256
+_INSTRUCTIONS = {"avx2": "AVX2", "avx512": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx": "AMX"}
 
 _POINTER, _INT64, _BUFFER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p
 
@@ -55,7 +64,7 @@ _FUNCTIONS: Functions = {
 
 
 class NativeError(Exception):
-    """The library refused its arguments, or ran out of memory."""
+    """A library is missing or cannot be used, refused its arguments, or ran out of memory."""
 
 
 def library_path(name: str) -> Path | None:
@@ -65,13 +74,30 @@ def library_path(name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def open_library(name: str) -> ctypes.CDLL | None:
-    """Return the library, None if it was not built, or was built for another C library than this machine's."""
+def open_library(name: str) -> ctypes.CDLL:
+    """Load the library of a kernel that this CPU runs, or one of HELPERS.
+
+    Raises:
+        NativeError: It was not built, was built for another C library than this machine's, or from headers with other
+            declarations than those that this Python code calls.
+    """
     path = library_path(name)
+    if path is None:
+        raise NativeError("it was not built: when crossrank was installed, no C++ compiler could (GCC 12 or Clang)")
     try:
-        return ctypes.CDLL(str(path)) if path else None
-    except OSError:
-        return None
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeError(f"{path.name} cannot be loaded: {error}") from error
+    found = "none"  # as in builds from before it was checked
+    if hasattr(library, "crossrank_interface"):
+        library.crossrank_interface.argtypes, library.crossrank_interface.restype = [], _BUFFER
+        found = library.crossrank_interface().decode(errors="replace")
+    if found != INTERFACE:
+        raise NativeError(
+            f"{path} is of another version (its interface is {found}, not {INTERFACE}): run `make native`, or install "
+            "crossrank anew"
+        )
+    return library
 
 
 def declare(library: ctypes.CDLL, prefix: str, functions: Functions) -> None:
@@ -82,15 +108,26 @@ def declare(library: ctypes.CDLL, prefix: str, functions: Functions) -> None:
 
 
 @cache
+def kernel_fault(kernel: Kernel) -> str:
+    """Return why this process cannot use a kernel, empty if it can."""
+    if kernel not in ANYWHERE and platform.machine() not in ("x86_64", "AMD64"):
+        return f"its instructions are those of x86-64, not of this CPU ({platform.machine()})"
+    try:
+        # A library is opened only where its CPU is known to run it.
+        portable = open_library("portable")
+        if kernel not in ANYWHERE:
+            portable.crossrank_cpu_runs.argtypes, portable.crossrank_cpu_runs.restype = [_BUFFER], ctypes.c_bool
+            if not portable.crossrank_cpu_runs(kernel.encode()):
+                return f"this CPU, or its system, has no {_INSTRUCTIONS[kernel]}"
+        open_library(kernel)
+    except NativeError as error:
+        return str(error)
+    return ""
+
+
 def usable_kernels() -> tuple[Kernel, ...]:
     """Return the kernels that are built and that this CPU runs."""
-    library = open_library("portable")
-    if library is None:
-        return ()
-    runs = library.crossrank_cpu_runs
-    runs.argtypes, runs.restype = [_BUFFER], ctypes.c_bool
-    everywhere = ("portable", "amx_emulated")
-    return tuple(name for name in KERNELS if library_path(name) and (name in everywhere or runs(name.encode())))
+    return tuple(name for name in KERNELS if not kernel_fault(name))
 
 
 @cache
@@ -98,20 +135,18 @@ def load_library(kernel: Kernel) -> ctypes.CDLL:
     """Load a kernel's library, which this CPU must run.
 
     Raises:
-        NativeError: It is not there, or this CPU does not run it.
+        NativeError: It is not there, this CPU does not run it, or it is of another version.
     """
-    if kernel not in usable_kernels():
-        raise NativeError(f"kernel {kernel} is not built or not for this CPU; there are: {', '.join(usable_kernels())}")
-    try:
-        library = ctypes.CDLL(str(library_path(kernel)))
-    except OSError as error:
-        raise NativeError(f"kernel {kernel} cannot be loaded: {error}") from error
+    fault = kernel_fault(kernel)
+    if fault:
+        raise NativeError(f"kernel {kernel}: {fault}")
+    library = open_library(kernel)
     declare(library, "crossrank_", _FUNCTIONS)
     return library
 
 
 class NativeModel:
-    """Packed weights in a kernel's library. Any thread may make contexts of it.
+    """Hold a model's weights, packed by a kernel's library. Threads may make contexts of it at the same time.
 
     Args:
         kernel: Which library.
@@ -119,7 +154,7 @@ class NativeModel:
         weights: float32 arrays by role; copied.
 
     Raises:
-        NativeError: The weights do not fit the shape.
+        NativeError: The kernel cannot be used here, or the weights do not fit the shape.
     """
 
     def __init__(self, kernel: Kernel, shape: Shape, weights: Mapping[str, NDArray[np.float32]]) -> None:
@@ -141,7 +176,7 @@ class NativeModel:
 
 
 class NativeContext:
-    """One thread's buffers; two threads must not use it at once.
+    """Hold the buffers of one thread; two threads must not use a context at once.
 
     Raises:
         NativeError: There is no memory for them.

@@ -1,15 +1,12 @@
-// Packed pairs as the tensors that ONNX graphs take, at the speed of memory.
+// At the speed of memory.
+#include "padding.h"
+
 #include <algorithm>
 
-#include "api.h"
+#include "interface.h"
 
-// Pair i is ids[offsets[i], offsets[i + 1]), types alike. Writes rows x length numbers to each of the three results: a
-// pair a row, with `pad_id`, type 0 and mask 0 behind it; rows beyond the pairs hold padding and attend to their first
-// token. The caller has checked that offsets ascend, that no pair is longer than `length` and that it is not 0
-// (padding.py).
-CROSSRANK_API void crossrank_pad(const int32_t* ids, const int32_t* types, const int64_t* offsets, int64_t pairs,
-                                 int64_t rows, int64_t length, int32_t pad_id, int32_t* padded_ids,
-                                 int32_t* padded_types, int32_t* mask) {
+void crossrank_pad(const int32_t* ids, const int32_t* types, const int64_t* offsets, int64_t pairs, int64_t rows,
+                   int64_t length, int32_t pad_id, int32_t* padded_ids, int32_t* padded_types, int32_t* mask) {
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t start = row < pairs ? offsets[row] : 0, tokens = row < pairs ? offsets[row + 1] - start : 0;
     const int64_t attended = row < pairs ? tokens : 1;

@@ -1,4 +1,4 @@
-"""Packed pairs as padded tensors: native code (native/padding.cpp) where it was built, numpy elsewhere.
+"""Pad packed pairs to tensors: with native code (padding.h) where it was built, with numpy elsewhere.
 
 Numpy takes half a microsecond a pair and holds the GIL for part of it; in that time a GPU scores a pair of a
 TinyBERT-L2.
@@ -7,13 +7,16 @@ TinyBERT-L2.
 from __future__ import annotations
 
 import ctypes
+import logging
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank.native.library import Functions, declare, open_library
+from crossrank.native.library import Functions, NativeError, declare, open_library
 from crossrank.packed import PairBatch
+
+_log = logging.getLogger("crossrank")
 
 Tensors = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
 
@@ -23,9 +26,12 @@ _FUNCTIONS: Functions = {"pad": ([_POINTER] * 3 + [_INT64] * 3 + [_INT32] + [_PO
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = open_library("padding")
-    if library is not None:
-        declare(library, "crossrank_", _FUNCTIONS)
+    try:
+        library = open_library("padding")
+    except NativeError as error:
+        _log.debug("pairs are padded by numpy, more slowly: %s", error)
+        return None
+    declare(library, "crossrank_", _FUNCTIONS)
     return library
 
 

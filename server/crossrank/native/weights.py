@@ -1,4 +1,4 @@
-"""The weights of a BERT cross-encoder by role: what export writes, the bundle holds and the native engine reads.
+"""Read and write the weights of a BERT cross-encoder by role, which the native encoder computes with.
 
     embeddings.word [vocab_size, hidden]    embeddings.position [positions, hidden]
     embeddings.segment [segments, hidden]   embeddings.norm
@@ -24,21 +24,16 @@ from safetensors.numpy import load_file, save
 from crossrank.bundles.bundle import Architecture, Weights
 from crossrank.errors import BundleError
 
+WEIGHTS_FILE = "weights.safetensors"
 WORD = "embeddings.word"
-_FP32 = ("avx512", "avx2", "portable")
-# Hidden size and heads of the models that it serves - TinyBERT-L2, TinyBERT-L4, MiniLM - and with which kernels: those
-# with which it, or for AMX its prototype, was measured at least 1.3 times as fast as OpenVINO in the same precision
-# (README.md). The portable one serves where it is asked for.
-OFFERED: dict[tuple[int, int], tuple[str, ...]] = {
-    (128, 2): (*_FP32, "avx512_bf16", "amx"),
-    (312, 12): (*_FP32, "avx512_bf16"),
-    (384, 12): (*_FP32, "avx512_bf16"),
-}
+# Hidden size and heads of the models that the native encoder was measured with: TinyBERT-L2, TinyBERT-L4, MiniLM.
+# engines/candidates.py says with which kernels it serves them.
+NATIVE_SHAPES = frozenset({(128, 2), (312, 12), (384, 12)})
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers that decide every array's size.
+    """Hold the numbers that decide every array's size.
 
     Attributes:
         epsilon: Of every layer normalization.
@@ -100,9 +95,9 @@ class Shape:
                 raise ValueError(f"{role} is {array.dtype} {list(array.shape)}, not float32 {list(dims)}")
 
 
-def offered_kernels(architecture: Architecture) -> tuple[str, ...]:
-    """Return with which kernels the native engine serves models of this shape, none if it does not."""
-    return OFFERED.get((architecture.hidden, architecture.heads), ()) if architecture.model_type == "bert" else ()
+def is_native_shape(architecture: Architecture) -> bool:
+    """Tell whether the native encoder serves models of this shape."""
+    return architecture.model_type == "bert" and (architecture.hidden, architecture.heads) in NATIVE_SHAPES
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
@@ -121,9 +116,9 @@ def read_weights(directory: Path, record: Weights, sizes: Architecture) -> tuple
     """Read a bundle's weights, whose files have been compared with their hashes when it was loaded.
 
     Args:
-        directory: The bundle's.
-        record: What its manifest says of them.
-        sizes: Of the model.
+        directory: Where the bundle lies.
+        record: The manifest's entry of the weights.
+        sizes: The model's shape.
 
     Raises:
         BundleError: They do not fit the manifest.

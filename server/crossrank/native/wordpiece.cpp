@@ -2,6 +2,7 @@
 
 #include "characters.h"
 #include "guard.h"
+#include "interface.h"
 #include "vocabulary.h"
 
 using namespace crossrank;

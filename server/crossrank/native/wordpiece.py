@@ -1,8 +1,8 @@
-"""BERT's tokenizer at memory speed: native code (native/wordpiece.h) that the Rust tokenizer teaches.
+"""Tokenize texts as BERT does, with native code (wordpiece.h) that learns each character from the Rust tokenizer.
 
-The Rust tokenizer remains the authority. It is asked once how each character is normalized and whether it separates
-words, and gets the texts that the native code cannot answer exactly: with added tokens in them, or characters that
-canonical ordering could move.
+The Rust tokenizer decides. It is asked once for each character how that is normalized and whether it separates words.
+It also tokenizes the texts whose ids the native code could get wrong: those with added tokens in them, or with
+characters that Unicode's canonical ordering could move.
 """
 
 from __future__ import annotations
@@ -43,32 +43,33 @@ _FUNCTIONS: Functions = {
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = open_library("wordpiece")
-    if library is None:
-        _log.warning("the native tokenizer is not built (no compiler at installation): texts are tokenized more slowly")
+    try:
+        library = open_library("wordpiece")
+    except NativeError as error:
+        _log.warning("the native tokenizer is not used, and texts are tokenized more slowly: %s", error)
         return None
     declare(library, "crossrank_wordpiece_", _FUNCTIONS)
     return library
 
 
 class WordPiece:
-    """Tokenizes texts with ids equal to those of a BERT `tokenizer.json`. Threads may share it.
+    """Tokenize texts with ids equal to those of a BERT `tokenizer.json`. Threads may share it.
 
-    Its memory is that of the vocabulary and of the characters met, whatever words come.
+    It keeps the vocabulary and the characters met so far, and no words: memory does not grow with the texts.
 
     Args:
         tokenizer: One for whose definition `WordPiece.serves` holds.
-        definition: What its `tokenizer.json` says.
+        definition: The parsed `tokenizer.json`.
 
     Raises:
-        NativeError: The vocabulary holds what no tokenizer has, or there is no memory.
+        NativeError: The vocabulary is not a valid one, there is no memory, or the library cannot be used.
     """
 
     def __init__(self, tokenizer: Tokenizer, definition: dict[str, Any]) -> None:
         self._pointer: int | None = None
         library = _library()
         if library is None:
-            raise NativeError("the native tokenizer is not built")
+            raise NativeError("the native tokenizer cannot be used here")
         self._library = library
         self._characters = _Characters(tokenizer)
         model = definition["model"]
@@ -91,7 +92,7 @@ class WordPiece:
 
     @staticmethod
     def serves(definition: dict[str, Any]) -> bool:
-        """Tell whether a tokenizer definition is of the kind whose rules the native code follows, and that is built."""
+        """Tell whether the native code follows the rules of a tokenizer definition, and can be used here."""
         parts = {name: definition.get(name) or {} for name in ("normalizer", "pre_tokenizer", "model")}
         normalizer, model = parts["normalizer"], parts["model"]
         strips_accents = normalizer.get("strip_accents")
@@ -106,7 +107,7 @@ class WordPiece:
         )
 
     def tokenize(self, texts: list[str]) -> tuple[Tokens, list[int]]:
-        """Return the ids of each text, and the indices of those that only the tokenizer itself can tell (no ids)."""
+        """Return the ids of each text, and the indices of the texts left to the Rust tokenizer, which have no ids."""
         tokens, outcomes = self._tokenize(texts)
         untaught = (outcomes == _UNTAUGHT).nonzero()[0].tolist()
         if untaught:
@@ -144,14 +145,14 @@ class WordPiece:
 
 
 class _Characters:
-    """What the Rust tokenizer makes of a character."""
+    """Ask the Rust tokenizer for the normalized form of a character."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._normalize = tokenizer.normalizer.normalize_str
         self._split = tokenizer.pre_tokenizer.pre_tokenize_str
 
     def form(self, character: str) -> str | None:
-        """Return its normalized form, with spaces where words end; None if that depends on its neighbours."""
+        """Return a character's form, with spaces where words end; None if that depends on its neighbours."""
         normalized = self._normalize(character)
         # Normalization works character by character but for one step, the canonical ordering of combining marks.
         # Those it strips cannot be out of order. This Python may not know of marks newer than itself: "Cn".
@@ -168,7 +169,7 @@ class _Characters:
 
 
 def _strings(texts: list[str]) -> tuple[_Strings, tuple[bytes, NDArray[np.int64]]]:
-    """Return texts as the library reads them, with what they refer to and must be kept."""
+    """Return texts as the library reads them, and the memory they point to, which the caller keeps alive."""
     encoded = [text.encode() for text in texts]
     offsets = offsets_of(list(map(len, encoded)))
     joined = b"".join(encoded)

@@ -1,1 +1,7 @@
-"""Many callers, full batches: `batcher` merges requests, `passthrough` hands them on, `cores` shares idle cores."""
+"""Merge the requests of many callers into full batches.
+
+batcher       for engines of this process: one queue for each tier, batches of similar pairs
+passthrough   for engines that merge requests themselves: limits only
+cores         idle cores, shared by the batchers of all models
+similar       which pairs are padded together; tiers: their names
+"""

@@ -1,8 +1,6 @@
-"""Query and documents to token ids, and the batches that reach the engine.
+"""Merge the pairs of concurrent requests into batches of similar length under a token budget.
 
-`PairEncoder` (in `encoding`) tokenizes the query once and each document once, and assembles the pairs. `Batcher` merges
-the pairs of concurrent requests into batches of similar length under a token budget, and gives every request its own
-logits.
+Every request gets its own logits back, whatever shared its batches.
 """
 
 from __future__ import annotations
@@ -16,26 +14,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank.engines.base import Engine
+from crossrank.engines.base import BatchedEngine
 from crossrank.errors import EngineFailure, Overloaded
 from crossrank.packed import PairBatch, Tokens, offsets_of
 from crossrank.scheduling.cores import Cores
 from crossrank.scheduling.similar import first_similar
+from crossrank.scheduling.tiers import BACKGROUND, REALTIME
 
 # A batch is not made smaller than this to occupy an idle core, nor than two calls' own cost: that would eat the gain.
 _MIN_BATCH_TOKENS = 512
 # A pair shorter than this share of the batch's longest is left for another batch, unless its padding costs less than a
 # call.
 _MIN_LENGTH_SHARE = 0.75
-# Batches have a multiple of this many pairs where they can: runtimes prepare and remember every shape they meet.
-_ROW_STEP = 4
 # Shortest remaining work goes first; each second of waiting counts as this many tokens less, so that nothing starves.
 _AGING_TOKENS_PER_S = 100_000
 
 
 @dataclass(eq=False)
 class _Job:
-    """The pairs of one request that are still to be scored; longest last, if the engine pads."""
+    """Hold the pairs of one request that are still to be scored; longest last, if the engine pads."""
 
     batch: PairBatch
     logits: NDArray[np.float32]
@@ -58,41 +55,41 @@ class _Job:
 
 
 class Batcher:
-    """Keeps an engine busy with batches made of all waiting requests.
+    """Keep an engine busy with batches made of all waiting requests.
 
-    A batch holds pairs of one tier. The tier `batch` gets cores that are idle, of all models on the machine, and never
-    the place ahead of a busy one: a realtime request waits for no more than the batch under way.
+    A batch holds pairs of one tier. Background requests (tier `batch`) get only idle cores, and no batch of theirs is
+    queued ahead on a busy one: a realtime request waits for no more than the batch under way.
 
     Args:
-        engine: Where batches go: `engine.concurrency` at a time, and for every two of them one more, ready to follow
+        engine: Scores the batches: `engine.concurrency` at a time, and for every two of them one more, ready to follow
             without a pause.
-        max_waiting_pairs: Beyond this many waiting pairs a new request is refused (Overloaded).
-        max_waiting_batch_pairs: The same for the tier `batch`; as many if None.
+        max_waiting_pairs: Beyond this many waiting realtime pairs a new request is refused (Overloaded).
+        max_waiting_background_pairs: The same for background requests; defaults to `max_waiting_pairs`.
         cores: Shared with the batchers of other models.
-        on_batch: Is told of each batch that was scored, and how many seconds that took.
+        on_batch: Called after each batch with its pairs and the seconds that it took.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: BatchedEngine,
         max_waiting_pairs: int,
-        max_waiting_batch_pairs: int | None = None,
+        max_waiting_background_pairs: int | None = None,
         cores: Cores | None = None,
         on_batch: Callable[[PairBatch, float], None] | None = None,
     ) -> None:
         self._engine = engine
         self._cores = cores or Cores()
         self._on_batch = on_batch
-        most = max_waiting_pairs if max_waiting_batch_pairs is None else max_waiting_batch_pairs
-        self._max_waiting_pairs = {"realtime": max_waiting_pairs, "batch": most}
+        most = max_waiting_pairs if max_waiting_background_pairs is None else max_waiting_background_pairs
+        self._max_waiting_pairs = {REALTIME: max_waiting_pairs, BACKGROUND: most}
         # Measured on 2 cores: a quarter more documents a second than without the one ahead, no more with two.
         self._most_running = engine.concurrency + max(1, engine.concurrency // 2)
-        self._queues: dict[str, list[_Job]] = {"realtime": [], "batch": []}
+        self._queues: dict[str, list[_Job]] = {REALTIME: [], BACKGROUND: []}
         self._running: set[asyncio.Task[None]] = set()
 
     @property
     def waiting_pairs(self) -> int:
-        """Pairs that no batch holds yet."""
+        """Return the number of pairs that are in no batch yet."""
         return sum(map(_waiting_pairs, self._queues.values()))
 
     @property
@@ -101,7 +98,7 @@ class Batcher:
         return not self._running and not any(self._queues.values())
 
     async def score(
-        self, batch: PairBatch, *, tier: str = "realtime", stages_s: MutableMapping[str, float] | None = None
+        self, batch: PairBatch, *, tier: str = REALTIME, stages_s: MutableMapping[str, float] | None = None
     ) -> NDArray[np.float32]:
         """Return the logits of a request's pairs, float32 [pairs].
 
@@ -110,7 +107,7 @@ class Batcher:
         Args:
             batch: The pairs.
             tier: `realtime`, or `batch`, whose pairs are taken when cores are idle.
-            stages_s: Where the seconds of the stages `queue` and `inference` go.
+            stages_s: Gets the seconds of the stages `queue` and `inference`.
 
         Raises:
             Overloaded: Too many pairs of that tier wait already.
@@ -151,17 +148,17 @@ class Batcher:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _dispatch(self) -> None:
-        queue = self._queues["realtime"]
+        queue = self._queues[REALTIME]
         budget = self._budget_tokens(queue)
         while queue and len(self._running) < self._most_running:
             self._start(queue, budget)
-        if self._queues["batch"]:
+        if self._queues[BACKGROUND]:
             self._cores.wait(self)
         self._cores.offer()
 
-    def start_batch_tier(self) -> bool:
-        """Start one batch of the tier `batch` if a core is idle; tell whether more of them wait."""
-        queue = self._queues["batch"]
+    def start_background(self) -> bool:
+        """Start one batch of background requests if a core is idle; tell whether more of them wait."""
+        queue = self._queues[BACKGROUND]
         if queue and self._cores.running < self._engine.concurrency:
             self._start(queue, self._budget_tokens(queue))
         return bool(queue)
@@ -193,10 +190,12 @@ class Batcher:
             return self._fill(queue, jobs, budget_tokens)
         longest = jobs[0].lengths[-1]
         spare_tokens = self._engine.call_tokens
+        # A multiple of the engine's step where that can be: runtimes prepare and remember every shape they meet.
+        step = self._engine.row_step
         most = max(self._engine.batch_tokens // longest, 1)
-        if most > _ROW_STEP:
-            most -= most % _ROW_STEP
-        room = min(-(-budget_tokens // (longest * _ROW_STEP)) * _ROW_STEP, most)
+        if most > step:
+            most -= most % step
+        room = min(-(-budget_tokens // (longest * step)) * step, most)
         parts: list[tuple[_Job, list[int]]] = []
         for job in jobs:
             stop = bisect_left(job.lengths, longest + 1)
@@ -261,8 +260,8 @@ class Batcher:
 
 
 def overloaded(state: str, added: int, limit: int, tier: str) -> Overloaded:
-    """Say that the queue of a tier is full."""
-    retry_after_s = 5.0 if tier == "batch" else 1.0
+    """Return the error of a full queue, with the state of it, the limit and when to try again."""
+    retry_after_s = 5.0 if tier == BACKGROUND else 1.0
     return Overloaded(
         f"{state} and this request adds {added}; the queue of tier {tier} holds {limit}: "
         f"try again in {retry_after_s:g} s, or send less at a time",

@@ -1,4 +1,4 @@
-"""Share idle cores among the queues of all loaded models."""
+"""Share idle cores among the batchers of all loaded models."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol
 
+from crossrank.scheduling.tiers import BACKGROUND
+
 
 class _Queue(Protocol):
-    def start_batch_tier(self) -> bool:
-        """Start one batch of the tier `batch` if a core is idle; tell whether more of them wait."""
+    def start_background(self) -> bool:
+        """Start one batch of background requests if a core is idle; tell whether more of them wait."""
         ...
 
 
 class Cores:
-    """Counts what runs on them over all models, and offers an idle one to the queues that wait for one in turn.
+    """Count the work under way over all models, and offer idle cores to the waiting queues in turn.
 
     Attributes:
-        running: Batches under way, and realtime texts being tokenized.
+        running: Batches under way, and realtime requests being tokenized.
     """
 
     def __init__(self) -> None:
@@ -27,8 +29,8 @@ class Cores:
 
     @contextlib.contextmanager
     def tokenizing(self, tier: str) -> Iterator[None]:
-        """Count a core as taken inside the block, unless it is for the tier `batch` itself."""
-        if tier == "batch":
+        """Count a core as taken inside the block, unless a background request is tokenized."""
+        if tier == BACKGROUND:
             yield
             return
         self.running += 1
@@ -44,13 +46,13 @@ class Cores:
         self._waiting.setdefault(queue)
 
     def offer(self) -> None:
-        """Let those that wait start what idle cores can take, each in turn."""
+        """Let the waiting queues start background batches on idle cores, one each in turn."""
         started = True
         while started:
             started = False
             for queue in list(self._waiting):
                 before = self.running
-                more = queue.start_batch_tier()
+                more = queue.start_background()
                 if self.running > before or not more:
                     del self._waiting[queue]
                     if more:

@@ -1,4 +1,4 @@
-"""The way to an engine that merges requests itself: no queue here, only limits on what is under way."""
+"""Hand requests to an engine that merges them itself, with limits on the pairs under way."""
 
 from __future__ import annotations
 
@@ -15,47 +15,51 @@ from crossrank.engines.base import Engine
 from crossrank.errors import EngineFailure
 from crossrank.packed import PairBatch
 from crossrank.scheduling.batcher import overloaded
+from crossrank.scheduling.tiers import BACKGROUND, REALTIME
 
-# Pairs of the tier `batch` that the engine is given at a time: enough to fill its batches, little to wait for.
-_BATCH_TIER_PAIRS = 256
+# Background pairs that the engine has at a time: enough to fill its batches, and a realtime request waits for no more.
+_BACKGROUND_PAIRS = 256
 
 
-class Passage:
-    """Hands each request to the engine as it comes; those of the tier `batch` when no other is under way.
+class Passthrough:
+    """Hand each realtime request to the engine as it comes, and background requests while no realtime one is under way.
 
-    It stands where `Batcher` stands for embedded engines. Triton's dynamic batcher sees the requests of all its
-    clients; merging here too would add latency, and a request that shares its batch could not be cancelled.
+    It takes the place that `Batcher` has in front of engines of this process. Triton's dynamic batcher sees the
+    requests of all its clients; merging here too would add latency, and a request that shares its batch could not be
+    cancelled.
 
     Args:
-        engine: Where requests go.
-        max_pairs: Beyond this many pairs under way a new request is refused (Overloaded).
-        max_batch_pairs: The same for the tier `batch`, those that wait included; as many if None.
+        engine: Scores the requests.
+        max_pairs: Beyond this many realtime pairs under way a new request is refused (Overloaded).
+        max_background_pairs: The same for background requests (tier `batch`), those that wait included; defaults to
+            `max_pairs`.
     """
 
-    def __init__(self, engine: Engine, max_pairs: int, max_batch_pairs: int | None = None) -> None:
+    def __init__(self, engine: Engine, max_pairs: int, max_background_pairs: int | None = None) -> None:
         self._engine = engine
-        self._max_pairs = {"realtime": max_pairs, "batch": max_pairs if max_batch_pairs is None else max_batch_pairs}
-        self._pairs = Counter({"realtime": 0, "batch": 0})
-        self._realtime = 0
-        self._batch_pairs_given = 0
+        most = max_pairs if max_background_pairs is None else max_background_pairs
+        self._max_pairs = {REALTIME: max_pairs, BACKGROUND: most}
+        self._pairs = Counter({REALTIME: 0, BACKGROUND: 0})
+        self._realtime_requests = 0
+        self._background_pairs = 0
         # First come, first served.
         self._waiting: dict[asyncio.Future[None], int] = {}
 
     @property
     def waiting_pairs(self) -> int:
-        """Pairs under way: those that wait in the engine and those that it scores."""
+        """Return the number of pairs under way: waiting for a turn, waiting in the engine, or being scored."""
         return sum(self._pairs.values())
 
     async def score(
-        self, batch: PairBatch, *, tier: str = "realtime", stages_s: MutableMapping[str, float] | None = None
+        self, batch: PairBatch, *, tier: str = REALTIME, stages_s: MutableMapping[str, float] | None = None
     ) -> NDArray[np.float32]:
         """Return the logits of a request's pairs, float32 [pairs]; a cancelled caller cancels the engine's work.
 
         Args:
             batch: The pairs.
             tier: `realtime` or `batch`.
-            stages_s: Where the seconds of the stage `inference` go, the engine's own queue included, and those of the
-                stage `queue`, which only the tier `batch` has.
+            stages_s: Gets the seconds of the stage `inference`, the engine's own queue included, and of the stage
+                `queue`, which only background requests have.
 
         Raises:
             Overloaded: Too many pairs of that tier are under way.
@@ -68,7 +72,7 @@ class Passage:
         arrived_s = time.monotonic()
         self._pairs[tier] += len(batch)
         try:
-            async with self._realtime_turn() if tier == "realtime" else self._batch_turn(len(batch)):
+            async with self._realtime_turn() if tier == REALTIME else self._background_turn(len(batch)):
                 started_s = time.monotonic()
                 logits = await self._engine.score(batch)
         finally:
@@ -82,15 +86,15 @@ class Passage:
 
     @contextlib.asynccontextmanager
     async def _realtime_turn(self) -> AsyncIterator[None]:
-        self._realtime += 1
+        self._realtime_requests += 1
         try:
             yield
         finally:
-            self._realtime -= 1
+            self._realtime_requests -= 1
             self._give_turns()
 
     @contextlib.asynccontextmanager
-    async def _batch_turn(self, pairs: int) -> AsyncIterator[None]:
+    async def _background_turn(self, pairs: int) -> AsyncIterator[None]:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[turn] = pairs
         self._give_turns()
@@ -100,18 +104,18 @@ class Passage:
         finally:
             # A caller may be cancelled after its turn was given.
             if self._waiting.pop(turn, None) is None:
-                self._batch_pairs_given -= pairs
+                self._background_pairs -= pairs
             self._give_turns()
 
     def _give_turns(self) -> None:
-        while self._waiting and not self._realtime:
+        while self._waiting and not self._realtime_requests:
             turn, pairs = next(iter(self._waiting.items()))
-            if self._batch_pairs_given and self._batch_pairs_given + pairs > _BATCH_TIER_PAIRS:
+            if self._background_pairs and self._background_pairs + pairs > _BACKGROUND_PAIRS:
                 return
             del self._waiting[turn]
-            self._batch_pairs_given += pairs
+            self._background_pairs += pairs
             if not turn.done():
                 turn.set_result(None)
 
     async def close(self) -> None:
-        """Do nothing: what is under way belongs to its request."""
+        """Do nothing: requests under way end by themselves, or are cancelled by their callers."""

@@ -1,4 +1,4 @@
-"""Which pairs are close enough in length to be padded together."""
+"""Find the pairs that are close enough in length to be padded together."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Sequence
 def first_similar(
     ascending: Sequence[int], stop: int, longest: int, share: float, spare_tokens: int
 ) -> tuple[int, int]:
-    """Return from where on, up to `stop`, pairs should be padded to `longest`, and how many spare tokens are left.
+    """Return the first of the pairs, up to `stop`, that should be padded to `longest`, and the spare tokens left.
 
-    Shorter ones than the share join if all of them can, which saves the call that they would take.
+    Pairs of at least `share` of `longest` are similar enough. All shorter ones join too if their padding is within
+    `spare_tokens`: that saves another call.
 
     Args:
-        ascending: Tokens of each pair.
-        stop: None from here on is longer than `longest`.
+        ascending: Tokens of each pair, shortest first.
+        stop: Number of pairs that are not longer than `longest`.
         longest: Tokens that the batch is padded to.
-        share: Pairs of this share of `longest` are always similar enough.
-        spare_tokens: Padding that shorter ones may need, all together: what costs no more than another call.
+        share: Part of `longest`, 0 to 1.
+        spare_tokens: Padding that costs no more than another call.
     """
     start = bisect_left(ascending, int(longest * share), 0, stop)
     padding = start * longest - sum(ascending[:start])

@@ -1,8 +1,7 @@
-"""The statements of admission: a row holds a key's counters and balance, one UPDATE checks them and takes."""
+"""The SQL of admission: one UPDATE checks a key's limits and balance, and counts the request if it fits both."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from sqlalchemy import BigInteger, Float, bindparam, case, or_, select, update
@@ -11,7 +10,7 @@ from crossrank_server.accounts.base import Account
 from crossrank_server.accounts.store import allowances
 from crossrank_server.accounts.windows import WINDOW_S
 
-# In place of no limit; float64 counts up to it exactly.
+# Stands for no limit; float64 counts up to it exactly.
 _UNLIMITED = 2**53
 
 
@@ -102,8 +101,7 @@ def admission_facts(
     }
 
 
-def clock_minute() -> tuple[int, float]:
-    """Return the number of this minute since 1970 and the seconds it has left."""
-    now = time.time()
-    minute = int(now // WINDOW_S)
-    return minute, (minute + 1) * WINDOW_S - now
+def clock_minute(now_s: float) -> tuple[int, float]:
+    """Return the number of a Unix time's minute since 1970 and the seconds it has left."""
+    minute = int(now_s // WINDOW_S)
+    return minute, (minute + 1) * WINDOW_S - now_s

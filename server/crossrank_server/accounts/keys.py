@@ -1,4 +1,4 @@
-"""API keys: how they look, how they are kept, and who holds one.
+"""Create, find, list and revoke API keys.
 
 A key is `cr-<id>-<secret>`. The id is public and finds the row; of the secret only its SHA-256 is stored. A slow
 password hash would add nothing: the secret is 256 random bits, not something a person chose.
@@ -20,6 +20,7 @@ from sqlalchemy import func, insert, select, update
 
 from crossrank.errors import SetupError, Unauthorized
 from crossrank_server.accounts.base import SCOPES, Account
+from crossrank_server.accounts.clock import SYSTEM_CLOCK, Clock
 from crossrank_server.accounts.prices import usd_from_nano
 from crossrank_server.accounts.store import Store, allowances, keys
 
@@ -30,7 +31,7 @@ _REMEDY = "ask whoever runs this server for a key (`crossrank keys create`)"
 
 @dataclass(frozen=True)
 class NewKey:
-    """What a new key shall be.
+    """The properties of a key to create.
 
     Attributes:
         name: What its owner calls it.
@@ -67,7 +68,7 @@ class KeyInfo:
 
 
 def create_key(store: Store, new: NewKey) -> str:
-    """Add a key and return it; nobody can read it again later."""
+    """Create a key and return it; it cannot be read again later."""
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
     with store.write() as connection:
         connection.execute(
@@ -87,8 +88,8 @@ def create_key(store: Store, new: NewKey) -> str:
     return f"cr-{key_id}-{secret}"
 
 
-def find_account(store: Store, token: str) -> Account:
-    """Return whose key a token is. What is wrong with a key is told only to who has the whole of it.
+def find_account(store: Store, token: str, clock: Clock = SYSTEM_CLOCK) -> Account:
+    """Look up the account of a key. Only a caller with the whole key learns that it is expired or revoked.
 
     Raises:
         Unauthorized: It is unknown, expired or revoked.
@@ -113,17 +114,17 @@ def find_account(store: Store, token: str) -> Account:
         prepaid=row.balance is not None,
         expires_at=row.expires_at,
     )
-    refuse_expired(account)
+    refuse_expired(account, clock.time())
     return account
 
 
-def refuse_expired(account: Account) -> None:
-    """Raise if the key is past its time.
+def refuse_expired(account: Account, now_s: float) -> None:
+    """Refuse a key that has expired at a Unix time.
 
     Raises:
         Unauthorized: It has expired.
     """
-    if account.expires_at is not None and account.expires_at <= time.time():
+    if account.expires_at is not None and account.expires_at <= now_s:
         when = datetime.fromtimestamp(account.expires_at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         raise Unauthorized(f"API key {account.key_id} expired on {when}; {_REMEDY}", code="expired_api_key")
 
@@ -144,7 +145,7 @@ def list_keys(store: Store) -> list[KeyInfo]:
 
 
 def revoke_key(store: Store, key: str) -> None:
-    """End a key for good; gateways that know it as good stop taking it within TRUST_S.
+    """Revoke a key for good; gateways that have it cached as good refuse it within TRUST_S.
 
     Raises:
         SetupError: There is no such key.
@@ -158,7 +159,7 @@ def revoke_key(store: Store, key: str) -> None:
 
 
 def add_credit(store: Store, key: str, nano_usd: int) -> tuple[int, int]:
-    """Add to a key's credit, or take from what is left of it; a key without credit becomes prepaid.
+    """Add to a key's credit, or take from its balance; a key without credit becomes prepaid.
 
     Returns:
         Credit granted in all, and the balance, in nano-dollars.
@@ -187,7 +188,7 @@ def add_credit(store: Store, key: str, nano_usd: int) -> tuple[int, int]:
 
 
 def existing_key_id(store: Store, key: str) -> str:
-    """Return the id of a key that is there, from its id or itself.
+    """Return the id of an existing key, given its id or the whole key.
 
     Raises:
         SetupError: There is no such key.
@@ -199,7 +200,7 @@ def existing_key_id(store: Store, key: str) -> str:
 
 
 def _key_id(key: str) -> str:
-    """Return the public part of what an operator typed: the id, or the key."""
+    """Return the id within an id or a whole key."""
     match = _KEY_ID.fullmatch(key.strip())
     if match is None:
         raise _no_such_key(key)

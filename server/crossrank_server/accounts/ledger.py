@@ -1,14 +1,13 @@
-"""Admission and settlement in the store: limits and credit checked and taken by one statement, usage added in batches.
+"""Admit and settle requests in the store: one statement checks limits and credit and takes both; usage is batched.
 
-Credit of a request under way is taken out of the key's balance into the gateway's hold. Settling it turns the hold
-into spent credit, a failed request gives it back. A gateway that died leaves its holds behind: when its lease is over
-any other gives them back. So granted = spent + balance + holds at any time, and the balance of a key that pays for
-what it sends never goes below zero, however many gateways there are.
+The cost of a request under way is moved from the key's balance into a hold of the gateway. Settling the request turns
+its hold into spent credit; a request that fails gives it back. A gateway that died leaves its holds behind: when its
+lease is over, any other gateway gives them back. So granted = spent + balance + holds at any time, and the balance of a
+prepaid key never goes below zero, however many gateways there are.
 """
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from sqlalchemy import Connection, and_, delete, insert, select, update
 from crossrank.errors import PaymentRequired, RateLimited
 from crossrank_server.accounts.admission import ADMIT, LOOK, LOOK_BALANCE, TAKE, admission_facts, clock_minute
 from crossrank_server.accounts.base import Account
+from crossrank_server.accounts.clock import SYSTEM_CLOCK, Clock
 from crossrank_server.accounts.prices import usd_from_nano
 from crossrank_server.accounts.store import Store, allowances, gateways, holds, usage
 from crossrank_server.accounts.windows import Window, refuse_over_limit
@@ -33,7 +33,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Hold:
-    """Credit taken for a request under way, in nano-dollars; `gateway_id` says from whose lease it hangs."""
+    """Credit taken out of a key's balance for a request under way.
+
+    Attributes:
+        key_id: The key.
+        gateway_id: The gateway that took it; the hold lasts as long as its lease.
+        nano_usd: How much, in nano-dollars.
+    """
 
     key_id: str
     gateway_id: str
@@ -42,10 +48,10 @@ class Hold:
 
 @dataclass
 class Batch:
-    """Usage to be added to the store at once, or not at all.
+    """Usage that is added to the store in one transaction.
 
     Attributes:
-        gateway_id: Whose batch it is.
+        gateway_id: The gateway that scored it.
         number: Grows with every batch of a gateway; the store takes each number once.
         usage: [requests, documents, tokens, nano-dollars] by (key, day, model, tier).
         settled: [held, spent] in nano-dollars by (key, gateway that holds), for prepaid keys.
@@ -63,16 +69,20 @@ class Batch:
 
 
 class Ledger:
-    """A gateway's side of the store.
+    """Admit and settle the requests of one gateway.
 
     Args:
         store: The database.
-        lease_s: Seconds after its last sign of life that a gateway counts as dead.
-        count_here: Limits are counted in this store; otherwise somewhere else.
+        lease_s: Seconds after its last sign of life at which a gateway counts as dead.
+        count_here: Count the limits in this store; otherwise they are counted elsewhere.
+        clock: Tells minutes and leases.
     """
 
-    def __init__(self, store: Store, *, lease_s: float = LEASE_S, count_here: bool = True) -> None:
+    def __init__(
+        self, store: Store, *, lease_s: float = LEASE_S, count_here: bool = True, clock: Clock = SYSTEM_CLOCK
+    ) -> None:
         self._store = store
+        self._clock = clock
         self._lease_s = lease_s
         self._count_here = count_here
         self._add_hold = store.add_to(holds, ["held"])
@@ -82,36 +92,36 @@ class Ledger:
         self.open_gateway()
 
     def open_gateway(self) -> None:
-        """Take a new id with a lease of its own, and give back what dead gateways held."""
+        """Register under a new id with a lease of its own, and give back the holds of dead gateways."""
         self.gateway_id = uuid.uuid4().hex
         with self._store.write() as connection:
-            row = {"id": self.gateway_id, "lease_until": time.time() + self._lease_s, "last_batch": 0}
+            row = {"id": self.gateway_id, "lease_until": self._clock.time() + self._lease_s, "last_batch": 0}
             connection.execute(insert(gateways), row)
-            old = gateways.c.lease_until <= time.time() - _FORGET_GATEWAY_S
+            old = gateways.c.lease_until <= self._clock.time() - _FORGET_GATEWAY_S
             connection.execute(delete(gateways).where(old, gateways.c.id.not_in(select(holds.c.gateway_id))))
-        self._seen_at = time.time()
+        self._seen_at = self._clock.time()
         self.release_dead()
 
     def admit(self, account: Account, documents: int, cost: int) -> tuple[Hold | None, list[Window]]:
         """Count a request against its key's limits and take its cost out of the balance: both or neither.
 
         Args:
-            account: Whose key it is.
+            account: The key's.
             documents: In the request.
             cost: In nano-dollars.
 
         Returns:
-            What was taken (None from a key that is not prepaid), and what is left of the limits.
+            The hold (None for a key that is not prepaid), and the state of the limits.
 
         Raises:
             PaymentRequired: The balance does not cover the cost.
             RateLimited: A limit is reached.
             BackendUnavailable: The store does not answer.
         """
-        return self._unless_held_by_the_dead(lambda: self._admit(account, documents, cost))
+        return self._with_dead_holds_released(lambda: self._admit(account, documents, cost))
 
     def take_more(self, hold: Hold, nano_usd: int) -> Hold:
-        """Enlarge a hold, and return it as it is then.
+        """Take more credit into a hold, and return the larger hold.
 
         Raises:
             PaymentRequired: The balance does not cover it.
@@ -127,22 +137,22 @@ class Ledger:
                 self._hold(connection, hold.key_id, hold.gateway_id, nano_usd)
             return Hold(hold.key_id, hold.gateway_id, hold.nano_usd + nano_usd)
 
-        return self._unless_held_by_the_dead(take)
+        return self._with_dead_holds_released(take)
 
     def windows(self, account: Account) -> list[Window]:
-        """Return what is left of a key's limits; nothing is counted."""
-        minute, left_s = clock_minute()
+        """Return the state of a key's limits, without counting a request."""
+        minute, left_s = clock_minute(self._clock.time())
         with self._store.read() as connection:
             row = connection.execute(LOOK, {"key": account.key_id, "minute": minute}).one()
         return self._windows(account, row, left_s)
 
     def apply(self, batch: Batch) -> None:
-        """Add a batch to the store, once, however often it is tried; also a sign of life.
+        """Add a batch to the store, once, however often it is tried, and extend the lease.
 
         Raises:
-            BackendUnavailable: It is not known to be written: try again.
+            BackendUnavailable: Whether it was written is not known: try again.
         """
-        now = time.time()
+        now = self._clock.time()
         with self._store.write() as connection:
             mine = select(gateways).where(gateways.c.id == batch.gateway_id)
             row = connection.execute(mine.with_for_update()).first()
@@ -162,17 +172,17 @@ class Ledger:
                 )
         self._seen_at = now
         if not alive and batch.gateway_id == self.gateway_id:
-            # Its holds may have been given back: what is still to be settled is charged without them.
+            # Its holds may have been given back; what is still to be settled is charged without them.
             self.open_gateway()
 
     def should_give_sign(self) -> bool:
-        """Tell whether a good part of the lease has passed without a batch."""
-        return time.time() - self._seen_at > self._lease_s / 4
+        """Tell whether a quarter of the lease has passed without a batch."""
+        return self._clock.time() - self._seen_at > self._lease_s / 4
 
     def release_dead(self) -> bool:
-        """Give back the credit held by gateways whose lease is over; True if there was any."""
+        """Give back the holds of gateways whose lease is over; return whether there were any."""
         with self._store.read() as connection:
-            late = select(gateways.c.id).where(gateways.c.lease_until <= time.time())
+            late = select(gateways.c.id).where(gateways.c.lease_until <= self._clock.time())
             found = connection.execute(
                 select(holds.c.gateway_id, holds.c.key_id).where(holds.c.gateway_id.in_(late)).order_by(holds.c.key_id)
             ).all()
@@ -181,13 +191,13 @@ class Ledger:
         return bool(found)
 
     def close_gateway(self) -> None:
-        """Give back what is still held; nothing more comes from this gateway."""
+        """End the lease and give back all holds; this gateway must not be used any more."""
         with self._store.write() as connection:
             connection.execute(update(gateways).where(gateways.c.id == self.gateway_id).values(lease_until=0.0))
         self.release_dead()
 
     def _admit(self, account: Account, documents: int, cost: int) -> tuple[Hold | None, list[Window]]:
-        minute, left_s = clock_minute()
+        minute, left_s = clock_minute(self._clock.time())
         facts = admission_facts(account, documents, cost, minute=minute, left_s=left_s, count=self._count_here)
         with self._store.write() as connection:
             row = connection.execute(ADMIT, facts).first() or self._second_look(connection, account, facts, left_s)
@@ -198,14 +208,14 @@ class Ledger:
             return hold, self._windows(account, row, left_s)
 
     def _second_look(self, connection: Connection, account: Account, facts: dict[str, Any], left_s: float) -> Any:
-        """Raise what refused the admission; if it fits by now, return it taken."""
-        # Locked, so that what is told is what refused it.
+        """Raise the reason why the admission was refused; if it fits by now, admit it and return the row."""
+        # Locked, so that the reason given is the one that holds.
         state = connection.execute(LOOK.with_for_update(), {name: facts[name] for name in ("key", "minute")}).one()
         if state.balance is not None and state.balance < facts["cost"]:
             raise out_of_credit(account.key_id, state.balance, facts["cost"])
         refuse_over_limit(account, self._windows(account, state, left_s), facts["new_documents"])
         row = connection.execute(ADMIT, facts).first()
-        if row is None:  # a rounding apart
+        if row is None:  # the checks differ by a rounding
             raise RateLimited(f"API key {account.key_id} has just reached its limit; try again in 1 s", retry_after_s=1)
         return row
 
@@ -218,8 +228,8 @@ class Ledger:
             if limit is not None and self._count_here
         ]
 
-    def _unless_held_by_the_dead(self, take: Callable[[], T]) -> T:
-        """Try; where the credit does not cover it, what dead gateways hold is given back before that is said."""
+    def _with_dead_holds_released(self, take: Callable[[], T]) -> T:
+        """Call `take`; if the credit does not cover it, give back the holds of dead gateways and try once more."""
         try:
             return take()
         except PaymentRequired:
@@ -232,7 +242,7 @@ class Ledger:
         connection.execute(self._add_hold, row)
 
     def _write(self, connection: Connection, batch: Batch) -> None:
-        # In one order everywhere: two gateways that settle the same keys must not wait for each other.
+        # Sorted, so that two gateways that settle the same keys cannot deadlock.
         for (key_id, gateway_id), (held, spent) in sorted(batch.settled.items()):
             self._settle(connection, key_id, gateway_id, held, spent)
         rows = [
@@ -252,7 +262,7 @@ class Ledger:
             connection.execute(self._add_usage, rows)
 
     def _settle(self, connection: Connection, key_id: str, gateway_id: str, held: int, spent: int) -> None:
-        """Turn a hold into spent credit; one that was given back meanwhile is charged to the balance again."""
+        """Turn a hold into spent credit; if it was given back meanwhile, charge the balance instead."""
         connection.execute(select(allowances.c.key_id).where(allowances.c.key_id == key_id).with_for_update())
         mine = and_(holds.c.gateway_id == gateway_id, holds.c.key_id == key_id, holds.c.held >= held)
         still_held = connection.execute(update(holds).where(mine).values(held=holds.c.held - held)).rowcount
@@ -268,7 +278,7 @@ class Ledger:
             connection.execute(select(allowances.c.key_id).where(allowances.c.key_id == key_id).with_for_update())
             mine = and_(holds.c.gateway_id == gateway_id, holds.c.key_id == key_id)
             held = connection.scalar(delete(holds).where(mine).returning(holds.c.held))
-            if held:  # else another gateway was faster
+            if held:  # else another gateway did it first
                 connection.execute(
                     update(allowances).where(allowances.c.key_id == key_id).values(balance=allowances.c.balance + held)
                 )

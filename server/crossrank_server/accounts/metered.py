@@ -1,4 +1,4 @@
-"""Accounts with keys: identified from a short memory, admitted by the store, recorded in batches."""
+"""Accounts with keys: looked up with a short cache, admitted by the store, recorded in batches."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import contextlib
 import hashlib
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 from crossrank.errors import BackendUnavailable, CrossrankError, Unauthorized
 from crossrank_server.accounts.base import Account, Charge, require_scope
+from crossrank_server.accounts.clock import SYSTEM_CLOCK, Clock
 from crossrank_server.accounts.keys import find_account, missing_key, refuse_expired
 from crossrank_server.accounts.ledger import Hold, Ledger
 from crossrank_server.accounts.meter import Meter
@@ -26,28 +26,36 @@ from crossrank_server.accounts.windows import Window, refuse_never_admissible, w
 
 _log = logging.getLogger("crossrank.accounts")
 
-# A key is looked up again after this time: so long a revoked one is still taken.
+# Seconds for which the account of a key is cached, and so a revoked key is still accepted.
 TRUST_S = 5.0
 _MAX_TRUSTED = 10_000
 
 
 class MeteredAccounts:
-    """Knows keys, enforces limits and credit, and records usage in a store that gateways share.
+    """Look up keys, enforce limits and credit, and record usage in a store that gateways share.
 
     Args:
         store: The database.
         prices: What documents cost.
-        flush_window_s: Usage is in the store at most this long after it was recorded; so much a kill can lose.
-        limits: Where limits are counted instead of in the store.
+        flush_window_s: Seconds after which recorded usage is in the store at the latest; a kill can lose so much.
+        limits: Counts the limits, instead of the store.
+        clock: Tells minutes, leases, and the age of what is cached.
     """
 
     def __init__(
-        self, store: Store, prices: Prices, *, flush_window_s: float = 1.0, limits: RedisLimits | None = None
+        self,
+        store: Store,
+        prices: Prices,
+        *,
+        flush_window_s: float = 1.0,
+        limits: RedisLimits | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._store = store
+        self._clock = clock
         self._prices = prices
         self._limits = limits
-        self._ledger = Ledger(store, count_here=limits is None)
+        self._ledger = Ledger(store, count_here=limits is None, clock=clock)
         self._meter = Meter(self._ledger)
         self._threads = StoreThreads(store.threads)
         self._trusted: OrderedDict[bytes, tuple[float, Account | Unauthorized]] = OrderedDict()
@@ -57,21 +65,21 @@ class MeteredAccounts:
         self._flusher.start()
 
     async def identify(self, token: str | None) -> Account | None:
-        """Return whose key it is; see `Accounts.identify`. What was found is trusted for TRUST_S."""
+        """Return the account of a key; see `Accounts.identify`. It is cached for TRUST_S seconds."""
         if token is None:
             raise missing_key()
         # Keys themselves are not kept in memory.
         digest = hashlib.sha256(token.encode()).digest()
         until, found = self._trusted.get(digest, (0.0, None))
-        if found is None or until < time.monotonic():
-            found = await self._threads.run(lambda: _account_or_refusal(self._store, token))
-            self._trusted[digest] = (time.monotonic() + TRUST_S, found)
+        if found is None or until < self._clock.monotonic():
+            found = await self._threads.run(lambda: _account_or_refusal(self._store, token, self._clock))
+            self._trusted[digest] = (self._clock.monotonic() + TRUST_S, found)
             self._trusted.move_to_end(digest)
             if len(self._trusted) > _MAX_TRUSTED:
                 self._trusted.popitem(last=False)
         if isinstance(found, Unauthorized):
             raise Unauthorized(found.message, code=found.code)
-        refuse_expired(found)
+        refuse_expired(found, self._clock.time())
         return found
 
     @contextlib.asynccontextmanager
@@ -114,7 +122,7 @@ class MeteredAccounts:
         )
 
     async def show_limits(self, account: Account | None, headers: MutableMapping[str, str]) -> None:
-        """Put what is left of a key's limits into an answer, unless `admit` did."""
+        """Add the `x-ratelimit-*` headers of a key, unless `admit` did."""
         if account is None or not account.limited or any(name.startswith("x-ratelimit-") for name in headers):
             return
         look = (self._limits or self._ledger).windows
@@ -122,7 +130,7 @@ class MeteredAccounts:
             write_headers(await self._threads.run(lambda: look(account)), headers)
 
     async def statement(self, account: Account | None) -> dict[str, Any] | None:
-        """Return credit and usage of a key, with all that this gateway has scored until now."""
+        """Return credit and usage of a key, with everything that this gateway has scored until now."""
         if account is None:
             raise missing_key()
 
@@ -133,7 +141,7 @@ class MeteredAccounts:
         return await self._threads.run(read)
 
     async def more(self, model: str, tier: str, hold: Hold | None, documents: int) -> Hold | None:
-        """Return a hold enlarged by what so many documents more cost."""
+        """Take the cost of so many documents more into a hold, and return the larger hold."""
         cost = self._prices.cost_nano_usd(model, tier, documents)
         if hold is None or cost <= 0:
             return hold
@@ -143,7 +151,7 @@ class MeteredAccounts:
         )
 
     async def close(self) -> None:
-        """Write what is not written yet and release connections; a second time does nothing."""
+        """Write the usage that is not written yet and release connections; a second call does nothing."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -169,7 +177,7 @@ class MeteredAccounts:
         return hold
 
     def _flush_often(self) -> None:
-        # Half the window, so that what came just after a flush is written within the whole.
+        # Half the window, so that usage recorded just after a flush is written within the whole.
         while not self._closing.wait(self._flush_window_s / 2):
             try:
                 self._threads.submit(self._meter.flush).result()
@@ -180,7 +188,7 @@ class MeteredAccounts:
 
 
 class _HeldCharge(Charge):
-    """A charge that takes more credit as it is raised."""
+    """Take more credit when the charge is raised."""
 
     def __init__(self, documents: int, accounts: MeteredAccounts, model: str, tier: str, hold: Hold | None) -> None:
         super().__init__(documents)
@@ -192,8 +200,8 @@ class _HeldCharge(Charge):
         self.documents = documents
 
 
-def _account_or_refusal(store: Store, token: str) -> Account | Unauthorized:
+def _account_or_refusal(store: Store, token: str, clock: Clock) -> Account | Unauthorized:
     try:
-        return find_account(store, token)
+        return find_account(store, token, clock)
     except Unauthorized as refusal:
         return refusal

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from crossrank_server.accounts.base import SCOPES
+from crossrank_server.commands.groups import DescribedGroup
 from crossrank_server.commands.store_option import nano_usd, opened_store, print_rows, store_option
 
 _DURATION = re.compile(r"(\d{1,5})\s*([hdwy])")
@@ -78,7 +79,7 @@ def free_credit(value: str) -> int:
     return nano_usd(value)
 
 
-@click.group()
+@click.group(cls=DescribedGroup)
 def keys() -> None:
     """Make, list and end API keys.
 

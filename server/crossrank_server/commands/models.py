@@ -1,10 +1,13 @@
-"""`crossrank models`: what can be served, what is published of it, and what is cached here."""
+"""`crossrank models`: list the models with their published figures, and which are cached here."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 # All columns fit into it; a narrower terminal folds cells instead of cutting them.
 _PIPE_WIDTH = 80
+_LICENCE_WIDTH = 10
 
 
 @click.command()
@@ -25,7 +29,7 @@ _PIPE_WIDTH = 80
     help="Where bundles are cached.  [default: CROSSRANK_CACHE_DIR, or crossrank in the user's cache directory]",
 )
 def models(as_json: bool, cache_dir: Path | None) -> None:
-    """List the models this server is made for, with their published figures.
+    """List the models this server is made for, with figures, licence and price.
 
     Any of them is fetched from the Hugging Face hub when first served, turned into an optimized bundle and kept.
     Other cross-encoders work too: give their hub id or directory.
@@ -46,10 +50,10 @@ def models(as_json: bool, cache_dir: Path | None) -> None:
 
 
 def _cached(model: CatalogModel, cache_dir: Path | None) -> CachedBundle | None:
-    """Return where the model lies on this machine; the built-in one is part of the installation."""
+    """Return the bundle of the model on this machine, or None; the built-in one is part of the installation."""
     from crossrank.bundles.cache import BundleCache, measure_bundle
     from crossrank.bundles.catalog import BUILTIN
-    from crossrank.bundles.resolve import builtin_path
+    from crossrank.resolve import builtin_path
 
     if model is BUILTIN:
         return measure_bundle(builtin_path(), "built in")
@@ -80,8 +84,14 @@ def _print_table(rows: list[tuple[CatalogModel, CachedBundle | None]]) -> None:
     for model, cached in rows:
         table.add_row(*_cells(model, cached))
     console.print(table)
-    for note in _NOTES:
+    for note in (*_NOTES, *_terms(model for model, _ in rows)):
         console.print(note, markup=False, highlight=False)
+
+
+def _terms(models: Iterable[CatalogModel]) -> list[str]:
+    """Return the lines that say what the licences of some models forbid."""
+    lines = [wrap(f"{model.short_name}: {model.terms}", _PIPE_WIDTH - 2) for model in models if model.terms]
+    return list(chain.from_iterable(lines))
 
 
 def _cells(model: CatalogModel, cached: CachedBundle | None) -> list[str]:
@@ -94,8 +104,8 @@ def _cells(model: CatalogModel, cached: CachedBundle | None) -> list[str]:
         f"{model.ndcg_at_10:.2f}{'*' if is_builtin else ' '}",
         "-" if model.mrr_at_10 is None else f"{model.mrr_at_10:.2f}",
         "-" if model.docs_per_s_v100 is None else str(model.docs_per_s_v100),
-        model.licence,
-        f"{model.usd_per_1000_docs:.3f}{' ' if model.price_basis.startswith('published') else '~'}",
+        fill(model.licence, _LICENCE_WIDTH),
+        f"{model.usd_per_1000_docs:.3f}{' ' if model.price_published else '~'}",
         "no" if cached is None else f"{cached.size_bytes / 1e6:.1f} MB",
     ]
 

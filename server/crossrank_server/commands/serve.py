@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossrank.bundles.catalog import catalog_model
+from crossrank.bundles.model_name import split_name
 from crossrank.errors import SetupError
 from crossrank_server.commands.options import options_from_settings, settings_from_options
 from crossrank_server.process.ports import listen, port_of, reserve
@@ -29,6 +31,8 @@ from crossrank_server.telemetry.logs import configure_logging
 if TYPE_CHECKING:
     from crossrank_server.rpc.server import RpcServer
     from crossrank_server.serving.service import RerankService
+
+_log = logging.getLogger("crossrank")
 
 
 @click.command()
@@ -64,6 +68,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     settings = settings_from_options(ServeSettings, options)
     configure_logging(settings.log_level, settings.log_format)
     _refuse_open_to_all(settings)
+    _state_terms(models)
     tls = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     workers = worker_count(settings)
     if workers > 1:
@@ -165,9 +170,17 @@ def _announce(
         lines.append(f"listening on {'grpcs' if tls else 'grpc'}://{shown}:{grpc_port}")
     for line in lines:
         if settings.log_format == "json":
-            logging.getLogger("crossrank").info(line)
+            _log.info(line)
         else:
             click.echo(line, err=True)
+
+
+def _state_terms(models: tuple[str, ...]) -> None:
+    """Log what the licences of the models forbid, where the catalogue knows of such."""
+    for spec in models:
+        known = catalog_model(split_name(spec)[1])
+        if known is not None and known.terms:
+            _log.warning("%s is licensed for %s use: %s", known.model_id, known.licence, known.terms)
 
 
 def _refuse_open_to_all(settings: ServeSettings) -> None:
@@ -190,7 +203,7 @@ def _rpc_server(
     service: RerankService, settings: ServeSettings, port: int, tls: TlsFiles | None, shared: bool
 ) -> RpcServer:
     try:
-        from crossrank_server.rpc.server import RpcServer
+        from crossrank_server.rpc.server import RpcServer, server_credentials
     except ModuleNotFoundError as error:
         raise SetupError(f"--grpc-port needs {error.name}: pip install 'crossrank[grpc]'") from None
     return RpcServer(
@@ -198,6 +211,6 @@ def _rpc_server(
         max_message_bytes=settings.max_body_bytes,
         host=settings.host,
         port=port,
-        credentials=tls.grpc_credentials() if tls else None,
+        credentials=server_credentials(tls) if tls else None,
         share_port=shared,
     )

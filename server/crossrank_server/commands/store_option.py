@@ -8,14 +8,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from crossrank.errors import BackendUnavailable, SetupError
-
-if TYPE_CHECKING:
-    from crossrank_server.accounts.store import Store
+from crossrank_server.accounts.store import Store
 
 _MAX_USD = 1e6
 
@@ -36,8 +34,6 @@ def opened_store(url: str | None) -> Iterator[Store]:
     """
     if not url:
         raise SetupError("no store of keys was named: give --store or CROSSRANK_STORE, as for crossrank serve")
-    from crossrank_server.accounts.store import Store
-
     store = Store(url)
     try:
         yield store

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,12 +27,19 @@ from crossrank_server.serving.service import RerankService
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.logs import log_loop_failure
 
-if TYPE_CHECKING:
-    from crossrank_server.rpc.server import RpcServer
-
 _log = logging.getLogger("crossrank")
 # Seconds that closing engines, writing usage and sending traces may take.
 LAST_RESORT_S = 15.0
+
+
+class OtherPort(Protocol):
+    """A port of another protocol, which opens and closes with HTTP's."""
+
+    async def start(self) -> object:
+        """Listen."""
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new requests, and give those under way up to `grace_s` seconds."""
 
 
 class GracefulServer(uvicorn.Server):
@@ -54,7 +61,7 @@ class GracefulServer(uvicorn.Server):
         app: FastAPI,
         service: RerankService,
         settings: ServeSettings,
-        rpc: RpcServer | None = None,
+        rpc: OtherPort | None = None,
         tls: TlsFiles | None = None,
         *,
         last_resort_s: float = LAST_RESORT_S,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from crossrank.errors import SetupError
 
 if TYPE_CHECKING:
-    import grpc
     from cryptography.x509 import Certificate
 
 
@@ -29,16 +28,6 @@ class TlsFiles:
     key: bytes
     client_ca: bytes | None
     context: ssl.SSLContext
-
-    def grpc_credentials(self) -> grpc.ServerCredentials:
-        """Return the same for `grpc.aio.Server.add_secure_port`; gRPC speaks no version below 1.2."""
-        import grpc
-
-        return grpc.ssl_server_credentials(
-            [(self.key, self.cert)],
-            root_certificates=self.client_ca,
-            require_client_auth=self.client_ca is not None,
-        )
 
 
 def read_tls_files(cert: str, key: str, client_ca: str = "") -> TlsFiles | None:

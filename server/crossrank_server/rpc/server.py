@@ -10,6 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from crossrank.errors import SetupError
+from crossrank_server.process.tls import TlsFiles
 from crossrank_server.rpc.gateway import MethodInterceptor, RpcGateway
 from crossrank_server.rpc.reranker import RERANKER, reranker_service
 from crossrank_server.rpc.tei import INFO, RERANK, tei_services
@@ -21,6 +22,15 @@ _REFUSED_WITH_REASON = 4
 # How often readiness is looked at for those who watch it.
 _WATCH_S = 0.2
 _SERVICES = (RERANKER, RERANK, INFO)
+
+
+def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Return what `grpc.aio.Server.add_secure_port` takes; gRPC speaks no version of TLS below 1.2."""
+    return grpc.ssl_server_credentials(
+        [(tls.key, tls.cert)],
+        root_certificates=tls.client_ca,
+        require_client_auth=tls.client_ca is not None,
+    )
 
 
 class RpcServer:

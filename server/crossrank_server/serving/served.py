@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from crossrank.bundles.bundle import Bundle
-from crossrank.engines.base import Engine, PadsBatches
+from crossrank.engines.base import BatchedEngine, Engine
 from crossrank.packed import PairBatch
 from crossrank.scheduling.batcher import Batcher
 from crossrank.scheduling.cores import Cores
-from crossrank.scheduling.passthrough import Passage
+from crossrank.scheduling.passthrough import Passthrough
 from crossrank.text.encoding import PairEncoder
 from crossrank_server.telemetry.base import Observers, ScoredBatch
 
@@ -23,7 +22,6 @@ class ServedModel:
         engine: What computes its logits.
         max_waiting_documents: Beyond this many a request is refused.
         max_waiting_batch_documents: The same for the tier `batch`; as many if None.
-        engine_merges: The engine merges concurrent requests itself, as Triton does.
         cores: Shared by the models of a server, whose engines use the same cores.
         observers: Who is told of its batches.
     """
@@ -35,7 +33,6 @@ class ServedModel:
         max_waiting_documents: int,
         max_waiting_batch_documents: int | None = None,
         *,
-        engine_merges: bool = False,
         cores: Cores | None = None,
         observers: Observers | None = None,
     ) -> None:
@@ -43,12 +40,13 @@ class ServedModel:
         self.engine = engine
         self.encoder = PairEncoder(bundle)
         self.cores = cores or Cores()
-        report = _reporter(self.id, engine, observers or Observers())
-        self.batcher: Batcher | Passage = (
-            Passage(engine, max_waiting_documents, max_waiting_batch_documents)
-            if engine_merges
-            else Batcher(engine, max_waiting_documents, max_waiting_batch_documents, self.cores, report)
-        )
+        limits = max_waiting_documents, max_waiting_batch_documents
+        self.batcher: Batcher | Passthrough
+        if isinstance(engine, BatchedEngine):
+            report = _reporter(self.id, engine, observers or Observers())
+            self.batcher = Batcher(engine, *limits, self.cores, report)
+        else:
+            self.batcher = Passthrough(engine, *limits)
 
     @property
     def id(self) -> str:
@@ -61,17 +59,15 @@ class ServedModel:
         await self.engine.close()
 
 
-def _reporter(model_id: str, engine: Engine, observers: Observers) -> Callable[[PairBatch, float], None]:
-    """Return what tells the observers of a batch.
+def _reporter(model_id: str, engine: BatchedEngine, observers: Observers) -> Callable[[PairBatch, float], None]:
+    """Return a function that notifies the observers of a scored batch.
 
-    It does not know the ServedModel: a circle of references would keep one that sleeps in memory until the garbage
-    collector comes by.
+    It does not refer to the ServedModel: a cycle of references would keep one that sleeps in memory until the garbage
+    collector runs.
     """
-    padded_shape = engine.padded_shape if isinstance(engine, PadsBatches) else None
 
     def report(batch: PairBatch, duration_s: float) -> None:
-        tokens = len(batch.input_ids)
-        padded = math.prod(padded_shape(batch)) if padded_shape else tokens
+        tokens, padded = len(batch.input_ids), engine.padded_tokens(batch)
         observers.batch_scored(ScoredBatch(model_id, len(batch), tokens, padded, duration_s))
 
     return report

@@ -8,12 +8,13 @@ from functools import partial
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.bundles.catalog import canonical_model_id
-from crossrank.bundles.resolve import resolve_model
 from crossrank.engines.base import Engine
+from crossrank.engines.candidates import device_of
 from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.engines.select import EngineName, make_engine
+from crossrank.engines.select import make_engine
 from crossrank.engines.tuning import Tuning, make_tuned_engine, read_tuning
 from crossrank.errors import SetupError
+from crossrank.resolve import resolve_model
 from crossrank.scheduling.cores import Cores
 from crossrank_server.accounts.base import Accounts, OpenAccounts
 from crossrank_server.accounts.prices import Prices, parse_prices
@@ -52,15 +53,15 @@ def load_service(models: Sequence[str], settings: ServeSettings, observers: Obse
             raise SetupError(f"two models are called {model_id}: name each only once with --model")
         bundles[model_id] = bundle
     pinned = _pinned_ids(settings.pin, models, list(bundles))
-    # A model served by Triton takes no memory here.
-    in_triton = settings.engine == "triton"
+    # A model that another server computes takes no memory here.
+    elsewhere = device_of(settings.engine) == "server"
     cores = Cores()
     slots = [
         ModelSlot(
             bundle,
             partial(_load, bundle, settings, cores, observers),
-            memory_mb=0.0 if in_triton else estimated_memory_mb(bundle),
-            pinned=in_triton or model_id in pinned,
+            memory_mb=0.0 if elsewhere else estimated_memory_mb(bundle),
+            pinned=elsewhere or model_id in pinned,
         )
         for model_id, bundle in bundles.items()
     ]
@@ -127,7 +128,6 @@ def _load(bundle: Bundle, settings: ServeSettings, cores: Cores, observers: Obse
         engine,
         settings.max_waiting_documents,
         settings.max_waiting_batch_documents,
-        engine_merges=settings.engine == "triton",
         cores=cores,
         observers=observers,
     )
@@ -171,29 +171,29 @@ def open_accounts(settings: ServeSettings, prices: Prices) -> Accounts:
 
 
 def _load_engine(bundle: Bundle, settings: ServeSettings) -> Engine:
-    if settings.engine != "triton":
-        return _load_embedded(bundle, settings, settings.engine)
+    if device_of(settings.engine) != "server":
+        return _load_embedded(bundle, settings)
     from crossrank.engines.triton.engine import connect_triton
 
-    gateway = connect_triton(
+    engine = connect_triton(
         bundle,
         settings.triton_url,
         model=settings.triton_model,
         wait_s=settings.triton_wait_s,
         timeout_s=settings.request_timeout_s,
     )
-    if settings.precision not in ("auto", gateway.precision):
+    if settings.precision not in ("auto", engine.precision):
         raise SetupError(
-            f"--precision {settings.precision} is decided in Triton, whose model was set up with {gateway.precision}: "
+            f"--precision {settings.precision} is decided in Triton, whose model was set up with {engine.precision}: "
             "write its repository with that precision, or leave --precision out"
         )
-    return gateway
+    return engine
 
 
-def _load_embedded(bundle: Bundle, settings: ServeSettings, name: EngineName) -> EmbeddedEngine:
+def _load_embedded(bundle: Bundle, settings: ServeSettings) -> EmbeddedEngine:
     tuning = _tuning_for(bundle, settings)
     if tuning is None:
-        engine = make_engine(bundle, name, settings.precision, settings.threads or None)
+        engine = make_engine(bundle, settings.engine, settings.precision, settings.threads or None)
     else:
         engine = make_tuned_engine(bundle, tuning.config, settings.threads or None)
         _log.info(

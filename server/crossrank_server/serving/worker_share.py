@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from crossrank.engines.candidates import device_of
 from crossrank.engines.cpu import available_cores
-from crossrank.engines.cuda_session import cuda_installed
 from crossrank_server.settings import ServeSettings
 
 
@@ -15,17 +15,12 @@ def worker_count(settings: ServeSettings) -> int:
     """
     if settings.workers != "auto":
         return int(settings.workers)
-    if settings.engine == "triton":
-        return available_cores()
-    return max(1, available_cores() // 4) if _takes_gpu(settings) else 1
+    per_device = {"server": available_cores(), "gpu": max(1, available_cores() // 4), "cpu": 1}
+    return per_device[device_of(settings.engine)]
 
 
 def worker_settings(settings: ServeSettings, workers: int) -> ServeSettings:
     """Return the settings of one worker: with its share of the cores, unless a GPU scores."""
-    if workers == 1 or settings.threads or _takes_gpu(settings):
+    if workers == 1 or settings.threads or device_of(settings.engine) == "gpu":
         return settings
     return settings.model_copy(update={"threads": max(1, available_cores() // workers)})
-
-
-def _takes_gpu(settings: ServeSettings) -> bool:
-    return settings.engine == "cuda" or (settings.engine == "auto" and cuda_installed())

@@ -1,16 +1,19 @@
 """The seam: transports, service and batcher report here, and need not know who counts, logs or traces.
 
-Every method is called on the event loop and must neither block nor raise.
+Every method is called on the event loop and must not block. An observer that fails is logged; requests go on.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from crossrank_server.calls import Call
+
+_log = logging.getLogger("crossrank")
 
 OK = "ok"
 
@@ -85,14 +88,14 @@ class ScoredBatch:
 
 
 class Observer(Protocol):
-    """Learns what happens; one of several."""
+    """Is notified of requests and batches."""
 
     def finished(self, exchange: Exchange) -> None:
-        """It was answered, or its caller went away."""
+        """Take note of a request that was answered, or whose caller went away."""
         ...
 
     def batch_scored(self, batch: ScoredBatch) -> None:
-        """An engine scored a batch."""
+        """Take note of a batch that an engine scored."""
         ...
 
     def close(self) -> None:
@@ -101,10 +104,10 @@ class Observer(Protocol):
 
 
 class Observers:
-    """Tells several observers, each in turn; with none it does nothing.
+    """Notify several observers, each in turn; with none do nothing.
 
     Args:
-        observers: In the order in which they are told.
+        observers: In the order in which they are notified.
     """
 
     def __init__(self, observers: Sequence[Observer] = ()) -> None:
@@ -113,15 +116,19 @@ class Observers:
     def finished(self, exchange: Exchange) -> None:
         """See Observer.finished; the duration ends here."""
         exchange.duration_s = time.perf_counter() - exchange.started
-        for observer in self._observers:
-            observer.finished(exchange)
+        self._notify(lambda observer: observer.finished(exchange))
 
     def batch_scored(self, batch: ScoredBatch) -> None:
         """See Observer.batch_scored."""
-        for observer in self._observers:
-            observer.batch_scored(batch)
+        self._notify(lambda observer: observer.batch_scored(batch))
 
     def close(self) -> None:
         """See Observer.close."""
+        self._notify(lambda observer: observer.close())
+
+    def _notify(self, call: Callable[[Observer], None]) -> None:
         for observer in self._observers:
-            observer.close()
+            try:
+                call(observer)
+            except Exception:  # such as a full disk under the counters: it must fail neither the request nor the batch
+                _log.exception("%s failed", type(observer).__name__)

@@ -1,7 +1,7 @@
-"""Metrics of several worker processes: whichever of them Prometheus reaches answers for all.
+"""Expose the metrics of several worker processes: whichever of them Prometheus reaches answers for all.
 
 Counts lie in files of the workers' common directory, where prometheus_client adds them up; those of a worker that has
-ended still count, so that no counter falls. What is true at the moment is written there once a second.
+ended still count, so that no counter falls. Each worker writes its gauges there once a second.
 
 Source: https://prometheus.github.io/client_python/multiprocess/
 """
@@ -9,6 +9,7 @@ Source: https://prometheus.github.io/client_python/multiprocess/
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -22,16 +23,24 @@ from prometheus_client.registry import Collector
 from crossrank_server.telemetry.base import COUNTS_VARIABLE
 from crossrank_server.telemetry.metrics import Metrics
 
+_log = logging.getLogger("crossrank")
+
 _WRITE_S = 1.0
-# How a gauge of all workers follows from those of each that lives; others are added up.
+# How the gauges of all living workers are joined to one; others are added up.
 _MODES = {"crossrank_ready": "livemin", "crossrank_model_awake": "livemax"}
 
 
 class SharedMetrics(Metrics):
-    """Counts for all workers; `COUNTS_VARIABLE` must have been set before prometheus_client was imported."""
+    """Count for all workers; `COUNTS_VARIABLE` must have been set before prometheus_client was imported.
 
-    def __init__(self) -> None:
+    Args:
+        write_s: Seconds between two writes of this worker's gauges.
+    """
+
+    def __init__(self, *, write_s: float = _WRITE_S) -> None:
         super().__init__()
+        self._write_s = write_s
+        self._failing = False
         self._directory = Path(os.environ[COUNTS_VARIABLE])
         self._gauges: dict[str, Gauge] = {}
         self._states: list[Collector] = []
@@ -41,15 +50,25 @@ class SharedMetrics(Metrics):
         self.registry.register(_WorkerProcesses(self._directory))
 
     def watch(self, state: Collector) -> None:
-        """Add what is true at the moment: gauges are written from `begin` on, the rest is the same in every worker."""
+        """Add a collector: its gauges are written from `begin` on; its other metrics are the same in every worker."""
         self._states.append(state)
         self.registry.register(_AllBut("gauge", state))
 
     def begin(self) -> None:
-        """Write the gauges of this worker now, and once a second from the running event loop."""
-        for state in self._states:
-            self._write(state)
-        asyncio.get_running_loop().call_later(_WRITE_S, self.begin)
+        """Write the gauges of this worker now, and once a second from the running event loop.
+
+        A write that fails (the directory is full, or was removed) is logged, and tried again like any other.
+        """
+        asyncio.get_running_loop().call_later(self._write_s, self.begin)
+        try:
+            for state in self._states:
+                self._write(state)
+        except Exception:
+            if not self._failing:
+                _log.exception("the gauges of this worker cannot be written to %s; it is tried again", self._directory)
+            self._failing = True
+        else:
+            self._failing = False
 
     def _write(self, state: Collector) -> None:
         for family in state.collect():
@@ -69,7 +88,7 @@ class SharedMetrics(Metrics):
 
 
 class _AllBut(Collector):
-    """Leaves one type of metric out."""
+    """Leave the metrics of one type out."""
 
     def __init__(self, left_out: str, collector: Collector) -> None:
         self._left_out = left_out
@@ -80,7 +99,7 @@ class _AllBut(Collector):
 
 
 class _WorkerProcesses(Collector):
-    """CPU time, memory and files of each living worker, by its process id."""
+    """Collect CPU time, memory and open files of each living worker, by its process id."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

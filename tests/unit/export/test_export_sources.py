@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from crossrank.checkpoints.config import ModelConfig, choose_label, read_config
 from crossrank.errors import ModelSourceError
 from crossrank_export import sources
-from crossrank_export.model_config import ModelConfig, choose_label, read_config
 from crossrank_export.sources import find_source
 
 BERT: dict[str, Any] = {

@@ -26,6 +26,7 @@ class ArithmeticEngine:
         self.batch_tokens = batch_tokens
         self.call_tokens = call_tokens
         self.pads = pads
+        self.row_step = 4
         self.batches: list[PairBatch] = []
         self.under_way = self.most_under_way = 0
         self.gate = asyncio.Event()
@@ -39,6 +40,9 @@ class ArithmeticEngine:
         await asyncio.sleep(0)
         self.under_way -= 1
         return expected(batch)
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        return len(batch.input_ids)
 
     def ready(self) -> bool:
         return True

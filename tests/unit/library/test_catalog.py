@@ -6,8 +6,9 @@ import dataclasses
 import re
 
 import pytest
+from crossrank.bundles.resolve import builtin_path
 
-from crossrank.bundles.catalog import BUILTIN, BUILTIN_ID, MODELS, canonical_model_id, catalog_model
+from crossrank.bundles.catalog import BUILTIN, BUILTIN_ID, MODELS, CatalogModel, canonical_model_id, catalog_model
 from crossrank.bundles.hub_ref import parse_hub_ref
 from crossrank.bundles.layout import choose_files
 from crossrank.errors import ModelSourceError
@@ -69,9 +70,10 @@ def test_other_text_is_returned_as_it_is():
 
 
 def test_one_price_is_published_and_the_others_say_they_are_estimated():
-    published = [model for model in MODELS if not model.price_basis.startswith("estimated")]
+    published = [model for model in MODELS if model.price_published]
     assert [model.model_id for model in published] == [PRICED]
     assert published[0].usd_per_1000_docs == 0.008
+    assert all(("estimated" in model.price_basis) is not model.price_published for model in MODELS)
 
 
 def test_estimated_prices_are_proportional_to_published_speeds():
@@ -84,6 +86,19 @@ def test_the_builtin_says_that_its_figure_is_of_another_protocol():
     assert "BM25 top-100" in BUILTIN.protocol
     assert BUILTIN.protocol not in {model.protocol for model in MODELS[1:]}
     assert canonical_model_id("builtin") == BUILTIN_ID
+
+
+def test_no_entry_gets_a_licence_by_default():
+    (field,) = [field for field in dataclasses.fields(CatalogModel) if field.name == "licence"]
+    assert field.default is dataclasses.MISSING
+    assert {model.licence for model in MODELS[1:]} == {"Apache-2.0"}
+
+
+def test_the_builtins_licence_is_what_its_own_card_says():
+    card = " ".join((builtin_path() / "README.md").read_text().split())
+    assert "whose terms allow research and other non-commercial use only" in card
+    assert BUILTIN.licence == "non-commercial"
+    assert "whose terms allow research and other non-commercial use only" in BUILTIN.terms
 
 
 def test_entries_cannot_be_changed():

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from crossrank.bundles.bundle import Bundle
-from crossrank.engines import cuda, cuda_session, select
+from crossrank.engines import candidates, cuda, cuda_session, select
 from crossrank.engines.cuda import CudaEngine
 from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank.errors import EngineFailure, SetupError
@@ -78,9 +78,9 @@ def test_fp16_is_the_standard_graph_where_the_bundle_has_no_other(bundle):
 
 
 def test_releases_whose_own_operators_added_up_in_fp16_get_the_standard_graph(monkeypatch):
-    for version, operators in (("1.24.4", "onnx"), ("1.31.0", "onnxruntime"), ("2.0.0", "onnxruntime")):
+    for version, exact in (("1.24.4", False), ("1.31.0", True), ("2.0.0", True)):
         monkeypatch.setattr("onnxruntime.__version__", version)
-        assert cuda.best_operators() == operators
+        assert cuda.fused_operators_are_exact() == exact
 
 
 class Wrong(CudaEngine):
@@ -97,12 +97,16 @@ def test_a_graph_that_the_gpu_computes_wrongly_is_replaced_by_the_standard_one_a
     with pytest.raises(EngineFailure, match=r"model.fp16.onnxruntime.onnx on engine cuda gives logits 0\.\d+ off"):
         Wrong(bundle, "fp16")
     select._say_once.cache_clear()
-    monkeypatch.setattr(select, "CudaEngine", Wrong)
+    monkeypatch.setattr(candidates, "CudaEngine", Wrong)
+    monkeypatch.setattr(candidates, "cuda_installed", lambda: True)
     with caplog.at_level(logging.INFO, "crossrank"):
         engine = select.make_engine(bundle, "cuda")
     asyncio.run(engine.close())
     assert engine._path.name == "model.fp16.onnx"
-    assert "the graph of standard operators is taken" in caplog.text
+    (said,) = [message for message in caplog.messages if "is not used" in message]
+    assert said.startswith(
+        "engine cuda in fp16 with fused operators is not used: model.fp16.onnxruntime.onnx on engine"
+    )
 
 
 @pytest.mark.parametrize("hidden", [128, 384, 1024])
@@ -233,7 +237,7 @@ def test_auto_says_nothing_of_gpus_without_the_provider(bundle, caplog):
 
 def test_auto_looks_for_the_provider_without_loading_onnx_runtime():
     code = (
-        "import sys; from crossrank.engines.select import cuda_installed; cuda_installed(); "
+        "import sys; from crossrank.engines.candidates import device_of; device_of('auto'); "
         "assert 'onnxruntime' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -261,10 +265,15 @@ def test_a_provider_that_cannot_be_used_leaves_auto_on_the_cpu_and_is_named_once
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("engine cuda is not used: engine cuda needs ONNX Runtime's CUDA provider") == 1
+    assert (
+        done.stderr.count(
+            "engine cuda in fp32 with standard operators is not used: engine cuda needs ONNX Runtime's CUDA provider"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])
 def test_precisions_that_it_has_not_are_refused(bundle, precision):
-    with pytest.raises(SetupError, match=f"engine cuda serves fp16 and fp32, not {precision}"):
+    with pytest.raises(SetupError, match=f"engine cuda serves fp32 and fp16, not {precision}"):
         select.make_engine(bundle, "cuda", precision)

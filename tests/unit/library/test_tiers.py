@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from crossrank.errors import Overloaded
 from crossrank.scheduling.batcher import Batcher
 from crossrank.scheduling.cores import Cores
-from crossrank.scheduling.passthrough import Passage
+from crossrank.scheduling.passthrough import Passthrough
 from tests.unit.library.test_batcher import ArithmeticEngine, expected, pairs
 
 
@@ -191,24 +191,24 @@ async def test_cancelled_batch_jobs_leave_nothing_behind() -> None:
 
 async def test_triton_gets_batch_work_only_while_no_realtime_request_is_under_way() -> None:
     engine = ArithmeticEngine()
-    passage = Passage(engine, 1000, 1000)
+    passthrough = Passthrough(engine, 1000, 1000)
     engine.gate.clear()
-    realtime = asyncio.ensure_future(passage.score(pairs(90)))
+    realtime = asyncio.ensure_future(passthrough.score(pairs(90)))
     await asyncio.sleep(0)
-    batch = [asyncio.ensure_future(passage.score(pairs(*[100 + i] * 100), tier="batch")) for i in range(5)]
+    batch = [asyncio.ensure_future(passthrough.score(pairs(*[100 + i] * 100), tier="batch")) for i in range(5)]
     await asyncio.sleep(0.01)
     assert lengths_of(engine) == [{90}]
     realtime.cancel()
     await asyncio.sleep(0.01)
     # A limited number of pairs, first come, first served.
     assert lengths_of(engine) == [{90}, {100}, {101}]
-    another = asyncio.ensure_future(passage.score(pairs(91)))
+    another = asyncio.ensure_future(passthrough.score(pairs(91)))
     await asyncio.sleep(0)
     assert lengths_of(engine)[-1] == {91}
     batch[2].cancel()
     engine.gate.set()
     stages: dict[str, float] = {}
-    await passage.score(pairs(30), tier="batch", stages_s=stages)
+    await passthrough.score(pairs(30), tier="batch", stages_s=stages)
     assert stages.keys() == {"queue", "inference"}
     await asyncio.gather(another, *batch[:2], *batch[3:])
     assert [lengths.pop() for lengths in lengths_of(engine)] == [90, 100, 101, 91, 103, 104, 30]
@@ -217,16 +217,16 @@ async def test_triton_gets_batch_work_only_while_no_realtime_request_is_under_wa
 
 async def test_triton_is_given_a_large_batch_request_alone_and_its_own_limit_holds() -> None:
     engine = ArithmeticEngine()
-    passage = Passage(engine, 10, 500)
+    passthrough = Passthrough(engine, 10, 500)
     engine.gate.clear()
-    work = [asyncio.ensure_future(passage.score(pairs(*[9] * size), tier="batch")) for size in (300, 100)]
+    work = [asyncio.ensure_future(passthrough.score(pairs(*[9] * size), tier="batch")) for size in (300, 100)]
     await asyncio.sleep(0.01)
     assert [len(batch) for batch in engine.batches] == [300]
     with pytest.raises(
         Overloaded, match=r"400 documents are under way and this request adds 101; the queue of tier batch holds 500"
     ):
-        await passage.score(pairs(*[9] * 101), tier="batch")
-    work.append(asyncio.ensure_future(passage.score(pairs(*[9] * 10))))
+        await passthrough.score(pairs(*[9] * 101), tier="batch")
+    work.append(asyncio.ensure_future(passthrough.score(pairs(*[9] * 10))))
     await asyncio.sleep(0)
     engine.gate.set()
     await asyncio.gather(*work)

@@ -21,7 +21,7 @@ from crossrank.engines.triton.engine import TritonEngine
 from crossrank.engines.triton.pool import Pool
 from crossrank.errors import BackendError, BackendTimeout, BackendUnavailable, EngineFailure, Overloaded
 from crossrank.packed import PairBatch
-from crossrank.scheduling.passthrough import Passage
+from crossrank.scheduling.passthrough import Passthrough
 from tests.unit.library.test_batcher import expected, pairs
 
 CONTRACT = Contract("1", ("input_ids",), "logits", (32, 64, 128, 256, 512), 8, False, "fp32")
@@ -249,8 +249,8 @@ async def test_one_failed_part_fails_the_request_at_once_and_takes_the_others_ba
 async def test_a_cancelled_caller_takes_all_its_inferences_back() -> None:
     endpoint = ScriptedEndpoint("a", lambda _: 30.0)
     engine = engine_on(endpoint)
-    passage = Passage(engine, 100)
-    task = asyncio.create_task(passage.score(pairs(*[100] * 40)))
+    passthrough = Passthrough(engine, 100)
+    task = asyncio.create_task(passthrough.score(pairs(*[100] * 40)))
     await asyncio.sleep(0.01)
     assert endpoint.tokens_under_way == 40 * 128
     task.cancel()
@@ -263,14 +263,14 @@ async def test_a_cancelled_caller_takes_all_its_inferences_back() -> None:
 
 async def test_pairs_under_way_are_limited_but_one_request_always_passes() -> None:
     engine = engine_on(ScriptedEndpoint("a", lambda _: 0.01))
-    passage = Passage(engine, 10)
-    large = asyncio.create_task(passage.score(pairs(*[10] * 20)))
+    passthrough = Passthrough(engine, 10)
+    large = asyncio.create_task(passthrough.score(pairs(*[10] * 20)))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded) as raised:
-        await passage.score(pairs(10))
+        await passthrough.score(pairs(10))
     assert raised.value.retry_after_s
     assert len(await large) == 20
-    assert len(await passage.score(pairs(10))) == 1
+    assert len(await passthrough.score(pairs(10))) == 1
     await engine.close()
 
 
@@ -281,7 +281,7 @@ async def test_a_logit_that_is_no_number_is_not_passed_on() -> None:
 
     engine = engine_on(Broken("a"))
     with pytest.raises(EngineFailure, match="not a finite number"):
-        await Passage(engine, 10).score(pairs(10))
+        await Passthrough(engine, 10).score(pairs(10))
     await engine.close()
 
 

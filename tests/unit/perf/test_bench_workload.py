@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossrank.bundles.resolve import builtin_path
 from crossrank.errors import SetupError
+from crossrank.resolve import builtin_path
 from crossrank_perf.base import workload
 from crossrank_perf.base.topics import Topic as Candidates
 from crossrank_perf.base.workload import (

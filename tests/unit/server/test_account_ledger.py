@@ -19,6 +19,7 @@ from crossrank_server.accounts.keys import NewKey, add_credit, create_key, find_
 from crossrank_server.accounts.ledger import Batch, Hold, Ledger
 from crossrank_server.accounts.meter import Meter
 from crossrank_server.accounts.store import Store, allowances, gateways, holds, usage
+from tests.stepped_clock import SteppedClock
 
 PRICE = 7  # nano-dollars a document
 
@@ -254,7 +255,7 @@ def test_a_gateway_that_was_taken_for_dead_is_charged_once_for_what_it_still_ans
 def test_limits_and_credit_are_taken_together_or_not_at_all(store_url: str) -> None:
     store = Store(store_url)
     account = new_account(store, requests_per_minute=100, documents_per_minute=50, credit_nano_usd=300)
-    ledger = Ledger(store)
+    ledger = Ledger(store, clock=SteppedClock())
     _, (requests, documents) = ledger.admit(account, 30, 200)
     assert (requests.remaining, documents.remaining) == (99, 20)
     with pytest.raises(PaymentRequired, match=r"0\.000000 USD of credit left"):
@@ -272,25 +273,21 @@ def test_limits_and_credit_are_taken_together_or_not_at_all(store_url: str) -> N
 def test_the_previous_minute_counts_by_the_share_that_lies_in_the_last_sixty_seconds(store_url: str) -> None:
     store = Store(store_url)
     account = new_account(store, requests_per_minute=100)
-    ledger = Ledger(store)
+    clock = SteppedClock()
+    ledger = Ledger(store, clock=clock)
     for _ in range(10):
         ledger.admit(account, 1, 0)
-
-    def shift(minutes: int) -> None:
-        """Make what was counted older, as time would."""
-        with store.write() as connection:
-            connection.execute(update(allowances).values(window=allowances.c.window - minutes))
-
-    shift(1)
+    clock.advance(60)
     (window,) = ledger.windows(account)
-    assert (window.current, window.previous) == (0, 10)
+    assert (window.current, window.previous, window.left_s) == (0, 10, 50.0)
+    assert window.remaining == 91  # 10 * 50 / 60 of the ten, rounded up
     _, (window,) = ledger.admit(account, 1, 0)
     assert (window.current, window.previous) == (1, 10)
-    shift(2)
+    clock.advance(120)
     _, (window,) = ledger.admit(account, 1, 0)
     assert (window.current, window.previous) == (1, 0)
     # Another gateway whose clock is ahead has opened the next minute: nothing is forgotten.
-    shift(-1)
+    clock.advance(-60)
     _, (window,) = ledger.admit(account, 1, 0)
     assert window.current == 2
     store.close()

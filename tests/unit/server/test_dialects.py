@@ -199,9 +199,14 @@ async def test_a_document_ranked_on_other_fields_is_returned_with_them_and_with_
     [
         ("/v1/rerank", {"top_k": 2}, True),
         ("/v1/rerank", {"top_k": None, "truncation": True}, True),
-        ("/v1/rerank", {"model": MODEL, "return_documents": True}, True),
+        ("/voyage/v1/rerank", {"model": MODEL, "return_documents": True}, True),
+        ("/voyage/v1/rerank/", {}, True),
         # Voyage's client with a base URL that does not end in /v1.
         ("/rerank", {"top_k": None, "truncation": True}, True),
+        ("/v1/rerank", {}, False),
+        ("/rerank", {}, False),
+        ("/v1/rerank", {"model": MODEL, "return_documents": True}, False),
+        ("/v1/rerank", {"top_k": None}, False),
         ("/v1/rerank", {"top_n": 2}, False),
         ("/v1/rerank", {"top_n": None}, False),
         ("/v1/rerank", {"max_chunks_per_doc": 10}, False),
@@ -209,7 +214,7 @@ async def test_a_document_ranked_on_other_fields_is_returned_with_them_and_with_
         ("/v1/v2/rerank", {"model": MODEL}, False),
     ],
 )
-async def test_data_repeats_the_results_for_what_may_be_a_voyage_client(
+async def test_data_repeats_the_results_for_voyages_path_and_fields_only(
     app: FastAPI, path: str, body: dict[str, Any], expected: bool
 ) -> None:
     answer = await post(app, path, {"query": QUERY, "documents": DOCUMENTS, **body})
@@ -422,6 +427,7 @@ class FixedEngine:
     concurrency = 1
     batch_tokens = 4096
     call_tokens = 0
+    row_step = 4
     pads = True
 
     def __init__(self, logits: list[float]) -> None:
@@ -429,6 +435,9 @@ class FixedEngine:
 
     async def score(self, batch: PairBatch) -> NDArray[np.float32]:
         return np.array(self.logits, np.float32)
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        return len(batch.input_ids)
 
     def ready(self) -> bool:
         return True

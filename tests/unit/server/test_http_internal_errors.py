@@ -28,6 +28,7 @@ class FailingEngine:
     concurrency = 1
     batch_tokens = 4096
     call_tokens = 0
+    row_step = 4
     pads = True
 
     def __init__(self, outcome: float | Exception) -> None:
@@ -38,6 +39,9 @@ class FailingEngine:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return np.full(len(batch), self.outcome, np.float32)
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        return len(batch.input_ids)
 
     def ready(self) -> bool:
         return not isinstance(self.outcome, Exception)

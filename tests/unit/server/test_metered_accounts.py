@@ -21,6 +21,7 @@ from crossrank_server.accounts.prices import Prices
 from crossrank_server.accounts.store import Store
 from crossrank_server.accounts.threads import StoreThreads
 from crossrank_server.accounts.usage import UsageFilter, usage_by_day
+from tests.stepped_clock import SteppedClock
 
 MODEL = "crossrank-mini"  # 8,000 nano-dollars a document
 
@@ -30,9 +31,14 @@ def store(tmp_path: Path) -> Store:
     return Store(f"sqlite:///{tmp_path}/s.db")
 
 
+@pytest.fixture
+def clock() -> SteppedClock:
+    return SteppedClock()
+
+
 @pytest_asyncio.fixture
-async def accounts(store: Store) -> AsyncIterator[MeteredAccounts]:
-    accounts = MeteredAccounts(store, Prices())
+async def accounts(store: Store, clock: SteppedClock) -> AsyncIterator[MeteredAccounts]:
+    accounts = MeteredAccounts(store, Prices(), clock=clock)
     yield accounts
     await accounts.close()
 
@@ -148,25 +154,23 @@ async def test_a_locked_store_is_a_503_and_usage_is_kept_until_it_opens(
 
 
 async def test_a_revoked_key_is_refused_when_the_trust_in_it_is_over(
-    accounts: MeteredAccounts, store: Store, monkeypatch: pytest.MonkeyPatch
+    accounts: MeteredAccounts, store: Store, clock: SteppedClock
 ) -> None:
     key = create_key(store, NewKey(name="n"))
     await accounts.identify(key)
     revoke_key(store, key)
     assert await accounts.identify(key) is not None
-    later = time.monotonic() + TRUST_S
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    clock.advance(TRUST_S - 0.1)
+    assert await accounts.identify(key) is not None
+    clock.advance(0.2)
     with pytest.raises(Unauthorized, match="was revoked"):
         await accounts.identify(key)
 
 
-async def test_a_key_expires_though_it_is_trusted(
-    accounts: MeteredAccounts, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    key = create_key(store, NewKey(name="n", expires_at=time.time() + 1000))
+async def test_a_key_expires_though_it_is_trusted(accounts: MeteredAccounts, store: Store, clock: SteppedClock) -> None:
+    key = create_key(store, NewKey(name="n", expires_at=clock.time() + TRUST_S / 2))
     await accounts.identify(key)
-    later = time.time() + 1000
-    monkeypatch.setattr(time, "time", lambda: later)
+    clock.advance(TRUST_S / 2)
     with pytest.raises(Unauthorized, match="expired on"):
         await accounts.identify(key)
 

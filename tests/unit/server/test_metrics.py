@@ -23,7 +23,7 @@ from crossrank_server.http.app import create_app
 from crossrank_server.serving.pool import ModelPool
 from crossrank_server.serving.served import ServedModel
 from crossrank_server.serving.service import RerankService
-from crossrank_server.telemetry.base import Observers
+from crossrank_server.telemetry.base import Exchange, Observers, ScoredBatch
 from crossrank_server.telemetry.metrics import Metrics
 
 MODEL = "crossrank-mini"
@@ -37,6 +37,7 @@ class HeldEngine:
     concurrency = 1
     batch_tokens = 64
     call_tokens = 0
+    row_step = 4
     pads = True
 
     def __init__(self) -> None:
@@ -45,6 +46,9 @@ class HeldEngine:
     async def score(self, batch: PairBatch) -> NDArray[np.float32]:
         await self.go.wait()
         return np.zeros(len(batch), np.float32)
+
+    def padded_tokens(self, batch: PairBatch) -> int:
+        return len(batch.input_ids)
 
     def ready(self) -> bool:
         return True
@@ -225,3 +229,35 @@ async def test_scored_answers_say_where_their_time_went(builtin: Bundle):
     assert list(durations) == ["parse", "tokenize", "queue", "inference", "respond", "total"]
     *stages, total = map(float, durations.values())
     assert 0 < sum(stages) <= total + 0.05
+
+
+class FailingObserver:
+    """Counts on a disk that is full."""
+
+    def finished(self, exchange: Exchange) -> None:
+        raise OSError(28, "No space left on device")
+
+    def batch_scored(self, batch: ScoredBatch) -> None:
+        raise OSError(28, "No space left on device")
+
+    def close(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+async def test_an_observer_that_fails_neither_fails_the_request_nor_silences_the_others(
+    builtin: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    observers = Observers([FailingObserver(), metrics])
+    served = ServedModel(builtin, OnnxRuntimeEngine(builtin), 100, observers=observers)
+    service = RerankService(ModelPool([served]), max_documents=10, timeout_s=10, observers=observers)
+    app = create_app(service, max_body_bytes=1_000_000, metrics=metrics)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://server") as client:
+        answer = await client.post("/v1/rerank", json={"query": "q", "documents": ["a", "b"]})
+        counted = (await client.get("/metrics")).text
+    observers.close()
+    await service.close()
+    assert answer.status_code == 200
+    assert "crossrank_batch_size_pairs_sum" in counted
+    assert 'route="/v1/rerank"' in counted
+    assert caplog.text.count("FailingObserver failed") == 4  # a batch, two requests, the end

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from crossrank.bundles.bundle import Bundle, load_bundle
-from crossrank.bundles.resolve import builtin_path
 from crossrank.errors import BackendUnavailable, ModelWarming, SetupError
 from crossrank.request import RerankRequest
+from crossrank.resolve import builtin_path
 from crossrank_server.accounts.base import Charge, OpenAccounts
 from crossrank_server.calls import Call
 from crossrank_server.serving.pool import ModelPool

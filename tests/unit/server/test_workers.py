@@ -28,7 +28,7 @@ def test_in_front_of_triton_every_core_has_a_process():
 
 
 def test_a_gpu_is_fed_by_one_process_for_every_four_cores(monkeypatch):
-    monkeypatch.setattr("crossrank_server.serving.worker_share.cuda_installed", lambda: True)
+    monkeypatch.setattr("crossrank.engines.candidates.cuda_installed", lambda: True)
     for cores, workers in ((2, 1), (4, 1), (16, 4)):
         monkeypatch.setattr("crossrank_server.serving.worker_share.available_cores", lambda cores=cores: cores)
         for engine in ("cuda", "auto"):

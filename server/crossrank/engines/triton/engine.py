@@ -1,4 +1,4 @@
-"""Triton behind the gateway: requests are split by bucket, sent to all servers at once and put together again."""
+"""Compute in Triton servers: split requests by bucket, send the parts to all servers at once, join their logits."""
 
 from __future__ import annotations
 
@@ -27,23 +27,20 @@ T = TypeVar("T")
 
 
 class TritonEngine:
-    """Sends pairs to the engine model of one or several Triton servers.
+    """Send pairs to the engine model of one or several Triton servers.
+
+    Triton merges the requests of all its clients, so that no `Batcher` stands in front.
 
     An inference that finds its server gone is tried once more on another: the model has no state. Deadlines and
     cancellations reach Triton's queue.
 
     Args:
         pool: The servers.
-        contract: What the model said at start-up, for `precision`.
-        timeout_s: Seconds that a request may take, retry included.
+        contract: The model's contract at start-up, for `precision`.
+        timeout_s: Seconds that a request may take, its retry included.
     """
 
     name = "triton"
-    # Not used: Triton merges and schedules, no Batcher stands in front.
-    concurrency = 1
-    batch_tokens = 1
-    call_tokens = 0
-    pads = True
 
     def __init__(self, pool: Pool, contract: Contract, timeout_s: float) -> None:
         self.precision = contract.precision

@@ -1,4 +1,4 @@
-"""All Triton servers of a gateway: watched in the background, used by least work under way."""
+"""Watch all Triton servers of a gateway in the background, and pick the one with the least work under way."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _RESOLVE_EVERY_S = 5.0
 
 
 class Pool:
-    """The servers behind the addresses that were given.
+    """Keep the servers behind the given addresses.
 
     Args:
-        targets: Addresses as given.
-        make_endpoint: Makes the endpoint of a new `ip:port`.
-        endpoints: Those known already.
+        targets: The addresses, IP addresses or names.
+        make_endpoint: Makes the endpoint of an `ip:port` that a name has newly got.
+        endpoints: The servers known already.
     """
 
     def __init__(

@@ -102,7 +102,7 @@ function notes(models) {
   const names = new Map();
   for (const { id, card: known, price_basis: basis } of models) {
     const sentences = known
-      ? [known.note, `NDCG@10: ${known.protocol}.`]
+      ? [known.note, known.terms && `Licence: ${known.terms}`, `NDCG@10: ${known.protocol}.`]
       : ["Not in the catalogue: nothing is published of it here."];
     sentences.push(`Price: ${basis}.`);
     if (known?.mrr_at_10 != null) sentences.push("MRR@10 (MS MARCO dev) and docs/s: published by its authors.");

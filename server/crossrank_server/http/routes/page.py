@@ -110,5 +110,5 @@ def model_state(model: ModelSlot, prices: Prices) -> dict[str, Any]:
 
 def card(model: CatalogModel) -> dict[str, Any]:
     """Return the catalogue's figures of a model."""
-    names = ("layers", "hidden", "ndcg_at_10", "mrr_at_10", "docs_per_s_v100", "licence", "protocol", "note")
+    names = ("layers", "hidden", "ndcg_at_10", "mrr_at_10", "docs_per_s_v100", "licence", "terms", "protocol", "note")
     return {name: getattr(model, name) for name in names}

@@ -7,12 +7,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from crossrank.engines.base import BatchedEngine
 from crossrank_server.calls import Call
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.gateway import Gateway
 from crossrank_server.http.schema.answers import GET_ERRORS, results_of
 from crossrank_server.http.schema.bodies import Options
 from crossrank_server.http.schema.fields import Documents, Query
+from crossrank_server.serving.served import ServedModel
 from crossrank_server.serving.service import RerankService
 
 
@@ -58,7 +60,7 @@ class Info(BaseModel):
     model_dtype: str
     model_type: dict[str, Any]
     max_input_length: int
-    max_batch_tokens: int
+    max_batch_tokens: int | None
     max_client_batch_size: int
     auto_truncate: bool
     version: str
@@ -82,7 +84,7 @@ def tei_routes(gateway: Gateway) -> APIRouter:
                 "model_dtype": model.engine.precision,
                 "model_type": {"reranker": labels},
                 "max_input_length": manifest.max_length,
-                "max_batch_tokens": model.served.engine.batch_tokens if model.served else None,
+                "max_batch_tokens": _batch_tokens(model.served),
                 "max_client_batch_size": gateway.service.max_documents,
                 "auto_truncate": True,
                 "version": request.app.version,
@@ -91,3 +93,9 @@ def tei_routes(gateway: Gateway) -> APIRouter:
         )
 
     return router
+
+
+def _batch_tokens(served: ServedModel | None) -> int | None:
+    """Return the tokens of a batch; None where the model sleeps, or another server makes the batches."""
+    engine = served.engine if served else None
+    return engine.batch_tokens if isinstance(engine, BatchedEngine) else None

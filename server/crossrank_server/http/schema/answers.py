@@ -81,7 +81,11 @@ class RerankResponse(BaseModel):
     model: str
     provider: str
     results: list[Result]
-    data: list[Result] | None = Field(None, description="the results once more, where Voyage's clients look for them")
+    data: list[Result] | None = Field(
+        None,
+        description="the results once more, for Voyage's clients only: those of /voyage/v1/rerank, and those that send"
+        " truncation or top_k",
+    )
     usage: Usage
     meta: Meta
 

@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from crossrank.bundles.bundle import Architecture, PairTemplate
+from crossrank.checkpoints.config import ModelConfig
+from crossrank.checkpoints.tokens import PairTokens, read_tokens
 from crossrank.errors import ModelSourceError
-from crossrank_export.model_config import ModelConfig
-from crossrank_export.tokens import PairTokens, read_tokens
 
 VOCAB = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "a": 4, "b": 5, "what": 6, "is": 7}
 BERT_TEMPLATE = {

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, cast
 
-from crossrank.errors import ModelSourceError
-from crossrank.request import TruncationDirection
-from crossrank_export.tokenizer_classes import (
+from crossrank.checkpoints.tokenizer_classes import (
     BERT_TOKENS,
     CLASSES,
     KEEPING_CHINESE,
@@ -23,6 +21,8 @@ from crossrank_export.tokenizer_classes import (
     REWRITING,
     WITHOUT_TYPES,
 )
+from crossrank.errors import ModelSourceError
+from crossrank.request import TruncationDirection
 
 Settings = dict[str, Any]
 

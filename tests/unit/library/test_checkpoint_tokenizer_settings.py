@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from crossrank.checkpoints.config import _PADDING, read_config
+from crossrank.checkpoints.tokenizer_classes import CLASSES, KEEPING_CHINESE, REWRITING, WITHOUT_TYPES
+from crossrank.checkpoints.tokens import PairTokens, read_tokens
 from crossrank.errors import ModelSourceError
-from crossrank_export.model_config import _PADDING, read_config
 from crossrank_export.token_parity import refuse_other_tokens
-from crossrank_export.tokenizer_classes import CLASSES, KEEPING_CHINESE, REWRITING, WITHOUT_TYPES
-from crossrank_export.tokens import PairTokens, read_tokens
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZéüÉ", *"[]0123456789.,?"]

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of a pair: special tokens around it, their ids, and how long it may be.
+"""Read how a tokenizer frames a pair: the special tokens around it, their ids, and how long it may be.
 
 Read with the `tokenizers` library alone, so that transformers is not needed (`tokenizer_settings`).
 """
@@ -6,6 +6,7 @@ Read with the `tokenizers` library alone, so that transformers is not needed (`t
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,19 @@ import numpy as np
 
 from crossrank.bundles.bundle import TOKENIZER, PairTemplate
 from crossrank.bundles.layout import CONFIG, MODULES, Kind, read_object
+from crossrank.checkpoints.config import ModelConfig, read_config
+from crossrank.checkpoints.families import is_own_class
+from crossrank.checkpoints.pair_template import check_template, read_template
+from crossrank.checkpoints.tokenizer_settings import (
+    TokenizerFiles,
+    apply_settings,
+    split_special_tokens,
+    truncation_side,
+)
 from crossrank.errors import ModelSourceError
 from crossrank.packed import PairBatch
 from crossrank.reasons import reason_of
 from crossrank.request import TruncationDirection
-from crossrank_export.model_config import ModelConfig, read_config
-from crossrank_export.pair_template import check_template, read_template
-from crossrank_export.tokenizer_settings import TokenizerFiles, apply_settings, split_special_tokens, truncation_side
 
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", CONFIG)
 _ROLES = ("cls", "sep", "pad", "unk", "mask", "bos", "eos")
@@ -119,13 +126,18 @@ def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) ->
     return PairTokens(definition, template, special, window, side, lowered)
 
 
-def check_source(directory: Path, kind: Kind) -> None:
+def check_source(directory: Path, kind: Kind, *, is_known_class: Callable[[str, str], bool] = is_own_class) -> None:
     """Refuse a model by its small files, before its weights are fetched or read.
+
+    Args:
+        directory: Holds config.json, tokenizer.json and the files beside them.
+        kind: What the graph is made from.
+        is_known_class: See `read_config`.
 
     Raises:
         ModelSourceError: What `read_config` and `read_tokens` raise.
     """
-    config = read_config(directory, kind)
+    config = read_config(directory, kind, is_known_class=is_known_class)
     if config.window is not None:  # else the user's own limit is needed
         read_tokens(directory, config, None)
 

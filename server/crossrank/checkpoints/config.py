@@ -1,16 +1,17 @@
-"""What config.json and its companions say of a model, and which models give no score for a pair."""
+"""Read config.json and its companions, and refuse models that give no score for a pair."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from crossrank.bundles.bundle import Architecture
 from crossrank.bundles.layout import CONFIG, MODULES, Kind, own_code, read_object, why_own_code
+from crossrank.checkpoints.families import is_own_class
 from crossrank.errors import ModelSourceError
 
 logger = logging.getLogger(__name__)
@@ -89,12 +90,16 @@ class ModelConfig:
     segment_types: int
 
 
-def read_config(directory: Path, kind: Kind = "onnx") -> ModelConfig:
+def read_config(
+    directory: Path, kind: Kind = "onnx", *, is_known_class: Callable[[str, str], bool] = is_own_class
+) -> ModelConfig:
     """Read config.json, and what sentence-transformers writes beside it.
 
     Args:
         directory: The model's.
         kind: What its graph is made from; safetensors need the class that the config names.
+        is_known_class: Tells by model_type and class name whether a class that the config calls the model's own code is
+            known without that code: a config.json may still name code that the model once needed.
 
     Raises:
         ModelSourceError: It is unreadable, incomplete, of a model that gives no score for a pair, or of one that needs
@@ -104,7 +109,7 @@ def read_config(directory: Path, kind: Kind = "onnx") -> ModelConfig:
     config = _read(directory, CONFIG)
     _refuse_malformed(config, path)
     code = own_code(config)
-    if kind == "safetensors" and code is not None and not _is_of_transformers(config, code):
+    if kind == "safetensors" and code is not None and not is_known_class(str(config.get("model_type")), code):
         raise ModelSourceError(why_own_code(str(directory), code))
     _refuse_modules(directory)
     _refuse_architecture(config, path)
@@ -143,7 +148,7 @@ def choose_label(num_labels: int, label: int | None, where: str) -> int:
     if label is None and num_labels > 1:
         raise ModelSourceError(
             f"{where} gives {num_labels} logits a pair, and a score is one: say which with "
-            f"--label 0..{num_labels - 1} of crossrank serve or crossrank export"
+            f"--label 0..{num_labels - 1} of crossrank serve or crossrank export, or label= in Python"
         )
     if label is not None and not 0 <= label < num_labels:
         raise ModelSourceError(f"--label {label} is not among the {num_labels} of {where}: give 0..{num_labels - 1}")
@@ -166,15 +171,6 @@ def _refuse_malformed(config: dict[str, Any], path: Path) -> None:
         value = config.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < number):
             raise ModelSourceError(f"{path}: {key} is {str(value)[:80]}, not a whole number of at least {number}")
-
-
-def _is_of_transformers(config: dict[str, Any], name: str) -> bool:
-    """Tell whether transformers has the class: a config.json may still name code that it once needed."""
-    if importlib.util.find_spec("transformers") is None:
-        return False
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-
-    return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(str(config.get("model_type"))) == name
 
 
 def _refuse_modules(directory: Path) -> None:

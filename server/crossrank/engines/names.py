@@ -1,0 +1,23 @@
+"""The names of engines and precisions: the one list that settings, commands and manifests take theirs from."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+# `auto` is the first of `candidates` that can serve.
+EngineName = Literal["auto", "native", "openvino", "onnxruntime", "cuda", "triton"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+Device = Literal["cpu", "gpu", "server"]
+
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+PRECISIONS: tuple[PrecisionName, ...] = get_args(PrecisionName)
+# Where each computes: on this machine's CPU or GPU, or in a server that is reached over the network.
+DEVICES: dict[EngineName, Device] = {
+    "native": "cpu",
+    "openvino": "cpu",
+    "onnxruntime": "cpu",
+    "cuda": "gpu",
+    "triton": "server",
+}
+EMBEDDED_ENGINES: tuple[EngineName, ...] = tuple(name for name in ENGINES if DEVICES.get(name) != "server")
+CPU_ENGINES: tuple[EngineName, ...] = tuple(name for name in ENGINES if DEVICES.get(name) == "cpu")
