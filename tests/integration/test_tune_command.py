@@ -8,8 +8,18 @@ from pathlib import Path
 
 import httpx
 
+from crossrank.bundles.bundle import Bundle
 from crossrank.engines.names import CPU_ENGINES
+from crossrank_perf.tune.search import tune_bundle
 from tests.server_process import CROSSRANK, running_server
+
+
+def test_a_choice_is_measured_even_where_loading_took_all_the_time(builtin: Bundle) -> None:
+    found = tune_bundle(builtin, 0.0, None, lambda text: None)
+    assert [step.name for step in found.steps] == ["engine"]
+    assert all(each["documents_per_s"] > 0 for each in found.steps[0].figures)
+    assert found.skipped, "no other step was begun"
+    assert "engine" not in found.skipped
 
 
 def test_tune_keeps_a_choice_that_serve_starts_with(tmp_path: Path) -> None:
