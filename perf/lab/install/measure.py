@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[3]
 # What to install -> what its user imports first.
 INSTALLATIONS = {
     "crossrank-client": "import crossrank_client",
-    "crossrank": "import crossrank",
-    "crossrank[openvino]": "import crossrank",
+    "crossrank": "from crossrank import CrossEncoder",
+    "crossrank[openvino]": "from crossrank import CrossEncoder",
     "crossrank[server]": "import crossrank_server.http.app",
     "crossrank[server,openvino,grpc]": "import crossrank_server.http.app",
 }
