@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from crossrank.checkpoints.converters import torch_is_installed
-
 from crossrank.bundles.bundle import Source
 from crossrank.bundles.hub import download_model, find_in_hub_cache, list_repository
 from crossrank.bundles.hub_ref import HubUnreachable, parse_hub_ref
 from crossrank.bundles.layout import CARD, Kind
+from crossrank.checkpoints.converters import torch_is_installed
 from crossrank.checkpoints.tokens import check_source
 from crossrank_export.sources import SourceFiles, find_source, is_class_of_transformers
 

@@ -6,11 +6,10 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from crossrank.checkpoints.converters import torch_is_installed
-
 from crossrank.bundles.bundle import Source, sha256_of
 from crossrank.bundles.layout import Kind, choose_files
 from crossrank.bundles.model_directory import checked_files, files_of, locate, name_of
+from crossrank.checkpoints.converters import torch_is_installed
 from crossrank.checkpoints.families import is_own_class
 from crossrank.errors import ModelSourceError
 

@@ -12,26 +12,21 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# ONNX Runtime, from 1.29 on, starts a thread when it is imported, which reports to Microsoft; and a forked process waits
-# for that thread when it ends, forever. Read by ONNX Runtime when it is imported; set it to 0 to have the reports.
+# ONNX Runtime, from 1.29 on, starts a thread when it is imported, which reports to Microsoft; a forked process waits
+# for that thread when it ends, forever. It reads this when it is imported; 0 turns the reports on.
 # Source: onnxruntime/core/platform/posix/telemetry.cc, https://github.com/microsoft/onnxruntime
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from crossrank.cross_encoder import CrossEncoder
-    from crossrank.results import Prediction
+    from crossrank.cross_encoder import CrossEncoder, Prediction
 
 __all__ = ["CrossEncoder", "Prediction"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import crossrank` alone costs next to nothing."""
-    if name == "CrossEncoder":
-        from crossrank.cross_encoder import CrossEncoder
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import crossrank.cross_encoder
 
-        return CrossEncoder
-    if name == "Prediction":
-        from crossrank.results import Prediction
-
-        return Prediction
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(crossrank.cross_encoder, name)
