@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -128,18 +129,9 @@ FORK = """if True:
 """
 
 
-@pytest.mark.skipif(not hasattr(sys, "getandroidapilevel") and sys.platform == "win32", reason="Windows has no fork")
-@pytest.mark.parametrize(
-    ("engine", "how"),
-    [
-        ("native", "leave"),
-        ("native", "close"),
-        ("onnxruntime", "leave"),
-        ("openvino", "leave"),
-        ("onnxruntime", "kill"),
-    ],
-)
-def test_a_forked_process_opens_its_own_model_and_ends(engine: str, how: str) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("engine", ["native", "onnxruntime", "openvino"])
+def test_a_forked_process_opens_its_own_model_and_ends(engine: str) -> None:
     if engine == "native" and not usable_kernels():
         pytest.skip("the native encoder was not built: no C++ compiler")
     if engine == "openvino":
