@@ -17,6 +17,7 @@ from crossrank.cross_encoder.activations import Activation, ActivationFunction, 
 from crossrank.cross_encoder.config import ModelConfig, config_from_manifest
 from crossrank.cross_encoder.handle import ModelHandle
 from crossrank.cross_encoder.inputs import Group, as_documents, as_pairs, check_text, group_documents, group_pairs
+from crossrank.cross_encoder.model_card import ModelCardData
 from crossrank.cross_encoder.old_names import accepts_old_names
 from crossrank.cross_encoder.opening import Opening, checked_name, engine_and_device, refuse_options
 from crossrank.cross_encoder.progress import progress
@@ -154,6 +155,7 @@ class CrossEncoder:
         )
         self.prompts = dict(prompts or {})
         self.default_prompt_name = default_prompt_name
+        self.model_card_data = ModelCardData()
         self._activation = None if activation_fn is None else activation_from(activation_fn)
         self._max_length: int | None = None
         self._handle = ModelHandle(opening)
