@@ -190,7 +190,7 @@ class CrossEncoder:
             prompt: Text that is put before each query; goes before `prompt_name`.
             batch_size: No effect beyond being checked: batches are made of what all callers wait for, in the size that
                 suits the engine.
-            show_progress_bar: Show one, where tqdm is installed.
+            show_progress_bar: Show one.
             activation_fn: In place of the encoder's.
             apply_softmax: No effect, as there is one label.
             convert_to_numpy: False returns a list with a tensor for each pair, of NumPy's float32 where PyTorch is not
