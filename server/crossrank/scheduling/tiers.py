@@ -1,9 +1,12 @@
-"""The tiers that requests belong to, by the names that callers use.
+"""Name the tiers of requests, as callers write them.
 
 In code the second one is called background, as a batch is a group of pairs.
 """
 
 from __future__ import annotations
 
-REALTIME = "realtime"
-BACKGROUND = "batch"
+from typing import Final, Literal
+
+Tier = Literal["realtime", "batch"]
+REALTIME: Final = "realtime"
+BACKGROUND: Final = "batch"
