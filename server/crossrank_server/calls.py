@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from crossrank.errors import InvalidRequest
-from crossrank.scheduling.tiers import BACKGROUND, REALTIME, Tier
+from crossrank.scheduling.tiers import BULK, REALTIME, Tier
 from crossrank_server.accounts.base import Account, Accounts
 
 # The stages of a request, in order.
@@ -92,13 +92,13 @@ async def open_call(accounts: Accounts, headers: Mapping[str, str], request_id: 
         InvalidRequest: There is no such tier.
     """
     tier = headers.get("x-tier", "").strip().lower() or REALTIME
-    if tier not in (REALTIME, BACKGROUND):
+    if tier not in (REALTIME, BULK):
         raise InvalidRequest(f"x-tier is {tier[:40]!r}; send realtime or batch, or leave it out", param="x-tier")
     wait = _PREFER_WAIT.search(headers.get("prefer", ""))
     return Call(
         request_id=request_id or usable_request_id(headers.get("x-request-id", "")),
         account=await accounts.identify(bearer_token(headers)),
-        tier=BACKGROUND if tier == BACKGROUND else REALTIME,
+        tier=BULK if tier == BULK else REALTIME,
         wait_s=min(float(wait[1]), MAX_WAIT_S) if wait else 0.0,
     )
 

@@ -8,8 +8,18 @@ from pathlib import Path
 
 import httpx
 
-from crossrank.engines.select import ENGINES
+from crossrank.bundles.bundle import Bundle
+from crossrank.engines.names import CPU_ENGINES
+from crossrank_perf.tune.search import tune_bundle
 from tests.server_process import CROSSRANK, running_server
+
+
+def test_a_choice_is_measured_even_where_loading_took_all_the_time(builtin: Bundle) -> None:
+    found = tune_bundle(builtin, 0.0, None, lambda text: None)
+    assert [step.name for step in found.steps] == ["engine"]
+    assert all(each["documents_per_s"] > 0 for each in found.steps[0].figures)
+    assert found.skipped, "no other step was begun"
+    assert "engine" not in found.skipped
 
 
 def test_tune_keeps_a_choice_that_serve_starts_with(tmp_path: Path) -> None:
@@ -24,7 +34,7 @@ def test_tune_keeps_a_choice_that_serve_starts_with(tmp_path: Path) -> None:
     }
     left_out = {tuple(name.split()) for name in tuning["figures"]["left_out"]}
     # Every engine in every precision was measured, or it is said why not.
-    assert tried | left_out == {(engine, precision) for engine in ENGINES for precision in ("fp32", "bf16")}
+    assert tried | left_out == {(engine, precision) for engine in CPU_ENGINES for precision in ("fp32", "bf16")}
     assert not tried & left_out
     assert all(each["documents_per_s"] > 0 for step in tuning["figures"]["steps"] for each in step["figures"])
     assert tuning["config"] in [each["config"] for step in tuning["figures"]["steps"] for each in step["figures"]]

@@ -172,14 +172,25 @@ async def _rerank_all(
     arguments: list[tuple[str | None, str | None, str]], settings: ServeSettings, inputs: Inputs
 ) -> list[Reranked]:
     """Score the candidates with each system in turn, after all are loaded: a missing precision is found early."""
+    from crossrank import CrossEncoder
     from crossrank_perf.eval.scoring import InProcessScorer, ServerScorer, rerank_topics
 
     scorers: list[Scorer] = []
     try:
         for model, url, precision in arguments:
-            scorers.append(
-                InProcessScorer(model or "builtin", precision, settings) if url is None else ServerScorer(url, model)
+            if url is not None:
+                scorers.append(ServerScorer(url, model))
+                continue
+            encoder = CrossEncoder(
+                model or "builtin",
+                engine=settings.engine,
+                precision=precision,
+                threads=settings.threads or None,
+                label=settings.label,
+                local_files_only=settings.offline,
+                cache_folder=settings.cache_dir,
             )
+            scorers.append(InProcessScorer(encoder))
         names = [scorer.precision for scorer in scorers]
         if len(set(names)) < len(names):
             raise SetupError(f"--precision auto is {names[0]} here; name each precision once")

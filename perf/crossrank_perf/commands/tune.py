@@ -1,4 +1,4 @@
-"""`crossrank tune`: measure how a bundle is served fastest on this machine, and keep the answer for `serve`."""
+"""`crossrank tune`: measure which configuration serves a bundle fastest here, and keep it for `crossrank serve`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _print(found: Found) -> None:
     from rich.table import Table
 
     from crossrank.engines.tuning import EngineConfig
-    from crossrank_perf.tune.search import describe
+    from crossrank_perf.tune.choice import describe
 
     table = Table()
     table.add_column("step")

@@ -1,34 +1,38 @@
-"""Scores for topics: by an engine in this process, on the server's own path, or by a server's URL."""
+"""Score the candidates of topics, with a model in this process or with a server."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.errors import EngineFailure, SetupError
-from crossrank.request import RerankRequest
 from crossrank_perf.base.topics import Topic
 from crossrank_perf.eval.trec import strictly_falling
-from crossrank_server.calls import Call
-from crossrank_server.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from crossrank import CrossEncoder
 
 # Enough topics at a time that tokenizing one overlaps with scoring another.
 _TOPICS_AT_A_TIME = 4
-# Well below any server's limit; the scores do not depend on how the documents are split.
+# Documents of a request to a server: well below its limit. The scores do not depend on how documents are split.
 _REQUEST_DOCUMENTS = 100
-_UNLIMITED = 1 << 40
 
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The logits of one topic's documents, float64 [documents] in their order, and how many were truncated."""
+    """Scores of the documents of one topic.
+
+    Attributes:
+        logits: float64 [documents], in the order of the documents.
+        truncated: Number of documents whose pair was truncated.
+    """
 
     logits: NDArray[np.float64]
     truncated: int
@@ -38,9 +42,9 @@ class Scorer(Protocol):
     """Scores documents for a query.
 
     Attributes:
-        model: Id of the model; a server's is known once it has answered.
-        engine: `openvino`, `onnxruntime`, or the server's URL.
-        precision: The arithmetic, or `` where a server decides.
+        model: Id of the model; that of a server is known once it has answered.
+        engine: Name of the engine, or the server's URL.
+        precision: Precision of the engine; empty for a server.
     """
 
     model: str
@@ -48,7 +52,7 @@ class Scorer(Protocol):
     precision: str
 
     async def score(self, query: str, documents: Sequence[str]) -> Scores:
-        """Return the documents' logits."""
+        """Return the logits of the documents."""
         ...
 
     async def close(self) -> None:
@@ -58,16 +62,16 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Reranked:
-    """What one scorer made of the topics.
+    """Topics re-ranked by one scorer.
 
     Attributes:
-        name: Model and precision, or model and server: how reports call it.
+        name: Name in reports: model and precision, or model and server.
         model: Id of the model.
-        engine: See Scorer.
-        precision: See Scorer.
-        logits: qid -> float64 [candidates], in first-stage order.
-        run: qid -> docid -> strictly falling score.
-        truncated: Pairs longer than the model's window.
+        engine: See `Scorer`.
+        precision: See `Scorer`.
+        logits: float64 [candidates] in first-stage order, by query id.
+        run: Strictly falling scores by query id and document id.
+        truncated: Number of pairs longer than the model's window.
     """
 
     name: str
@@ -80,35 +84,31 @@ class Reranked:
 
 
 class InProcessScorer:
-    """Tokenizes, batches and scores as `crossrank serve` does, without its limits."""
+    """Scores in this process.
 
-    def __init__(self, model: str, precision: str, settings: ServeSettings) -> None:
-        from crossrank.engines.select import make_engine
-        from crossrank.resolve import resolve_model
-        from crossrank_server.serving.pool import ModelPool
-        from crossrank_server.serving.served import ServedModel
-        from crossrank_server.serving.service import RerankService
+    Args:
+        encoder: Model and engine; closed with this.
+    """
 
-        bundle = resolve_model(model, cache_dir=settings.cache_dir, offline=settings.offline, label=settings.label)
-        engine = make_engine(bundle, settings.engine, precision, settings.threads or None)  # type: ignore[arg-type]
-        self.model = bundle.manifest.model_id
-        self.engine = engine.name
-        self.precision = engine.precision
-        served = ServedModel(bundle, engine, _UNLIMITED)
-        self._service = RerankService(ModelPool([served]), max_documents=_UNLIMITED, timeout_s=1e9)
+    def __init__(self, encoder: CrossEncoder) -> None:
+        self._encoder = encoder
+        self.model = encoder.model_id
+        self.engine = encoder.engine
+        self.precision = encoder.precision
 
     async def score(self, query: str, documents: Sequence[str]) -> Scores:
-        """See Scorer.score."""
-        ranking = await self._service.rerank(RerankRequest(query, list(documents)), Call())
-        return Scores(ranking.logits.astype(np.float64), len(ranking.truncated))
+        """See `Scorer.score`."""
+        pairs = [(query, document) for document in documents]
+        prediction = await self._encoder.apredict(pairs, activation_fn="identity", return_details=True)
+        return Scores(prediction.scores.astype(np.float64), int(prediction.truncated.sum()))
 
     async def close(self) -> None:
-        """See Scorer.close."""
-        await self._service.close()
+        """See `Scorer.close`."""
+        await self._encoder.aclose()
 
 
 class ServerScorer:
-    """Asks a crossrank server for raw scores, a hundred documents a request."""
+    """Scores with a crossrank server, a hundred documents a request."""
 
     precision = ""
 
@@ -124,7 +124,7 @@ class ServerScorer:
         self.engine = url
 
     async def score(self, query: str, documents: Sequence[str]) -> Scores:
-        """See Scorer.score."""
+        """See `Scorer.score`."""
         from crossrank_client.errors import CrossrankClientError
 
         logits = np.full(len(documents), np.nan)
@@ -142,7 +142,7 @@ class ServerScorer:
         return Scores(logits, truncated)
 
     async def close(self) -> None:
-        """See Scorer.close."""
+        """See `Scorer.close`."""
         await self._client.aclose()
 
 
@@ -150,13 +150,13 @@ async def rerank_topics(scorer: Scorer, topics: Sequence[Topic], advance: Advanc
     """Score all candidates of all topics and rank them; ties stay in first-stage order.
 
     Args:
-        scorer: What scores.
+        scorer: Model or server.
         topics: The queries with their candidates.
-        advance: Called with the number of documents scored since it was last called.
+        advance: Called with the number of documents scored since its last call.
 
     Raises:
         EngineFailure: A document got no finite score.
-        CrossrankError: Whatever the scorer raises; the topics under way are given up.
+        CrossrankError: The scorer failed; the topics under way are cancelled.
     """
     gate = asyncio.Semaphore(_TOPICS_AT_A_TIME)
 

@@ -1,6 +1,6 @@
-"""Name the tiers of requests, as callers write them.
+"""Name the tiers of requests as callers do.
 
-In code the second one is called background, as a batch is a group of pairs.
+In code the second one is called bulk, as a batch is a group of pairs.
 """
 
 from __future__ import annotations
@@ -9,4 +9,4 @@ from typing import Final, Literal
 
 Tier = Literal["realtime", "batch"]
 REALTIME: Final = "realtime"
-BACKGROUND: Final = "batch"
+BULK: Final = "batch"

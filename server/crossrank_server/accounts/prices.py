@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from crossrank.bundles.catalog import canonical_model_id, catalog_model
 from crossrank.errors import SetupError
-from crossrank.scheduling.tiers import BACKGROUND
+from crossrank.scheduling.tiers import BULK
 
 NANO_PER_USD = 10**9
 DEFAULT_USD_PER_1000 = 0.008
@@ -22,10 +22,10 @@ _NANO_PER_DOCUMENT = NANO_PER_USD // 1000
 
 @dataclass(frozen=True)
 class Price:
-    """Hold the price of one model in USD per 1,000 documents; without `background` the price list's factor gives it."""
+    """Hold the price of one model in USD per 1,000 documents; without `bulk` the price list's factor gives it."""
 
     realtime: float
-    background: float | None = None
+    bulk: float | None = None
 
 
 class Prices:
@@ -36,7 +36,7 @@ class Prices:
     Args:
         named: Prices by model id, as `parse_prices` reads them.
         usd_per_1000: Price of all models that are not named; None takes the catalogue's.
-        background_factor: The price of tier `batch` as a share of the realtime price, where none is named.
+        bulk_factor: The price of tier `batch` as a share of the realtime price, where none is named.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class Prices:
         named: Mapping[str, Price] | None = None,
         *,
         usd_per_1000: float | None = None,
-        background_factor: float = 0.5,
+        bulk_factor: float = 0.5,
     ) -> None:
         self.named = dict(named or {})
         self._usd_per_1000 = usd_per_1000
-        self._background_factor = background_factor
+        self._bulk_factor = bulk_factor
 
     def usd_per_1000(self, model_id: str, tier: str) -> float:
         """Return the price of 1,000 documents in USD, a multiple of 0.000001.
@@ -73,8 +73,8 @@ class Prices:
     def _nano_usd_per_document(self, model_id: str, tier: str) -> int:
         price = self.named.get(model_id) or Price(self._unnamed(model_id))
         usd = price.realtime
-        if tier == BACKGROUND:
-            usd = price.realtime * self._background_factor if price.background is None else price.background
+        if tier == BULK:
+            usd = price.realtime * self._bulk_factor if price.bulk is None else price.bulk
         return round(usd * _NANO_PER_DOCUMENT)
 
     def _unnamed(self, model_id: str) -> float:

@@ -81,7 +81,7 @@ def load_service(models: Sequence[str], settings: ServeSettings, observers: Obse
         pool,
         max_documents=settings.max_documents,
         timeout_s=settings.request_timeout_s,
-        background_timeout_s=settings.batch_timeout_s,
+        bulk_timeout_s=settings.batch_timeout_s,
         accounts=open_accounts(settings, prices),
         prices=prices,
         observers=observers,
@@ -142,7 +142,7 @@ def prices_from_settings(settings: ServeSettings) -> Prices:
     return Prices(
         parse_prices(settings.prices),
         usd_per_1000=settings.usd_per_1000_documents,
-        background_factor=settings.batch_price_factor,
+        bulk_factor=settings.batch_price_factor,
     )
 
 

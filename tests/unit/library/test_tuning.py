@@ -22,7 +22,6 @@ from crossrank.engines.tuning import (
 )
 from crossrank.errors import SetupError
 from crossrank.packed import PairBatch
-from crossrank_perf.tune.search import fastest, fault_of_logits
 from crossrank_server.serving.startup import load_service
 from crossrank_server.settings import ServeSettings
 
@@ -128,26 +127,3 @@ def test_a_cache_that_cannot_be_written_is_named(builtin: Bundle, tmp_path: Path
     (tmp_path / "tuning").write_text("a file in its place")
     with pytest.raises(SetupError, match="--cache-dir"):
         keep(builtin, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("ratios", "kept"),
-    [
-        ([[1, 1, 1]], 0),
-        ([[1, 1, 1], [1.02, 1.02, 1.02]], 0),
-        ([[1, 1, 1], [1.2, 1.1, 1.3], [1.3, 1.4, 1.5]], 2),
-        # Faster in the median, but not in three rounds of four.
-        ([[1, 1, 1, 1], [0.7, 0.9, 1.2, 1.3]], 0),
-        ([[1, 1, 1, 1], [0.9, 1.2, 1.2, 1.3]], 1),
-    ],
-)
-def test_only_a_clearly_faster_configuration_replaces_the_one_before(ratios: list[list[float]], kept: int) -> None:
-    assert fastest(ratios) == kept
-
-
-def test_logits_decide_whether_a_candidate_may_serve() -> None:
-    expected = np.array([1.0, -2.0], np.float32)
-    assert fault_of_logits(expected + np.float32(0.04), expected, "bf16") == ""
-    assert "0.06 off" in fault_of_logits(expected + np.float32(0.06), expected, "bf16")
-    assert "0.04 off" in fault_of_logits(expected + np.float32(0.04), expected, "fp32")
-    assert fault_of_logits(np.array([np.nan, 1.0], np.float32), expected, "bf16")

@@ -1,13 +1,10 @@
-"""crossrank's own service, called without HTTP: text in, scores out. Runs in crossrank's environment."""
+"""Score with crossrank's `CrossEncoder`, in crossrank's own environment."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from crossrank.request import RerankRequest
-from crossrank_server.calls import Call
-from crossrank_server.serving.startup import load_service
-from crossrank_server.settings import ServeSettings
+from crossrank import CrossEncoder
 
 
 class System:
@@ -17,11 +14,15 @@ class System:
 
     def __init__(self, model: str, options: dict[str, Any], concurrency: int, **_: Any) -> None:
         self.settings = [{"concurrency": calls} for calls in sorted({1, concurrency})]
-        self._service = load_service([model], ServeSettings(**options))
-        self.precision = self._service.pool.slots[0].engine.precision
+        self._encoder = CrossEncoder(model, **options)
+        self.precision = self._encoder.precision
 
     async def score(self, query: str, documents: list[str], setting: dict[str, int]) -> list[float]:
-        """Return logits."""
-        ranking = await self._service.rerank(RerankRequest(query, documents), Call())
-        scores: list[float] = ranking.logits.tolist()
-        return scores
+        """Return the logits of the documents; a single caller blocks, as it has nothing else to do."""
+        pairs = [(query, document) for document in documents]
+        if setting["concurrency"] == 1:
+            scores = self._encoder.predict(pairs, activation_fn="identity")
+        else:
+            scores = await self._encoder.apredict(pairs, activation_fn="identity")
+        logits: list[float] = scores.tolist()
+        return logits
