@@ -79,7 +79,7 @@ def load_service(models: Sequence[str], settings: ServeSettings, observers: Obse
         pool,
         max_documents=settings.max_documents,
         timeout_s=settings.request_timeout_s,
-        batch_timeout_s=settings.batch_timeout_s,
+        bulk_timeout_s=settings.batch_timeout_s,
         accounts=open_accounts(settings, prices),
         prices=prices,
         observers=observers,
@@ -140,7 +140,7 @@ def prices_from_settings(settings: ServeSettings) -> Prices:
     return Prices(
         parse_prices(settings.prices),
         usd_per_1000=settings.usd_per_1000_documents,
-        batch_factor=settings.batch_price_factor,
+        bulk_factor=settings.batch_price_factor,
     )
 
 
