@@ -15,17 +15,24 @@ COMMA := ,
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
 	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
-	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-gpu
+	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-install \
+	bench-gpu
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 # The library with the server, and the client beside them; what others wrote comes from the lock.
 EDITABLE := --no-deps --editable client --editable .
+NATIVE := $(wildcard server/crossrank/native/*.cpp server/crossrank/native/*.h) server/crossrank/native/interface.py
 
 $(VENV)/.serve: requirements/serve.txt pyproject.toml client/pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes -r requirements/serve.txt
+	$(BIN)/pip install --quiet $(EDITABLE)
+	touch $@ $(VENV)/.native
+
+# Compiled again when a source changed since the installation.
+$(VENV)/.native: $(NATIVE) | $(VENV)/.serve
 	$(BIN)/pip install --quiet $(EDITABLE)
 	touch $@
 
@@ -34,13 +41,18 @@ $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt
 	$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
 	touch $@
 
-serve: $(VENV)/.serve ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
+serve: $(VENV)/.serve $(VENV)/.native ## serve the built-in model on 127.0.0.1:8000 (SERVE_ARGS="--port 9000 ...")
 	$(BIN)/crossrank serve $(SERVE_ARGS)
 
-test: $(VENV)/.dev triton-setup perf-analyzer-setup clients frameworks reference ## set up what the tests need and run them, the slow ones left out
+# With the library that only tests load.
+$(VENV)/.native-test: $(NATIVE) setup.py | $(VENV)/.dev
+	CROSSRANK_NATIVE_TEST=1 $(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
+	touch $@
+
+test: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients frameworks reference ## set up what the tests need and run them, the slow ones left out
 	$(BIN)/python -m pytest -m "not slow" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev triton-setup perf-analyzer-setup clients frameworks reference aiperf ## run every test, the large architectures included
+test-all: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients frameworks reference aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, directions of imports
@@ -98,12 +110,12 @@ model-repository: $(VENV)/.dev ## put the built-in model's weights into model_re
 	$(BIN)/crossrank repository builtin --target cpu --out model_repository
 
 native: $(VENV)/.dev ## compile the native code into the tree (CROSSRANK_NATIVE_FLAGS adds flags, like -g)
-	$(BIN)/python setup.py --quiet build_ext --inplace --force
+	CROSSRANK_NATIVE_TEST=1 $(BIN)/python setup.py --quiet build_ext --inplace --force --parallel 2
 
 # Built aside and loaded from there. Python has no sanitizer, so its library comes first, with the C++ library whose
 # exceptions it watches; leaks are not sought. The Rust tokenizer's own threads are not watched, and so stay out of it.
 SANITIZED = CROSSRANK_NATIVE_FLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=$(1) -fno-sanitize-recover=all" \
-	$(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
+	CROSSRANK_NATIVE_TEST=1 $(BIN)/python setup.py --quiet build_ext --build-lib build/$(2) --build-temp build/$(2)/objects && \
 	CROSSRANK_NATIVE_DIR=build/$(2)/crossrank/native LD_PRELOAD="$$($(CXX) -print-file-name=lib$(2).so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=halt_on_error=1 TOKENIZERS_PARALLELISM=false \
 	$(BIN)/python -m pytest --timeout 1800 $(3)
@@ -119,10 +131,12 @@ builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/cro
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank/bundles/builtin \
 		--card server/crossrank/bundles/builtin/README.md
 
-services: ## install what tests start: PostgreSQL, Redis, Chromium (Debian packages; needs root); without them those tests skip
-	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server /usr/bin/chromedriver >/dev/null 2>&1 || \
+services: ## install what tests start: PostgreSQL, Redis, Chromium, an ARM emulator (Debian packages; needs root); without them those tests skip
+	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server /usr/bin/chromedriver \
+		/usr/bin/aarch64-linux-gnu-g++ /usr/bin/qemu-aarch64-static >/dev/null 2>&1 || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
-			postgresql redis-server chromium chromium-driver fonts-dejavu-core; }
+			postgresql redis-server chromium chromium-driver fonts-dejavu-core \
+			g++-aarch64-linux-gnu qemu-user-static; }
 
 .venv-cuda/.ready: requirements/cuda.txt pyproject.toml client/pyproject.toml setup.py
 	test -x .venv-cuda/bin/python || $(PYTHON) -m venv .venv-cuda
@@ -160,6 +174,9 @@ bench-graphs: $(VENV)/.dev ## an exported graph before and after the passes (BEN
 
 bench-tokenizer: native ## the tokenizer beside the tokenizers library, on one core
 	$(LAB) tokenizer $(BENCH_ARGS)
+
+bench-install: $(VENV)/.dev ## packages, megabytes and import times of each way to install the last commit
+	$(LAB) install
 
 bench-gpu: ## everything about a machine with an NVIDIA GPU (MODEL=builtin; options in perf/lab/gpu/measure.sh)
 	perf/lab/gpu/measure.sh $(MODEL)

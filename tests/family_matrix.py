@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank.bundles.bundle import Source
+from crossrank.checkpoints.convert import bundle_from_checkpoint
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.sources import find_source
 from tests import odd_texts
@@ -53,12 +55,12 @@ class Member:
     Attributes:
         checkpoint: What it is made of.
         label: Which logit is the score.
-        road: safetensors through PyTorch, or the file that optimum writes.
+        road: safetensors through PyTorch, the file that optimum writes, or safetensors without PyTorch.
     """
 
     checkpoint: Checkpoint
     label: int = 0
-    road: Literal["safetensors", "onnx"] = "safetensors"
+    road: Literal["safetensors", "onnx", "built"] = "safetensors"
 
     def __str__(self) -> str:
         label = f"-label-{self.label}" if self.checkpoint.num_labels > 1 else ""
@@ -71,17 +73,24 @@ _TRUE_WIDTHS = {"TinyBERT-L2-v2": "-128", "TinyBERT-L4": "-312", "MiniLM-L2-v2":
 FAMILIES = [
     Member(Checkpoint("bert", 1)),
     Member(Checkpoint("bert", 2), 1, "onnx"),
+    Member(Checkpoint("bert", 2), 0, "built"),
     Member(Checkpoint("bert", 3, variant="-one-segment", segments=False), 1),
+    Member(Checkpoint("bert", 3, variant="-one-segment", segments=False), 2, "built"),
     Member(Checkpoint("electra", 1), road="onnx"),
     Member(Checkpoint("electra", 3), 1),
+    Member(Checkpoint("electra", 3), 2, "built"),
     Member(Checkpoint("roberta", 1)),
     Member(Checkpoint("roberta", 2), 0, "onnx"),
+    Member(Checkpoint("roberta", 2), 1, "built"),
     Member(Checkpoint("xlm-roberta", 1), road="onnx"),
+    Member(Checkpoint("xlm-roberta", 1), road="built"),
     Member(Checkpoint("xlm-roberta", 3), 2),
     Member(Checkpoint("mpnet", 2), 1),
     Member(Checkpoint("mpnet", 3), 0, "onnx"),
+    Member(Checkpoint("mpnet", 3), 2, "built"),
     Member(Checkpoint("distilbert", 1)),
     Member(Checkpoint("distilbert", 2), 1, "onnx"),
+    Member(Checkpoint("distilbert", 2), 0, "built"),
     Member(Checkpoint("deberta-v2", 1, _V3, "-as-v3")),
     Member(Checkpoint("deberta-v2", 3), 2, "onnx"),
     Member(Checkpoint("modernbert", 1, {"classifier_pooling": "mean"}, "-mean")),
@@ -92,7 +101,7 @@ NATIVE = [
     for name, width in _TRUE_WIDTHS.items()
     for num_labels in (2, 3)
     for label in range(num_labels)
-]
+] + [Member(Checkpoint(name, 2, {"num_hidden_layers": 2}, width), 1, "built") for name, width in _TRUE_WIDTHS.items()]
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,12 @@ class Matrix:
 
     def _bundle(self, member: Member) -> Path:
         out = self._folder / "bundles" / str(member)
+        if member.road == "built":
+            out.parent.mkdir(exist_ok=True)
+            source = Source(kind="directory", name=str(member))
+            directory = self.checkpoint(member.checkpoint)
+            bundle_from_checkpoint(directory, ["model.safetensors"], out, source, member.label)
+            return out
         directory = (
             self.checkpoint(member.checkpoint) if member.road == "safetensors" else self.optimum_file(member.checkpoint)
         )

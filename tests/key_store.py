@@ -10,7 +10,7 @@ from crossrank_server.accounts.store import Store
 
 def store_address(store: Store) -> str:
     """Return what --store is to be given; it holds no password here."""
-    return str(store._engine.url)
+    return store.url
 
 
 def new_key(store: Store, **options: Any) -> str:

@@ -1,11 +1,11 @@
 """The Python client of a crossrank server: typed answers, an error tree, retries, sync and async.
 
-client.py      Client and AsyncClient: what you call; many.py: thousands of documents, few requests under way
-operations.py  what can be asked, and how each question and answer reads as JSON
+client.py      Client and AsyncClient, the public calls; many.py: thousands of documents, few requests at a time
+operations.py  the operations of the API, with the JSON of their requests and answers
 endpoint.py    where the server is; retries.py: when to try again, and how long to wait
 transport.py   the seam that carries an operation to a server, and HTTP
 grpc_*.py      gRPC, imported for grpc:// addresses only; proto/: its interface
-results.py, errors.py  what comes back, or is raised
+results.py     the answers; errors.py: the exceptions
 """
 
 from crossrank_client.client import AsyncClient, Client

@@ -28,7 +28,7 @@ SomeAsyncClient = TypeVar("SomeAsyncClient", bound="AsyncClient")
 
 
 class _ConfiguredClient(ABC):
-    """What both clients are told.
+    """Hold the configuration that both clients share.
 
     Args:
         base_url: Address of the server; `CROSSRANK_BASE_URL` if omitted, else http://127.0.0.1:8000. With grpc:// or
@@ -45,7 +45,7 @@ class _ConfiguredClient(ABC):
 
     Raises:
         ValueError: An option is out of range.
-        ImportError: The address is one of gRPC, which is not installed.
+        ImportError: The address selects gRPC, which is not installed.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class _ConfiguredClient(ABC):
 
 
 class Client(_ConfiguredClient):
-    """Asks a crossrank server and waits for the answer; may be shared by threads. Close it, or use it with `with`.
+    """Call a crossrank server and wait for the answer; safe to share among threads. Close it, or use it with `with`.
 
     Example:
         with Client("http://127.0.0.1:8000") as client:
@@ -98,7 +98,7 @@ class Client(_ConfiguredClient):
         """Order documents by how well they answer a query.
 
         Args:
-            query: What to rank for.
+            query: The text to rank the documents for.
             documents: The candidates: any iterable of strings, read once.
             timeout: Seconds, in place of the client's.
             options: `top_n`, `return_documents`, `raw_scores`, `model` and more: see RerankOptions.
@@ -124,16 +124,16 @@ class Client(_ConfiguredClient):
         """Order more documents than one request may have, in batches, into one ranking as if they had been one request.
 
         Args:
-            query: What to rank for.
-            documents: The candidates, thousands of them.
+            query: The text to rank the documents for.
+            documents: The candidates: any iterable of strings, read once.
             batch_size: Documents of one request.
             concurrency: Requests under way at a time.
-            on_progress: Is called with (documents answered, documents in all) after each batch.
+            on_progress: Called with (documents answered, documents in all) after each batch.
             timeout: Seconds for each request, in place of the client's.
             options: See RerankOptions.
 
         Raises:
-            PartialFailure: A batch failed after its retries; no further one was begun. It holds what was answered.
+            PartialFailure: A batch failed after its retries; no further one was begun. It holds the answers so far.
             InvalidResponse: The batches were scored by different models.
             TypeError, ValueError: The arguments cannot be used.
         """
@@ -156,7 +156,7 @@ class Client(_ConfiguredClient):
         Args:
             requests: Query and documents of each.
             concurrency: Requests under way at a time.
-            on_progress: Is called with (documents answered, documents in all) after each request.
+            on_progress: Called with (documents answered, documents in all) after each request.
             timeout: Seconds for each request, in place of the client's.
             options: See RerankOptions; the same for all.
 
@@ -174,7 +174,7 @@ class Client(_ConfiguredClient):
         return self._transport.send(ListModels(), timeout)
 
     def account(self, *, timeout: float | None = None) -> Account:
-        """Return what the key may do, what is left of its credit and what it has used; over gRPC raise NotSupported."""
+        """Return scopes, limits, credit and usage of the key; over gRPC raise NotSupported."""
         return self._transport.send(ReadAccount(), timeout)
 
     def ready(self, *, timeout: float | None = None) -> bool:
@@ -250,7 +250,7 @@ class AsyncClient(_ConfiguredClient):
         return await self._transport.send(ListModels(), timeout)
 
     async def account(self, *, timeout: float | None = None) -> Account:
-        """Return what the key may do and has used; see Client.account."""
+        """Return scopes, limits, credit and usage of the key; see Client.account."""
         return await self._transport.send(ReadAccount(), timeout)
 
     async def ready(self, *, timeout: float | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""Where the server is and how to speak to it, checked before the first call."""
+"""Hold the address of a server and the way to reach it, checked before the first call."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SCHEMES = ("http", "https", "grpc", "grpcs")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the server is and how to speak to it, checked and completed.
+    """Hold the address of a server and the way to reach it, checked and completed.
 
     Attributes:
-        base_url: Its address; a trailing `/v1` is taken off, as many hosted APIs are given with it.
+        base_url: Its address; a trailing `/v1`, which many hosted APIs have, is removed.
         api_key: Sent as a bearer token unless empty.
-        timeout_s: Longest wait for one step (connecting, sending, the answer) of one attempt.
-        retries: When to try again.
+        timeout_s: Timeout in seconds for one step (connecting, sending, the answer) of one attempt.
+        retries: Bounds of the retries.
         ca_file: PEM of the authorities to trust in place of the usual ones.
         client_cert: PEM files of the certificate to present and of its key.
     """
@@ -52,21 +52,21 @@ class Endpoint:
 
     @property
     def is_grpc(self) -> bool:
-        """Whether the server is spoken to by gRPC."""
+        """Whether the address selects gRPC."""
         return self.base_url.startswith("grpc")
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the server is on this machine, where no proxy leads."""
+        """Whether the server is on this machine, so that no proxy is used."""
         return urlsplit(self.base_url).hostname in _LOOPBACK
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with every call."""
+        """Headers of every call."""
         return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
     def limit_s(self, operation: Operation[Any], timeout_s: float | None) -> float:
-        """Return the longest wait for an answer: the call's timeout or the client's, and what the call may wait.
+        """Return the timeout of a call: its own or the client's, plus the seconds that the server may let it wait.
 
         Raises:
             ValueError: The timeout is not more than 0.
@@ -74,11 +74,11 @@ class Endpoint:
         return checked_timeout_s(self.timeout_s if timeout_s is None else timeout_s) + operation.may_wait_s
 
     def policy_for(self, operation: Operation[Any]) -> RetryPolicy:
-        """Return when an operation is tried again."""
+        """Return the retry policy of an operation."""
         return self.retries if operation.retried else RetryPolicy(0, self.retries.max_wait_s)
 
     def ssl_context(self) -> ssl.SSLContext | bool:
-        """Return what `ca_file` and `client_cert` ask of TLS; True for the usual."""
+        """Return the SSL context for `ca_file` and `client_cert`; True selects the default one."""
         if not (self.ca_file or self.client_cert):
             return True
         context = ssl.create_default_context(cafile=self.ca_file)

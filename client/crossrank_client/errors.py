@@ -15,7 +15,7 @@ CrossrankClientError
 |- ConnectionFailed       no server was reached, or it hung up before it answered
 |- TimedOut               the server did not answer within the client's `timeout`
 |- InvalidResponse        the server answered, but not as a crossrank server does
-|- NotSupported           the call is none of the address's protocol: account() over gRPC
+|- NotSupported           the protocol of the address has no such call: account() over gRPC
 `- PartialFailure         some requests of rerank_many or rerank_each failed; it holds the answers to the others
 
 Statuses are HTTP's; over gRPC an error has the status that HTTP has for it. 429 and 503 are raised only after the
@@ -30,7 +30,7 @@ from typing import Any
 
 from crossrank_client.results import RerankResponse
 
-# How much of an answer that is not ours (a proxy's HTML page, say) is worth quoting.
+# Characters quoted of an answer that is not a crossrank server's, such as a proxy's HTML page.
 _QUOTED_CHARACTERS = 200
 
 
@@ -51,7 +51,7 @@ class InvalidResponse(CrossrankClientError):
 
 
 class NotSupported(CrossrankClientError):
-    """The call is none of the protocol that the address names."""
+    """The protocol of the address has no such call."""
 
 
 class APIError(CrossrankClientError):
@@ -59,7 +59,7 @@ class APIError(CrossrankClientError):
 
     Attributes:
         status: HTTP status code; over gRPC the one that HTTP has for this error.
-        message: The server's sentence: value, limit and remedy.
+        message: The server's message: value, limit and remedy.
         type: The kind of error, such as `invalid_request_error`.
         param: The request field at fault, such as `documents[3]`.
         code: A stable machine-readable word, such as `model_not_found`.

@@ -1,4 +1,4 @@
-"""What a failed RPC means: the same errors as over HTTP."""
+"""Turn a failed RPC into the error that HTTP has for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from google.rpc.status_pb2 import Status
 from crossrank_client.errors import ConnectionFailed, CrossrankClientError, TimedOut, api_error
 
 _DETAILS_KEY = "grpc-status-details-bin"
-# For answers of something between client and server, which has no details.
+# For answers of a proxy, which have no details.
 _HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.UNAUTHENTICATED: 401,
@@ -30,7 +30,7 @@ _UNREACHED = (
 
 
 def error_from_rpc(error: Any, base_url: str, limit_s: float) -> CrossrankClientError:
-    """Return the error that a failed RPC stands for.
+    """Return the error for a failed RPC.
 
     Args:
         error: `grpc.RpcError` of a call, or `grpc.aio.AioRpcError`.
@@ -54,13 +54,13 @@ def error_from_rpc(error: Any, base_url: str, limit_s: float) -> CrossrankClient
         return ConnectionFailed(f"no answer from {base_url}: {message}; is the server running?")
     status = _HTTP_STATUS.get(code, 500)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
-        # gRPC's own words for a message that is far over the server's limit.
+        # gRPC's own error for a message that is far over the server's limit.
         return api_error(413, message, {"param": "body", "code": "request_too_large"}, request_id=_id(trailers))
     return api_error(status, f"{code.name}: {message}", {}, request_id=_id(trailers))
 
 
 def was_never_sent(error: Any) -> bool:
-    """Tell whether the server cannot have seen an RPC, because no connection to it was made."""
+    """Tell whether no connection was made, so that the server cannot have seen the RPC."""
     message = (error.details() or "").lower()
     return error.code() is grpc.StatusCode.UNAVAILABLE and message.startswith(_UNREACHED)
 

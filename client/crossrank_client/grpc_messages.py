@@ -1,4 +1,4 @@
-"""How each question and its answer read over gRPC."""
+"""Convert operations to gRPC messages, and their answers to results."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["Reranker"].full_name
 
 
 @dataclass(frozen=True)
-class Exchange(Generic[Answer]):
-    """An operation as a gRPC method, its message, and how to read the answer."""
+class GrpcCall(Generic[Answer]):
+    """An operation as a gRPC call: its method, its message, and a function that reads the answer."""
 
     method: str
     request: Message
@@ -30,24 +30,24 @@ class Exchange(Generic[Answer]):
     read: Callable[[Any], Answer]
 
 
-def exchange_from_operation(operation: Operation[Answer]) -> Exchange[Answer]:
-    """Return how an operation is asked for.
+def grpc_call_from_operation(operation: Operation[Answer]) -> GrpcCall[Answer]:
+    """Return the gRPC call of an operation.
 
     Raises:
         BadRequest: A field cannot be sent in a message, such as a document that is no string; `param` names it.
         NotSupported: The interface has no such method.
     """
-    make = _EXCHANGES.get(type(operation))
+    make = _GRPC_CALLS.get(type(operation))
     if make is None:
         raise NotSupported(
             f"{type(operation).__name__} is no call of the gRPC interface; make a client with the http:// or https:// "
             "address of the server for it"
         )
-    exchange: Exchange[Any] = make(operation)
-    return exchange
+    call: GrpcCall[Any] = make(operation)
+    return call
 
 
-def _rerank(operation: Rerank) -> Exchange[RerankResponse]:
+def _rerank(operation: Rerank) -> GrpcCall[RerankResponse]:
     side = operation.truncation_direction
     try:
         request = pb.RerankRequest(
@@ -82,10 +82,10 @@ def _rerank(operation: Rerank) -> Exchange[RerankResponse]:
             query_truncated=answer.meta.query_truncated,
         )
 
-    return Exchange(f"/{_SERVICE}/Rerank", request, pb.RerankResponse, read)
+    return GrpcCall(f"/{_SERVICE}/Rerank", request, pb.RerankResponse, read)
 
 
-def _list_models(operation: ListModels) -> Exchange[tuple[Model, ...]]:
+def _list_models(operation: ListModels) -> GrpcCall[tuple[Model, ...]]:
     def read(answer: pb.ListModelsResponse) -> tuple[Model, ...]:
         return tuple(
             Model(
@@ -95,18 +95,18 @@ def _list_models(operation: ListModels) -> Exchange[tuple[Model, ...]]:
             for model in answer.models
         )
 
-    return Exchange(f"/{_SERVICE}/ListModels", pb.ListModelsRequest(), pb.ListModelsResponse, read)
+    return GrpcCall(f"/{_SERVICE}/ListModels", pb.ListModelsRequest(), pb.ListModelsResponse, read)
 
 
-def _check_ready(operation: CheckReady) -> Exchange[bool]:
+def _check_ready(operation: CheckReady) -> GrpcCall[bool]:
     def read(answer: health_pb2.HealthCheckResponse) -> bool:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     request = health_pb2.HealthCheckRequest(service=_SERVICE)
-    return Exchange("/grpc.health.v1.Health/Check", request, health_pb2.HealthCheckResponse, read)
+    return GrpcCall("/grpc.health.v1.Health/Check", request, health_pb2.HealthCheckResponse, read)
 
 
-_EXCHANGES: dict[type[Operation[Any]], Callable[[Any], Exchange[Any]]] = {
+_GRPC_CALLS: dict[type[Operation[Any]], Callable[[Any], GrpcCall[Any]]] = {
     Rerank: _rerank,
     ListModels: _list_models,
     CheckReady: _check_ready,
@@ -114,12 +114,12 @@ _EXCHANGES: dict[type[Operation[Any]], Callable[[Any], Exchange[Any]]] = {
 
 
 def _number(value: Any) -> Any:
-    """Return a whole number as an int: a Struct knows only floats."""
+    """Return a whole number as an int, as a Struct holds only floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _refused(operation: Rerank, error: Exception) -> BadRequest:
-    """Return the error for a field that a message cannot hold, in the words of the server where they are known."""
+    """Return the error for a field that a message cannot hold, worded as the server's where it has one."""
     texts = [("query", operation.query), *((f"documents[{i}]", text) for i, text in enumerate(operation.documents))]
     for name, text in texts:
         if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""gRPC as what crosses the seam of transport.py: one connection for all calls, kept alive."""
+"""Carry operations over gRPC: one connection for all calls, kept alive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import grpc
 
 from crossrank_client.endpoint import Endpoint
 from crossrank_client.grpc_errors import error_from_rpc, was_never_sent
-from crossrank_client.grpc_messages import Exchange, exchange_from_operation
+from crossrank_client.grpc_messages import GrpcCall, grpc_call_from_operation
 from crossrank_client.operations import Operation
 from crossrank_client.retries import Attempts
 
@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A connection that went dead in silence is found while a call waits, not when its deadline passes.
+    # A dead connection is found while a call waits, not when its deadline passes.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     # Attempts to connect follow the pauses of the retry policy, not slower ones of gRPC's.
@@ -31,7 +31,7 @@ _OPTIONS = (
 
 
 class GrpcTransport:
-    """gRPC over one channel; safe to use from several threads."""
+    """Send operations over one channel; safe to use from several threads."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -42,7 +42,7 @@ class GrpcTransport:
         call = _Call(self._endpoint, operation, timeout_s)
         while True:
             try:
-                return call.exchange.read(call.on(self._channel))
+                return call.rpc.read(call.on(self._channel))
             except grpc.RpcError as error:
                 pause_s = call.pause_s(error)
             time.sleep(pause_s)
@@ -53,7 +53,7 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """gRPC over one channel, for one event loop."""
+    """Send operations over one channel, for one event loop."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -66,7 +66,7 @@ class AsyncGrpcTransport:
         call = _Call(self._endpoint, operation, timeout_s)
         while True:
             try:
-                return call.exchange.read(await call.on(self._channel))
+                return call.rpc.read(await call.on(self._channel))
             except grpc.RpcError as error:
                 pause_s = call.pause_s(error)
             await asyncio.sleep(pause_s)
@@ -78,26 +78,26 @@ class AsyncGrpcTransport:
 
 
 class _Call(Generic[Answer]):
-    """One operation and its attempts."""
+    """Hold one operation and its attempts."""
 
     def __init__(self, endpoint: Endpoint, operation: Operation[Answer], timeout_s: float | None) -> None:
-        self.exchange: Exchange[Answer] = exchange_from_operation(operation)
+        self.rpc: GrpcCall[Answer] = grpc_call_from_operation(operation)
         self._endpoint = endpoint
         self._limit_s = endpoint.limit_s(operation, timeout_s)
         self._metadata = tuple({**endpoint.headers, **operation.headers}.items())
         self._attempts = Attempts(endpoint.policy_for(operation))
 
     def on(self, channel: Any) -> Any:
-        """Begin an attempt: return the answer, or with an asyncio channel what to await for it."""
+        """Begin an attempt; return the answer, or an awaitable of it with an asyncio channel."""
         method = channel.unary_unary(
-            self.exchange.method,
-            request_serializer=type(self.exchange.request).SerializeToString,
-            response_deserializer=self.exchange.response.FromString,
+            self.rpc.method,
+            request_serializer=type(self.rpc.request).SerializeToString,
+            response_deserializer=self.rpc.response.FromString,
         )
-        return method(self.exchange.request, timeout=self._limit_s, metadata=self._metadata)
+        return method(self.rpc.request, timeout=self._limit_s, metadata=self._metadata)
 
     def pause_s(self, failed: Any) -> float:
-        """Return how long to wait before the next attempt, or raise what the last one ended with."""
+        """Return the seconds to wait before the next attempt; raise the error if there is none."""
         error = error_from_rpc(failed, self._endpoint.base_url, self._limit_s)
         pause_s = self._attempts.pause_s(error, never_sent=was_never_sent(failed))
         if pause_s is None:

@@ -1,4 +1,4 @@
-"""Many requests at a time, few under way: batches of one long list of documents, or requests of their own."""
+"""Send many requests, few at a time: batches of one long list of documents, or separate requests."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ DEFAULT_BATCH_SIZE = 250
 DEFAULT_CONCURRENCY = 4
 
 Progress = Callable[[int, int], None]
-# The fault of one request, that says nothing of the others.
+# Errors of one request that say nothing about the others.
 _OWN_FAULTS = (BadRequest, TooLarge)
 
 
 @dataclass
 class Run:
-    """Requests, and what became of each so far.
+    """Send requests, and hold the outcome of each.
 
     Attributes:
-        requests: In the order of the caller.
-        concurrency: Requests under way at most.
-        on_progress: Is told documents answered and documents in all, after each answer.
-        parts_of_one: The requests are of no use one without the other, so that every failure ends the run.
+        requests: The requests, in the order of the caller.
+        concurrency: Limit of requests under way at a time.
+        on_progress: Called with (documents answered, documents in all) after each answer.
+        parts_of_one: The requests are useless without each other, so that any failure ends the run.
     """
 
     requests: Sequence[Rerank]
@@ -47,7 +47,7 @@ class Run:
         self._answered = 0
 
     def run(self, send: Callable[[Rerank], RerankResponse]) -> list[RerankResponse]:
-        """Send the requests from several threads; progress is told in this one.
+        """Send the requests from several threads; `on_progress` is called in this one.
 
         Raises:
             PartialFailure: A request failed.
@@ -66,7 +66,7 @@ class Run:
                     if response is not None:
                         self._note(i, response)
             finally:
-                # What waits is begun no more when something unforeseen ended the loop, such as an interrupt.
+                # After an interrupt, say, the waiting requests are not begun any more.
                 pool.shutdown(wait=False, cancel_futures=True)
         return self._answers()
 
@@ -115,7 +115,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Batches:
-    """A request with more documents than a server takes at once, cut into several.
+    """Split a request with more documents than a server accepts into several, and merge their answers.
 
     Attributes:
         whole: The request.
@@ -130,7 +130,7 @@ class Batches:
             raise ValueError(f"batch_size is {self.batch_size}; pass 1 or more")
 
     def requests(self) -> list[Rerank]:
-        """Return the batches; they ask for logits, which compare across them where rounded sigmoids may be equal."""
+        """Return the batches. They ask for logits, which order documents where rounded sigmoids may be equal."""
         documents = self.whole.documents
         # An empty list is one batch: the server says what is wrong with it.
         starts = range(0, max(len(documents), 1), self.batch_size)
@@ -140,7 +140,7 @@ class Batches:
         ]
 
     def placed(self, number: int, response: RerankResponse) -> RerankResponse:
-        """Return a batch's answer with the indices of all documents."""
+        """Return the answer to a batch, with indices into all documents."""
         start = number * self.batch_size
         return replace(
             response,
@@ -149,7 +149,7 @@ class Batches:
         )
 
     def merged(self, responses: Iterable[RerankResponse]) -> RerankResponse:
-        """Return the batches' answers as that of the whole request: one order, by logit.
+        """Merge the answers into that of the whole request, in one order by logit.
 
         Raises:
             InvalidResponse: They are of different models, whose logits do not compare.
@@ -175,7 +175,7 @@ class Batches:
 
     @contextlib.contextmanager
     def failure_placed(self) -> Iterator[None]:
-        """Give the answers within a PartialFailure the indices of all documents."""
+        """Give the answers within a PartialFailure indices into all documents."""
         try:
             yield
         except PartialFailure as failure:

@@ -1,4 +1,4 @@
-"""What can be asked of a server, and how each question and its answer read over HTTP.
+"""Define the operations of the API, and convert each and its answer to and from HTTP.
 
 An operation holds its arguments as plain fields, so that a transport other than HTTP can carry it too.
 """
@@ -23,7 +23,7 @@ Kind = TypeVar("Kind")
 
 
 class Operation(ABC, Generic[Answer]):
-    """One question to a server."""
+    """One operation of the API."""
 
     http_method: ClassVar[str] = "GET"
     http_path: ClassVar[str]
@@ -32,16 +32,16 @@ class Operation(ABC, Generic[Answer]):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes beside the question: HTTP's headers, gRPC's metadata."""
+        """Headers of the request; metadata over gRPC."""
         return {}
 
     @property
     def may_wait_s(self) -> float:
-        """Seconds that the server may hold the question before it begins, in addition to the timeout."""
+        """Seconds that the server may wait for a model before it scores, in addition to the timeout."""
         return 0.0
 
     def http_body(self) -> bytes | None:
-        """Return the JSON body to send, if any."""
+        """Return the JSON body, or None."""
         return None
 
     @abstractmethod
@@ -54,21 +54,21 @@ class Operation(ABC, Generic[Answer]):
 
 
 class RerankOptions(TypedDict, total=False):
-    """What a rerank call may be told, by keyword; the class Rerank has the defaults.
+    """Options of a rerank call, by keyword; the class Rerank has the defaults.
 
     Attributes:
         top_n: How many of the best to return; None is all.
         return_documents: Repeat each document's text in its result.
         raw_scores: Give the model's logits, not their sigmoid.
         model: One of `models()`; None is the server's first.
-        truncate: False has a document that does not fit the model's window refused, not cut.
+        truncate: False refuses a document that does not fit the model's window, instead of truncating it.
         truncation_direction: The side of a text that is cut; None is the one that the model's own tokenizer cuts.
         max_tokens_per_doc: Tokens of a document that are read at most.
         max_chunks_per_doc: A document that does not fit is scored in up to this many chunks (billed each), of which
             the best counts.
         tier: `batch` is cheaper and gives way to `realtime`.
-        wait_s: Seconds to wait for a model that is asleep, in addition to the timeout; else a sleeping model is
-            asked again as retries allow.
+        wait_s: Seconds that the server may wait for a sleeping model, in addition to the timeout; without it the
+            call is retried as the retry policy allows.
     """
 
     top_n: int | None
@@ -115,7 +115,7 @@ class Rerank(Operation[RerankResponse]):
 
     @property
     def may_wait_s(self) -> float:
-        """As asked for."""
+        """The option `wait_s`."""
         return self.wait_s
 
     def http_body(self) -> bytes:
@@ -201,7 +201,7 @@ class CheckReady(Operation[bool]):
 
 @dataclass(frozen=True)
 class ReadAccount(Operation[Account]):
-    """Tell what the key may do, what is left of its credit and what it has used."""
+    """Return scopes, limits, credit and usage of the key."""
 
     http_path = "/v1/account"
 
@@ -233,10 +233,10 @@ class ReadAccount(Operation[Account]):
 
 
 def rerank_from_arguments(query: str, documents: Iterable[str], **options: Unpack[RerankOptions]) -> Rerank:
-    """Return the operation for what a caller passed.
+    """Build the operation from the arguments of a caller.
 
     Args:
-        query: What to rank for.
+        query: The text to rank the documents for.
         documents: Any iterable of strings; read once.
         options: See RerankOptions.
 
@@ -264,7 +264,7 @@ def _object(value: Any, name: str) -> dict[str, Any]:
 
 def _field(data: dict[str, Any], name: str, kind: type[Kind]) -> Kind:
     value = data.get(name)
-    # JSON's true is no number, though Python's is; and 1 is as good a float as 1.0.
+    # In Python True is an int, in JSON true is no number; and 1 is accepted for 1.0.
     if isinstance(value, bool) and kind is not bool:
         raise _unexpected(name, value, kind)
     if kind is float and isinstance(value, int):

@@ -1,4 +1,4 @@
-"""What a server answers, as frozen dataclasses."""
+"""The answers of a server, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class RerankResponse:
     """The answer to one request.
 
     Attributes:
-        id: Names the request in the server's log.
+        id: Identifies the request in the server's log.
         model: The model that scored.
         results: By falling relevance; equal ones in the order of the request.
-        usage: What the request cost, in tokens.
-        truncated_documents: Indices of the documents of which only the beginning was scored.
-        query_truncated: Whether only the beginning of the query was used.
+        usage: The tokens of the request.
+        truncated_documents: Indices of the documents that were truncated.
+        query_truncated: Whether the query was truncated.
     """
 
     id: str
@@ -53,7 +53,7 @@ class RerankResponse:
 
     @property
     def truncated(self) -> int:
-        """The number of documents of which only the beginning was scored."""
+        """Number of truncated documents."""
         return len(self.truncated_documents)
 
 
@@ -63,7 +63,7 @@ class Model:
 
     Attributes:
         id: What to pass as `model`.
-        details: Everything else the server says about it, such as `max_length`.
+        details: Its other fields, such as `max_length`.
     """
 
     id: str
@@ -72,13 +72,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Spent:
-    """What was used in some time.
+    """Usage of a key in a period.
 
     Attributes:
-        requests: That were answered; one that failed costs nothing.
-        documents: Scored; each chunk of a long one counts.
-        tokens: Scored.
-        cost_usd: What they cost.
+        requests: Number of requests answered; one that failed costs nothing.
+        documents: Number of documents scored; each chunk of a long one counts.
+        tokens: Number of tokens scored.
+        cost_usd: Their cost in USD.
     """
 
     requests: int
@@ -89,22 +89,22 @@ class Spent:
 
 @dataclass(frozen=True)
 class Account:
-    """What a key may do, what is left of its credit, and what it has used.
+    """Scopes, limits, credit and usage of a key.
 
     Attributes:
-        keys_required: False: the server has no keys, and everything below but `scopes` is None.
+        keys_required: Whether the server requires keys; if not, everything below but `scopes` is None.
         key_id: The public part of the key.
-        name: What the key was called when it was made.
-        expires_at: None is never.
-        scopes: What it may do, such as `rerank`.
-        requests_per_minute: Its limit; None is no limit.
-        documents_per_minute: Its limit; None is no limit.
-        balance_usd: What is left of its credit; None is a key without credit, which has no end.
-        granted_usd: All credit it ever got; None is a key without credit.
-        spent_usd: Of that; None is a key without credit.
-        reserved_usd: Held for requests under way; None is a key without credit.
-        today: What it used since midnight UTC.
-        total: What it used ever.
+        name: The name that the key was created with.
+        expires_at: When it expires; None is never.
+        scopes: Operations that it allows, such as `rerank`.
+        requests_per_minute: Limit of requests; None is no limit.
+        documents_per_minute: Limit of documents; None is no limit.
+        balance_usd: Credit that is left; None for a key that is not prepaid.
+        granted_usd: Credit granted in all; None for a key that is not prepaid.
+        spent_usd: Credit spent; None for a key that is not prepaid.
+        reserved_usd: Credit held for requests under way; None for a key that is not prepaid.
+        today: Usage since midnight UTC.
+        total: Usage in all.
     """
 
     keys_required: bool

@@ -1,7 +1,7 @@
-"""When a call is tried again, and how long it waits first.
+"""Decide whether a call is retried, and how long it waits first.
 
-429 and 503 mean that the server did not do the work, and a connection that was never made cannot have brought any;
-these are tried again. A 500, a hang-up midway or a read timeout are not: the work may have been done, and may be again.
+429, 503 and a failed connection are retried: the server did not do the work. A 500, a connection lost midway and a read
+timeout are not: the work may have been done, and would be done again.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _JITTER = 0.5
 
 
 class _TryAgain(Exception):
-    """Tells httpx-retries to send the request again; never leaves it."""
+    """Makes httpx-retries send the request again; it is caught there."""
 
 
 class _RetryByAnswer(Retry):
-    """Leaves the decision about an answer to `validate_response`, which sees its headers too."""
+    """Leave the decision to `validate_response`, which sees the headers of the answer too."""
 
     def is_retryable_status_code(self, status_code: int) -> bool:
-        """Return False: by the status alone, none is."""
+        """Return False: the status alone does not decide."""
         return False
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Bounds on trying again.
+    """Bounds of the retries.
 
     Attributes:
         max_retries: Attempts after the first.
@@ -73,7 +73,7 @@ class RetryPolicy:
 
 
 class Attempts:
-    """The same policy for a transport that does not retry by itself: counts the attempts of one call.
+    """Apply a retry policy to one call, for a transport that does not retry by itself.
 
     Args:
         policy: Its bounds; the clock starts now.
@@ -89,11 +89,11 @@ class Attempts:
         )
 
     def pause_s(self, error: CrossrankClientError, *, never_sent: bool) -> float | None:
-        """Return how many seconds to wait before the next attempt; None: there is none, the error is to be raised.
+        """Return the seconds to wait before the next attempt; None if the error is to be raised instead.
 
         Args:
-            error: What the last attempt ended with.
-            never_sent: The server cannot have seen that attempt.
+            error: The error of the last attempt.
+            never_sent: No connection was made, so that the server cannot have seen it.
         """
         if self._retry.is_exhausted() or not (never_sent or isinstance(error, (RateLimited, Unavailable))):
             return None

@@ -1,6 +1,6 @@
-"""The seam that carries operations to a server, and HTTP as one thing that crosses it; gRPC is in grpc_transport.py.
+"""The seam that carries operations to a server, and its implementation over HTTP; gRPC is in grpc_transport.py.
 
-Nothing outside this module knows of httpx's clients.
+No other module uses httpx's clients.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from crossrank_client.retries import retry_after_s
 
 Answer = TypeVar("Answer")
 
-# Connecting takes milliseconds or fails; waiting longer only delays the news.
+# Connecting takes milliseconds or fails; a longer timeout would only delay the error.
 _MAX_CONNECT_S = 5.0
-# Idle connections are kept for less time than the server keeps them (75 s), so that none is used as it is closed.
+# Seconds that an idle connection is kept: less than the server's 75, so that none is used while the server closes it.
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=30.0)
 
 
@@ -47,7 +47,7 @@ class AsyncTransport(Protocol):
 
 
 class HttpTransport:
-    """HTTP over pooled connections; safe to use from several threads."""
+    """Send operations over pooled HTTP connections; safe to use from several threads."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -67,7 +67,7 @@ class HttpTransport:
 
 
 class AsyncHttpTransport:
-    """HTTP over pooled connections, for one event loop."""
+    """Send operations over pooled HTTP connections, for one event loop."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -90,7 +90,7 @@ def _answer(operation: Operation[Answer], response: httpx.Response) -> Answer:
     if response.status_code in operation.http_answers:
         return operation.answer_from_http(response.status_code, response.content)
     if response.has_redirect_location:
-        # Not followed: the key must not go to another host, nor the POST become a GET.
+        # Not followed: the key must not reach another host, and the POST must not become a GET.
         where = response.headers["location"]
         raise InvalidResponse(f"{response.url} redirects to {where}; make that address the base_url")
     raise error_from_reply(
@@ -127,7 +127,7 @@ def _request_options(endpoint: Endpoint, operation: Operation[Any], timeout_s: f
 
 @contextlib.contextmanager
 def _errors_translated(endpoint: Endpoint, limit_s: float) -> Iterator[None]:
-    """Raise what httpx raises within as errors of this package."""
+    """Turn errors of httpx into those of this package."""
     try:
         yield
     except httpx.TimeoutException as error:

@@ -10,6 +10,7 @@ from crossrank.errors import CrossrankError
 from crossrank_perf.base.processes import end_children_on_sigterm
 from lab.graphs.command import graphs
 from lab.guard.command import guard
+from lab.install.command import install
 from lab.peers.command import peers
 from lab.scaling.command import scaling
 from lab.tiers.command import tiers
@@ -28,11 +29,12 @@ def lab() -> None:
       make bench-tiers                                     realtime latency beside a flood of batch requests
       make bench-graphs BENCH_ARGS=DIR                     what the graph passes bring in ONNX Runtime
       make bench-tokenizer                                 texts to token ids, beside the tokenizers library
+      make bench-install                                   packages, megabytes and import times of an installation
     """  # noqa: D301 - click reads the backspace itself
     end_children_on_sigterm()
 
 
-for command in (peers, scaling, graphs, tiers, tokenizer, guard):
+for command in (peers, scaling, graphs, tiers, tokenizer, guard, install):
     lab.add_command(command)
 
 

@@ -9,7 +9,13 @@ to each other.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime, from 1.29 on, starts a thread when it is imported, which reports to Microsoft; and a forked process
+# waits for that thread when it ends, forever. Read by ONNX Runtime when it is imported; set it to 0 to have the reports.
+# Source: onnxruntime/core/platform/posix/telemetry.cc, https://github.com/microsoft/onnxruntime
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from crossrank.cross_encoder import CrossEncoder

@@ -17,6 +17,7 @@ from crossrank.activations import Activation, ActivationFunction, activation_fro
 from crossrank.config import ModelConfig, config_from_manifest
 from crossrank.handle import ModelHandle
 from crossrank.inputs import Group, as_documents, as_pairs, check_text, group_documents, group_pairs
+from crossrank.model_card import ModelCardData
 from crossrank.old_names import accepts_old_names
 from crossrank.opening import Opening, engine_for, refuse_options
 from crossrank.progress import progress
@@ -151,6 +152,7 @@ class CrossEncoder:
         )
         self.prompts = dict(prompts or {})
         self.default_prompt_name = default_prompt_name
+        self.model_card_data = ModelCardData()
         self._activation = None if activation_fn is None else activation_from(activation_fn)
         self._max_length: int | None = None
         self._handle = ModelHandle(opening)

@@ -1,4 +1,4 @@
-"""A progress bar, where the caller wants one and tqdm is installed."""
+"""A progress bar, where the caller wants one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ def progress(pairs: int, show: bool | None) -> Iterator[Callable[[int], None] | 
     if not show:
         yield None
         return
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield None
-        return
+    from tqdm import tqdm
+
     with tqdm(total=pairs, desc="Pairs", unit="pair") as bar:
         yield bar.update

@@ -1,8 +1,12 @@
-"""The gateway: text in, ranked documents out.
+"""The gateway: serves cross-encoder rerankers over HTTP and gRPC, on top of the library `crossrank`.
 
-A request passes four files: `http` (transport) -> `service` (one answer for all protocols) ->
-`pairs` (text to token ids, batches across requests) -> `engines` (token ids to logits).
-Beside them: `request` and `calls` (what is asked, and who asks), `models` (what is served), `residency` (which of
-them are in memory), `cores` (what the tier `batch` may take), `accounts` (who may, and what it costs), `telemetry` and
-`tls` (how it is run), `bundle` and `hub` (where models come from), `settings`, `errors`, `cli`.
+http/, rpc/   transports: read a request, hand it to the service, write the answer
+serving/      the service, and the models that it scores with: which are loaded, and when
+accounts/     API keys, limits, prepaid credit, metering and prices
+telemetry/    metrics, logs and traces
+process/      worker processes, ports and TLS; knows nothing of models
+commands/     the subcommands of `crossrank`, which `cli` lists; `settings` holds those of `crossrank serve`
+calls.py      one request beside its text: who asks, how urgently, and where its time went
+
+A request passes four files: transport (HTTP or gRPC) -> serving/service -> the library's scheduling -> an engine.
 """

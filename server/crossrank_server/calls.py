@@ -1,4 +1,4 @@
-"""A call: who asks, how urgently and until when, and where its time went. The same for HTTP and gRPC.
+"""Describe a request beside its text: who asks, how urgently, how long it may wait, and where its time went.
 
 HTTP headers and gRPC metadata have the same lower-case names, so that both transports open a call with `open_call`.
 """
@@ -18,10 +18,10 @@ from crossrank_server.accounts.base import Account, Accounts
 
 Tier = Literal["realtime", "batch"]
 
-# Where a request's time goes, in order.
+# The stages of a request, in order.
 STAGES = ("parse", "tokenize", "queue", "inference", "respond")
 
-# A request may be held at most this long while its model is loaded.
+# Limit in seconds for the wait for a model that is being loaded (`Prefer: wait=N`).
 MAX_WAIT_S = 300.0
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
@@ -33,18 +33,18 @@ class Call:
     """One request, beside its text.
 
     Attributes:
-        request_id: Names the request in answers and logs.
-        account: Whose key was presented; None where keys are off.
-        tier: `batch` gives way to `realtime` and has its own price.
+        request_id: Identifies the request in answers and logs.
+        account: The account of the API key; None where keys are off.
+        tier: Class of service; `batch` gives way to `realtime` and has its own price.
         wait_s: Seconds the caller is willing to wait for a model that is asleep.
         stages_s: Seconds spent by stage, one of STAGES.
-        stage_starts: time.perf_counter() when a stage began, where it was noted.
-        response_headers: To send with the answer, HTTP headers or gRPC trailing metadata.
-        started: time.perf_counter() when the request came.
-        model: Id of the model that it is for, once that is known.
-        documents: How many it has.
-        tokens: Tokens scored; 0 until then.
-        truncated_documents: How many of them were truncated.
+        stage_starts: time.perf_counter() at the start of a stage, for the stages that are timed here.
+        response_headers: Sent with the answer, as HTTP headers or gRPC trailing metadata.
+        started: time.perf_counter() when the request arrived.
+        model: Id of the model that scores it; empty until it is known.
+        documents: Number of its documents.
+        tokens: Number of tokens scored; 0 before.
+        truncated_documents: Number of documents that were truncated.
         query_truncated: Whether the query was truncated.
     """
 
@@ -64,7 +64,7 @@ class Call:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to a stage."""
+        """Add the time spent inside the block to a stage."""
         start = time.perf_counter()
         self.stage_starts.setdefault(name, start)
         try:
@@ -85,12 +85,12 @@ async def open_call(accounts: Accounts, headers: Mapping[str, str], request_id: 
     """Return the call that a request's headers or metadata describe.
 
     Args:
-        accounts: Who may ask.
-        headers: By lower-case name: `authorization`, `x-tier`, `prefer`, `x-request-id`.
-        request_id: In place of the header's.
+        accounts: Looks up the API key.
+        headers: By lower-case name; `authorization`, `x-api-key`, `x-tier`, `prefer` and `x-request-id` are read.
+        request_id: Used instead of the header's.
 
     Raises:
-        Unauthorized: The key is missing or not good.
+        Unauthorized: The key is missing, unknown, expired or revoked.
         InvalidRequest: There is no such tier.
     """
     tier = headers.get("x-tier", "").strip().lower() or "realtime"
@@ -106,7 +106,7 @@ async def open_call(accounts: Accounts, headers: Mapping[str, str], request_id: 
 
 
 def usable_request_id(given: str) -> str:
-    """Return the caller's id if it can stand in a header and a log line, else a new one."""
+    """Return the caller's request id if it is fit for a header and a log line, else a new one."""
     return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 

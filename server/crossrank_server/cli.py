@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from crossrank.errors import CrossrankError, SetupError
+from crossrank_server.commands.groups import DescribedGroup
 
 # Order of the help page: serve first, then what feeds it, then what measures it.
 COMMANDS = {
@@ -37,8 +38,8 @@ EXTRAS = {
 }
 
 
-class LazyGroup(click.Group):
-    """Imports a subcommand's module only when that subcommand is used.
+class LazyGroup(DescribedGroup):
+    """Import a subcommand's module only when that subcommand is used.
 
     `crossrank serve` must not pay for what `crossrank export` imports. A command whose packages are not installed is
     listed all the same, and says which extra installs them.

@@ -12,6 +12,8 @@ EXAMPLES = ROOT / "examples"
 ALONE = {"library", "async_rank"}
 OF_FRAMEWORKS = {"langchain_rerank": 2, "llama_index_rerank": 2, "haystack_rerank": 2, "pyterrier_rerank": 3}
 OF_EVALUATORS = {"beir_rerank", "sentence_transformers_evaluator", "mteb_evaluate"}
+# How far their scores may be from those of fp32: precision auto is bf16 on the CPUs that have it.
+AUTO = 0.01
 
 
 def constants(example: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.acceptance.examples import ALONE, EXAMPLES, OF_EVALUATORS, OF_FRAMEWORKS, constants, scored_lines
+from tests.acceptance.examples import ALONE, AUTO, EXAMPLES, OF_EVALUATORS, OF_FRAMEWORKS, constants, scored_lines
 from tests.conftest import ROOT
 
 
@@ -27,7 +27,7 @@ def test_library_ranks_all_texts(expected):
     scores, texts = scored_lines(run("library"))
     ranked = expected.rank(given["query"], given["texts"])
     assert texts == [given["texts"][index] for index, _ in ranked]
-    assert scores == pytest.approx([score for _, score in ranked], abs=1e-3)
+    assert scores == pytest.approx([score for _, score in ranked], abs=AUTO)
 
 
 def test_async_rank_finds_the_best_text_for_each_query(expected):
@@ -37,4 +37,4 @@ def test_async_rank_finds_the_best_text_for_each_query(expected):
     assert answers == [
         f"{query}: {given['texts'][index]}" for query, (index, _) in zip(given["queries"], best, strict=True)
     ]
-    assert scores == pytest.approx([score for _, score in best], abs=1e-3)
+    assert scores == pytest.approx([score for _, score in best], abs=AUTO)

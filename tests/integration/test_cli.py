@@ -89,7 +89,11 @@ def test_rerank_reads_stdin_and_prints_json(tmp_path: Path) -> None:
         (["rerank", "-q", "q", "--model", "./no/such/dir"], "a", "no/such/dir"),
         (["serve", "--model", "./no/such/dir"], "", "no/such/dir"),
         (["serve", "--max-documents", "0"], "", "--max-documents (CROSSRANK_MAX_DOCUMENTS) is 0"),
-        (["serve", "--engine", "onnxruntime", "--precision", "bf16", "--port", "0"], "", "use --engine openvino"),
+        (
+            ["serve", "--engine", "onnxruntime", "--precision", "bf16", "--port", "0"],
+            "",
+            "not bf16: use --precision auto, or --engine native or openvino",
+        ),
         (
             ["serve", "--model", "builtin", "--model", "builtin", "--port", "0"],
             "",

@@ -119,7 +119,7 @@ def test_without_another_engine_for_the_graph_the_native_one_serves(builtin: Bun
 def test_only_where_none_is_left_is_the_model_refused_and_all_reasons_are_said(builtin: Bundle, tmp_path: Path):
     bundle = rewritten(copied(builtin, tmp_path / "plain"), weights=None)
     *_, error = report(bundle, tmp_path / "broken", "openvino", "onnxruntime")
-    assert "SetupError: no engine of this machine serves crossrank-mini: " in error
+    assert "SetupError: no engine of this machine serves crossrank-mini in fp32: " in error
     for name in ("openvino", "onnxruntime"):
         assert f"engine {name} cannot be loaded here (ImportError: libtbb.so.12" in error
 

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from crossrank.engines.native import native_kernel
+from crossrank.native.library import usable_kernels
 from tests import odd_texts
 from tests.family_matrix import FAMILIES, NATIVE, Matrix, Member
 from tests.server_process import RunningServer, running_server
@@ -73,7 +73,7 @@ def rerank(server: RunningServer, **body: Any) -> httpx.Response:
 def test_logits_are_those_of_pytorch(
     engine: str, member: Member, matrix: Matrix, server_of: Callable[[str], RunningServer]
 ) -> None:
-    if engine == "native" and native_kernel("fp32") is None:
+    if engine == "native" and not usable_kernels():
         pytest.skip("the native engine was not built")
     server = server_of(engine)
     worst = (0.0, "")

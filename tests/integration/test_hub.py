@@ -424,7 +424,7 @@ def start(hub: FakeHub, tmp_path: Path, spec: str, **extra: str) -> subprocess.P
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path / "home"),
         "CROSSRANK_CACHE_DIR": str(tmp_path / "cache"),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         **extra,
     }
     return subprocess.Popen(

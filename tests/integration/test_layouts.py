@@ -14,7 +14,8 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from crossrank.bundles.bundle import load_bundle
+from crossrank.bundles.bundle import Bundle, load_bundle
+from crossrank.errors import ModelSourceError
 from crossrank.resolve import resolve_model
 from crossrank_export.pipeline import ExportOptions, export_model
 from crossrank_export.sources import find_source
@@ -41,6 +42,12 @@ QUICK = ExportOptions(documents=2)
 
 def export(source: Path, out: Path, *args: str) -> Result:
     return CliRunner().invoke(cli, ["export", str(source), "--out", str(out), *args])
+
+
+def by_both_roads(checkpoint: Path) -> list[Bundle]:
+    """Return the bundle that PyTorch's export makes of safetensors, and the one that they become on first use."""
+    exported = export_model(find_source(checkpoint, kind="safetensors"), checkpoint.parent / "exported", QUICK)
+    return [exported, resolve_model(str(checkpoint), cache_dir=checkpoint.parent / "cache")]
 
 
 def assert_scores(bundle: Any, expected: np.ndarray, atol: float = 1e-4) -> None:
@@ -164,13 +171,15 @@ def test_shards_are_put_together(tmp_path: Path):
     torch_model().save_pretrained(source, max_shard_size="200KB")
     assert len(list(source.glob("model-*.safetensors"))) > 2
     assert not (source / "model.safetensors").exists()
-    bundle = export_model(find_source(source), tmp_path / "bundle", QUICK)
-    assert set(bundle.manifest.source.sha256) >= {path.name for path in source.glob("model-*")}
-    assert_scores(bundle, reference())
+    for bundle in by_both_roads(source):
+        assert set(bundle.manifest.source.sha256) >= {path.name for path in source.glob("model-*")}
+        assert_scores(bundle, reference())
     next(iter(sorted(source.glob("model-*.safetensors")))).unlink()
     result = export(source, tmp_path / "other")
     assert result.exit_code == 1
     assert "lacks model-00001-of-" in str(result.exception)
+    with pytest.raises(ModelSourceError, match="lacks model-00001-of-"):
+        resolve_model(str(source), cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("keep_io_types", [False, True])
@@ -273,13 +282,13 @@ def test_the_files_of_sentence_transformers_5_are_read(tmp_path: Path):
     (source / "sentence_bert_config.json").write_text(
         json.dumps({"transformer_task": "sequence-classification", "max_seq_length": 48, "do_lower_case": True})
     )
-    bundle = export_model(find_source(source), tmp_path / "bundle", QUICK)
-    assert (bundle.manifest.activation, bundle.manifest.max_length) == ("identity", 48)
-    assert "config_sentence_transformers.json" in bundle.manifest.source.sha256
     short = [document for document in DOCUMENTS if len(document) < 60]
     expected = reference(documents=short)
-    for documents in (short, [document.upper() for document in short]):
-        np.testing.assert_allclose(logits_of(bundle, documents=documents), expected, atol=1e-4)
+    for bundle in by_both_roads(source):
+        assert (bundle.manifest.activation, bundle.manifest.max_length) == ("identity", 48)
+        assert "config_sentence_transformers.json" in bundle.manifest.source.sha256
+        for documents in (short, [document.upper() for document in short]):
+            np.testing.assert_allclose(logits_of(bundle, documents=documents), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +309,8 @@ def test_any_activation_serves_logits_and_one_that_is_not_known_is_said_once(
 def test_a_config_that_still_names_code_of_its_own_is_exported_by_transformers_class(tmp_path: Path):
     classes = {"AutoModelForSequenceClassification": "modeling_bert.BertForSequenceClassification"}
     source = write_checkpoint(tmp_path / "m", auto_map=classes)
-    assert_scores(export_model(find_source(source), tmp_path / "bundle", QUICK), reference())
+    for bundle in by_both_roads(source):
+        assert_scores(bundle, reference())
 
 
 def test_a_graph_of_a_model_with_code_of_its_own_needs_none_of_it(tmp_path: Path):

@@ -30,6 +30,9 @@ from tests.model_layouts import (
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
 
+OTHER_FAMILY = {"model_type": "ernie", "architectures": ["ErnieForSequenceClassification"]}
+
+
 def said_by_export(source: Path, *args: str) -> str:
     out = source.parent / "bundle"
     result = CliRunner().invoke(cli, ["export", str(source), "--out", str(out), *args])
@@ -70,7 +73,9 @@ def test_an_adapter_on_the_hub_names_its_base(tmp_path: Path):
 
 
 @pytest.mark.parametrize("config", [{}, {"architectures": None, "model_type": "new"}])
-def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path, config: dict[str, None]):
+def test_a_model_with_code_of_its_own_is_refused(
+    tmp_path: Path, config: dict[str, None], monkeypatch: pytest.MonkeyPatch
+):
     classes = {
         "AutoConfig": "configuration_bert.JinaBertConfig",
         "AutoModelForSequenceClassification": "modeling_bert.JinaBertForSequenceClassification",
@@ -78,8 +83,10 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path, config: dict[st
     source = write_checkpoint(
         tmp_path / "m", **{"auto_map": classes, "architectures": ["JinaBertForSequenceClassification"], **config}
     )
-    for said in (said_by_export(source), said_by_serve(source)):
-        assert "needs its own code (class JinaBertForSequenceClassification), which is never run here" in said
+    said = [said_by_export(source), said_by_serve(source)]
+    monkeypatch.setattr("crossrank.resolve.torch_is_installed", lambda: False)
+    for sentence in (*said, said_by_serve(source)):
+        assert "needs its own code (class JinaBertForSequenceClassification), which is never run here" in sentence
 
 
 def test_tokens_without_embeddings_are_counted(tmp_path: Path):
@@ -152,7 +159,7 @@ def test_a_bf16_graph_is_refused(tmp_path: Path):
     ("file", "words"),
     [
         ("model.gguf", "has its weights as GGUF only (model.gguf)"),
-        ("openvino/openvino_model.xml", "has no ONNX graph: looked for onnx/model.onnx and model.onnx"),
+        ("openvino/openvino_model.xml", "has no weights: looked for model.safetensors, model.safetensors.index"),
         ("openvino_model.xml", "has its weights as OpenVINO IR only (openvino_model.xml)"),
         ("tf_model.h5", "has its weights as TensorFlow only (tf_model.h5)"),
         ("pytorch_model.bin", "has only pickled weights (pytorch_model.bin)"),
@@ -185,14 +192,16 @@ def test_a_chain_of_modules_is_named(tmp_path: Path, modules: list[str] | None, 
 def test_a_transformer_in_a_folder_is_pointed_at(tmp_path: Path):
     source = write_checkpoint(tmp_path / "m")
     (source / "modules.json").write_text(json.dumps([{"type": "x.Transformer", "path": "0_Transformer"}]))
-    assert f"in the folder 0_Transformer: give {source / '0_Transformer'}" in said_by_export(source)
+    for said in (said_by_export(source), said_by_serve(source)):
+        assert f"in the folder 0_Transformer: give {source / '0_Transformer'}" in said
 
 
 def test_a_default_prompt_is_not_left_out_silently(tmp_path: Path):
     source = write_checkpoint(tmp_path / "m")
     settings = {"prompts": {"web": "Given a query: "}, "default_prompt_name": "web"}
     (source / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    assert "the default prompt 'web' belongs before every query" in said_by_export(source)
+    for said in (said_by_export(source), said_by_serve(source)):
+        assert "the default prompt 'web' belongs before every query" in said
 
 
 @pytest.mark.parametrize(
@@ -227,7 +236,8 @@ def test_damaged_weights_are_to_be_downloaded_again(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path / "c")
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert said_by_export(checkpoint).endswith("): download it again")
+    for said in (said_by_export(checkpoint), said_by_serve(checkpoint)):
+        assert said.endswith("): download it again")
 
 
 def test_of_several_graphs_with_unlike_names_none_is_guessed(tmp_path: Path):
@@ -264,14 +274,15 @@ def test_what_the_hubs_cache_holds_instead_is_said_without_a_network(tmp_path: P
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    for name in ("st", "lora"):
+    for name in ("other", "lora"):
         repository = tmp_path / "hub" / f"models--someone--{name}"
         snapshot = repository / "snapshots" / ("0" * 40)
         (repository / "refs").mkdir(parents=True)
         (repository / "refs/main").write_text(snapshot.name)
-        write_checkpoint(snapshot) if name == "st" else write_adapter(snapshot)
+        write_checkpoint(snapshot, **OTHER_FAMILY) if name == "other" else write_adapter(snapshot)
+    monkeypatch.setattr("crossrank.resolve.torch_is_installed", lambda: False)
     for name, words in (
-        ("st", "someone/st has safetensors but no ONNX graph"),
+        ("other", r"^someone/other: model_type 'ernie' is none of bert, .* pip install 'crossrank\[export\]'"),
         ("lora", "someone/lora is an adapter of cross-encoder/ms-marco-MiniLM-L6-v2"),
     ):
         with pytest.raises(ModelSourceError, match=words):

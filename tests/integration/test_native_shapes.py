@@ -10,9 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import load_bundle
-from crossrank.engines.native import native_kernel
 from crossrank.engines.select import make_engine
-from crossrank.native.library import NativeContext, NativeModel
+from crossrank.native.library import NativeContext, NativeModel, usable_kernels
 from crossrank.native.weights import Shape
 from crossrank.packed import PairBatch, take_pairs
 from crossrank_export.convert import checkpoint_scorer
@@ -21,7 +20,7 @@ from crossrank_export.sources import find_source
 from tests.checkpoints import build_model, write_checkpoint
 from tests.native_models import random_pairs
 
-KERNEL = native_kernel("fp32")
+KERNEL = next((name for name in ("avx512", "avx2", "portable") if name in usable_kernels()), None)
 NAMES = ["MiniLM-L2-v2", "MiniLM-L6-v2", "MiniLM-L12-v2", "TinyBERT-L4"]
 VOCABULARY = 300
 NAMES_IN_TRANSFORMERS = {

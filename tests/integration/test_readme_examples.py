@@ -24,7 +24,7 @@ def test_the_example_request_gets_the_answer_shown_and_the_client_example_runs()
     (curl,) = [block for block in blocks("bash") if block.startswith("curl")]
     (shown,) = map(json.loads, blocks("json"))
     (path, body) = re.search(r"http://127.0.0.1:8000(\S+) .*-d '(.*)'", curl, re.DOTALL).groups()  # type: ignore[union-attr]
-    (example,) = blocks("python")
+    (example,) = (block for block in blocks("python") if "crossrank_client" in block)
     with running_server() as server:
         answer = httpx.post(server.base_url + path, content=body).json()
         printed = io.StringIO()
@@ -38,3 +38,11 @@ def test_the_example_request_gets_the_answer_shown_and_the_client_example_runs()
     assert answer["usage"] == shown["usage"]
     assert answer["meta"] == shown["meta"]
     assert re.fullmatch(r"1 0\.\d+\n0 0\.\d+\n", printed.getvalue())
+
+
+def test_the_librarys_example_ranks_the_document_with_the_number_first() -> None:
+    (example,) = (block for block in blocks("python") if "CrossEncoder" in block)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(example, {})
+    assert re.match(r"\[\{'corpus_id': 1, 'score': ", printed.getvalue())

@@ -8,9 +8,10 @@ from crossrank_perf.base.processes import end_children_on_sigterm
 from crossrank_perf.commands.bench_engines import engines
 from crossrank_perf.commands.bench_load import load
 from crossrank_perf.commands.bench_plan import plan
+from crossrank_server.commands.groups import DescribedGroup
 
 
-@click.group()
+@click.group(cls=DescribedGroup)
 def bench() -> None:
     """Measure speed, latency, CPU and memory, and plan machines.
 

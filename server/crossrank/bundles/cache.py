@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from crossrank.bundles.bundle import FORMAT, Bundle, is_bundle, load_bundle
@@ -42,6 +42,14 @@ def bundle_name(model_id: str, revision: str) -> str:
     return f"{model_id}@{revision}".replace("/", "--")
 
 
+def _tools_version() -> str:
+    """Return the version of crossrank that is installed; a source tree on PYTHONPATH has none."""
+    try:
+        return version("crossrank")
+    except PackageNotFoundError:
+        return "source"
+
+
 @dataclass(frozen=True)
 class CachedBundle:
     """A bundle in the cache, as `crossrank models` shows it."""
@@ -66,7 +74,7 @@ class BundleCache:
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        tools = f"format{FORMAT}-{version('crossrank')}-{CONVERSION}"
+        tools = f"format{FORMAT}-{_tools_version()}-{CONVERSION}"
         self.root = (directory or default_cache_dir()) / "bundles" / tools
 
     def load(self, name: str) -> Bundle | None:

@@ -70,8 +70,8 @@ def parse_hub_ref(spec: str, revision: str | None = None) -> HubRef:
     malformed = _HUB_ID.fullmatch(model_id) is None or ".." in model_id or "--" in model_id
     if malformed or (spec.strip().endswith("@")):
         raise ModelSourceError(
-            f"{spec!r} names no model: give builtin, a bundle directory, a Hugging Face directory with an ONNX "
-            "graph, or a hub id OWNER/NAME[@REVISION]; `crossrank models` lists what is known"
+            f"{spec!r} names no model: give builtin, a bundle directory, a directory as save_pretrained "
+            "writes it or with an ONNX graph, or a hub id OWNER/NAME[@REVISION]; `crossrank models` lists what is known"
         )
     if revision is not None and (_REVISION.fullmatch(revision) is None or ".." in revision):
         raise ModelSourceError(

@@ -165,8 +165,10 @@ def why_not_built(config: Mapping[str, Any]) -> str | None:
     buckets = config.get("relative_attention_num_buckets", BUCKETS)
     if family.attention_bias and buckets != BUCKETS:
         return f"relative_attention_num_buckets is {str(buckets)[:80]}, not {BUCKETS}"
-    padding = config.get("pad_token_id", family.padding_id)
-    if family.padding_id is not None and padding != family.padding_id:
+    padding = config.get("pad_token_id", 1)
+    if family.counts_padding and (not isinstance(padding, int) or padding < 0):
+        return f"pad_token_id, from which its positions count, is {str(padding)[:80]}"
+    if family.padding_id not in (None, padding):
         return f"pad_token_id is {str(padding)[:80]}, not {family.padding_id}"
     for name in ("is_decoder", "add_cross_attention", "pruned_heads", "quantization_config"):
         if config.get(name):

@@ -1,4 +1,4 @@
-"""The one seam for inference: what every engine takes and gives.
+"""Define the interface of all engines: batches of token ids in, logits out.
 
 `PairBatch` is packed (no padding), so that an engine pads as its hardware likes, or not at all.
 """
@@ -44,7 +44,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class BatchedEngine(Engine, Protocol):
-    """An engine that does not merge requests itself: a `Batcher` fills its batches.
+    """Compute batches that a `Batcher` makes: an engine that does not merge requests itself.
 
     Attributes:
         concurrency: Batches it can work on at the same time.

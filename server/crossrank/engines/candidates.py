@@ -1,4 +1,4 @@
-"""The ordered table of what can compute a model's scores; `auto` takes the first line that can serve.
+"""List what can compute a model's scores, in order: `auto` takes the first line that can serve.
 
 A line is an engine with its precision and its kernel, why it stands where it does, and what it needs of the machine,
 the installation and the model. `crossrank engines` prints the table with the reason for each line that is not taken.
@@ -28,7 +28,7 @@ _TINYBERT_L2 = frozenset({(128, 2)})
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a line of the table cannot serve a model here.
+    """Say why a line of the table cannot serve a model here.
 
     Attributes:
         reason: What is missing, with the remedy where there is one.
@@ -41,7 +41,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One line of the table.
+    """Describe one line of the table.
 
     Attributes:
         engine: Its name.

@@ -1,4 +1,4 @@
-"""The CPU of this machine: cores, instruction sets and name, as the kernel reports them.
+"""Report the cores, instruction sets and name of this machine's CPU, as the system states them.
 
 Nothing else in this project counts cores or reads /proc/cpuinfo.
 """

@@ -8,5 +8,6 @@ import ctypes
 
 def return_memory() -> None:
     """Return freed memory to the system; glibc by itself keeps most of it. Does nothing with other C libraries."""
-    with contextlib.suppress(OSError, AttributeError):
+    # TypeError: Windows has no library of the process.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

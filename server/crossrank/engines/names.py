@@ -1,4 +1,4 @@
-"""The names of engines and precisions: the one list that settings, commands and manifests take theirs from."""
+"""List the names of engines and precisions, once for settings, commands and files."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _log = logging.getLogger("crossrank")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one line of the table.
+    """Say what became of one line of the table.
 
     Attributes:
         candidate: The line.
@@ -41,7 +41,7 @@ class Verdict:
 
 @dataclass
 class Choice:
-    """The engine that was loaded, with a verdict on every line of the table.
+    """Hold the engine that was loaded, and a verdict on every line of the table.
 
     Attributes:
         engine: None where no line can serve.
@@ -75,7 +75,7 @@ def make_engine(
 
     Raises:
         SetupError: The engine is not installed or cannot compute in that precision here, or no engine can serve.
-        BundleError: The bundle does not fit its manifest, or lacks what the engine asked for reads.
+        BundleError: The bundle does not fit its manifest.
         EngineFailure: The engine asked for computes something else than the bundle's fp32 graph.
     """
     choice = choose_engine(bundle, name, precision, threads)
@@ -183,12 +183,13 @@ def _disagreement(candidate: Candidate, bundle: Bundle, name: EngineName) -> Fau
 
 
 def _messages(choice: Choice, bundle: Bundle, name: EngineName, precision: PrecisionName) -> Iterator[str]:
-    """Say which lines were passed over, and what should be known of the one taken."""
+    """Say which lines were passed over, in their order, and what should be known of the one taken."""
+    unfit = _unfit_engines(choice) if name == "auto" else {}
     for verdict in choice.verdicts:
         if verdict.state == "failed" and not verdict.absent:
             yield f"{verdict.candidate.label} is not used: {verdict.reason}"
-    if name == "auto":
-        yield from (f"engine {engine} is not used: {reason}" for engine, reason in _passed_over(choice).items())
+        elif unfit.get(verdict.candidate.engine) is verdict:
+            yield f"engine {verdict.candidate.engine} is not used: {verdict.reason}"
     taken = choice.taken
     if taken is None:
         return
@@ -198,9 +199,12 @@ def _messages(choice: Choice, bundle: Bundle, name: EngineName, precision: Preci
         yield note
 
 
-def _passed_over(choice: Choice) -> dict[str, str]:
-    """Return the engines of which no line could be tried before one was taken, each with its last line's reason."""
-    reasons: dict[str, str] = {}
+def _unfit_engines(choice: Choice) -> dict[str, Verdict]:
+    """Return the engines that none was tried of before a line was taken, with the verdict on the last of their lines.
+
+    That one needs least: its reason holds for the lines above it too.
+    """
+    found: dict[str, Verdict] = {}
     tried = set()
     for verdict in choice.verdicts:
         engine = verdict.candidate.engine
@@ -209,10 +213,8 @@ def _passed_over(choice: Choice) -> dict[str, str]:
         if verdict.state == "failed":
             tried.add(engine)
         elif verdict.state == "unfit" and not verdict.absent:
-            reasons[engine] = verdict.reason
-        elif verdict.state == "not asked" and engine in reasons and verdict.candidate.asked:
-            reasons[engine] += f"; with {verdict.candidate.kernel} it serves where --engine {engine} asks for it"
-    return {engine: reason for engine, reason in reasons.items() if engine not in tried}
+            found[engine] = verdict
+    return {engine: verdict for engine, verdict in found.items() if engine not in tried}
 
 
 def _refusal(choice: Choice, bundle: Bundle, name: EngineName, precision: PrecisionName) -> str:
@@ -223,15 +225,16 @@ def _refusal(choice: Choice, bundle: Bundle, name: EngineName, precision: Precis
             f"engine {name} serves {' and '.join(precisions_of(name))}, not {precision}: use --precision auto, or "
             f"--engine {' or '.join(others)}"
         )
-    reasons = {
-        f"engine {verdict.candidate.engine}": verdict.reason
-        for verdict in choice.verdicts
-        if verdict.reason and verdict.state in ("unfit", "failed")
-    }
-    said = "; ".join(f"{engine}: {reason}" for engine, reason in reasons.items())
+    faults = [verdict for verdict in choice.verdicts if verdict.state in ("unfit", "failed")]
+    # What is not installed matters where nothing else was found, or where it was asked for.
+    faults = [verdict for verdict in faults if not verdict.absent] or faults
+    reasons = {verdict.candidate.engine: verdict.reason for verdict in faults}
+    served = f"{bundle.manifest.model_id} in {precision}" if precision != "auto" else bundle.manifest.model_id
     if name == "auto":
-        return f"no engine of this machine serves {bundle.manifest.model_id} in precision {precision}: {said}"
-    return f"{bundle.manifest.model_id} cannot be served so: {said}; --engine auto takes one that can"
+        said = "; ".join(f"{engine}: {reason}" for engine, reason in reasons.items())
+        return f"no engine of this machine serves {served}: {said}"
+    remedy = "" if precision != "auto" else "; --engine auto takes one that can"
+    return f"engine {name} cannot serve {served}: {reasons[name]}{remedy}"
 
 
 @cache

@@ -125,7 +125,7 @@ def make_tuned_engine(bundle: Bundle, config: EngineConfig, threads: int | None 
 
 
 def tuning_path(bundle: Bundle, cache_dir: Path | None = None, machine: Machine | None = None) -> Path:
-    """Return where the choice for a bundle on a machine is kept; this machine if omitted."""
+    """Return the file of the choice for a bundle on a machine, which defaults to this one."""
     described = (machine or this_machine()).model_dump_json()
     key = hashlib.sha256(described.encode()).hexdigest()[:16]
     name = bundle_name(bundle.manifest.model_id, _bundle_sha256(bundle)[:16])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -61,7 +62,8 @@ class CrossrankRanker:
     ) -> dict[str, list[Document]]:
         """Rank documents like `run`, without blocking the event loop."""
         kept = self._kept(top_k)
-        ranked = await self._opened().arank(query, _texts(documents), top_k=kept) if documents else []
+        encoder = await asyncio.to_thread(self._opened)
+        ranked = await encoder.arank(query, _texts(documents), top_k=kept) if documents else []
         return {"documents": [replace(documents[hit["corpus_id"]], score=hit["score"]) for hit in ranked]}
 
     def _kept(self, top_k: int | None) -> int:

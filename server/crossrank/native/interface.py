@@ -1,4 +1,4 @@
-"""The interface that Python and the native libraries must share, as a hash that both sides state.
+"""Hash the declarations that Python and the native libraries share, so that a library of others is not called.
 
 ctypes checks no signature: a library built from other headers would read and write the wrong memory. `setup.py`
 computes the hash of the headers that it compiles and puts it into each library; `library.py` compares that with the

@@ -1,4 +1,4 @@
-"""The compiled encoder through ctypes, which holds no GIL while it computes.
+"""Load the compiled encoder and call it through ctypes, without the GIL while it computes.
 
 One shared library for each kernel lies in this directory where a compiler was there at installation:
 

@@ -19,7 +19,7 @@ from crossrank.errors import EngineFailure, Overloaded
 from crossrank.packed import PairBatch, Tokens, offsets_of
 from crossrank.scheduling.cores import Cores
 from crossrank.scheduling.similar import first_similar
-from crossrank.scheduling.tiers import BACKGROUND, REALTIME
+from crossrank.scheduling.tiers import BULK, REALTIME
 
 # A batch is not made smaller than this to occupy an idle core, nor than two calls' own cost: that would eat the gain.
 _MIN_BATCH_TOKENS = 512
@@ -57,14 +57,14 @@ class _Job:
 class Batcher:
     """Keep an engine busy with batches made of all waiting requests.
 
-    A batch holds pairs of one tier. Background requests (tier `batch`) get only idle cores, and no batch of theirs is
+    A batch holds pairs of one tier. Bulk requests (tier `batch`) get only idle cores, and no batch of theirs is
     queued ahead on a busy one: a realtime request waits for no more than the batch under way.
 
     Args:
         engine: Scores the batches: `engine.concurrency` at a time, and for every two of them one more, ready to follow
             without a pause.
         max_waiting_pairs: Beyond this many waiting realtime pairs a new request is refused (Overloaded).
-        max_waiting_background_pairs: The same for background requests; defaults to `max_waiting_pairs`.
+        max_waiting_bulk_pairs: The same for bulk requests; defaults to `max_waiting_pairs`.
         cores: Shared with the batchers of other models.
         on_batch: Called after each batch with its pairs and the seconds that it took.
     """
@@ -73,18 +73,18 @@ class Batcher:
         self,
         engine: BatchedEngine,
         max_waiting_pairs: int,
-        max_waiting_background_pairs: int | None = None,
+        max_waiting_bulk_pairs: int | None = None,
         cores: Cores | None = None,
         on_batch: Callable[[PairBatch, float], None] | None = None,
     ) -> None:
         self._engine = engine
         self._cores = cores or Cores()
         self._on_batch = on_batch
-        most = max_waiting_pairs if max_waiting_background_pairs is None else max_waiting_background_pairs
-        self._max_waiting_pairs = {REALTIME: max_waiting_pairs, BACKGROUND: most}
+        most = max_waiting_pairs if max_waiting_bulk_pairs is None else max_waiting_bulk_pairs
+        self._max_waiting_pairs = {REALTIME: max_waiting_pairs, BULK: most}
         # Measured on 2 cores: a quarter more documents a second than without the one ahead, no more with two.
         self._most_running = engine.concurrency + max(1, engine.concurrency // 2)
-        self._queues: dict[str, list[_Job]] = {REALTIME: [], BACKGROUND: []}
+        self._queues: dict[str, list[_Job]] = {REALTIME: [], BULK: []}
         self._running: set[asyncio.Task[None]] = set()
 
     @property
@@ -94,7 +94,7 @@ class Batcher:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing is under way."""
+        """Tell whether no pair waits and no batch is under way."""
         return not self._running and not any(self._queues.values())
 
     async def score(
@@ -152,13 +152,13 @@ class Batcher:
         budget = self._budget_tokens(queue)
         while queue and len(self._running) < self._most_running:
             self._start(queue, budget)
-        if self._queues[BACKGROUND]:
+        if self._queues[BULK]:
             self._cores.wait(self)
         self._cores.offer()
 
-    def start_background(self) -> bool:
-        """Start one batch of background requests if a core is idle; tell whether more of them wait."""
-        queue = self._queues[BACKGROUND]
+    def start_bulk(self) -> bool:
+        """Start one batch of bulk requests if a core is idle; tell whether more of them wait."""
+        queue = self._queues[BULK]
         if queue and self._cores.running < self._engine.concurrency:
             self._start(queue, self._budget_tokens(queue))
         return bool(queue)
@@ -261,7 +261,7 @@ class Batcher:
 
 def overloaded(state: str, added: int, limit: int, tier: str) -> Overloaded:
     """Return the error of a full queue, with the state of it, the limit and when to try again."""
-    retry_after_s = 5.0 if tier == BACKGROUND else 1.0
+    retry_after_s = 5.0 if tier == BULK else 1.0
     return Overloaded(
         f"{state} and this request adds {added}; the queue of tier {tier} holds {limit}: "
         f"try again in {retry_after_s:g} s, or send less at a time",

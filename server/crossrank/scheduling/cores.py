@@ -7,12 +7,12 @@ import contextlib
 from collections.abc import Iterator
 from typing import Protocol
 
-from crossrank.scheduling.tiers import BACKGROUND
+from crossrank.scheduling.tiers import BULK
 
 
 class _Queue(Protocol):
-    def start_background(self) -> bool:
-        """Start one batch of background requests if a core is idle; tell whether more of them wait."""
+    def start_bulk(self) -> bool:
+        """Start one batch of bulk requests if a core is idle; tell whether more of them wait."""
         ...
 
 
@@ -29,8 +29,8 @@ class Cores:
 
     @contextlib.contextmanager
     def tokenizing(self, tier: str) -> Iterator[None]:
-        """Count a core as taken inside the block, unless a background request is tokenized."""
-        if tier == BACKGROUND:
+        """Count a core as taken inside the block, unless a bulk request is tokenized."""
+        if tier == BULK:
             yield
             return
         self.running += 1
@@ -46,13 +46,13 @@ class Cores:
         self._waiting.setdefault(queue)
 
     def offer(self) -> None:
-        """Let the waiting queues start background batches on idle cores, one each in turn."""
+        """Let the waiting queues start bulk batches on idle cores, one each in turn."""
         started = True
         while started:
             started = False
             for queue in list(self._waiting):
                 before = self.running
-                more = queue.start_background()
+                more = queue.start_bulk()
                 if self.running > before or not more:
                     del self._waiting[queue]
                     if more:

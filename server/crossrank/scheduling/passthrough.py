@@ -15,14 +15,14 @@ from crossrank.engines.base import Engine
 from crossrank.errors import EngineFailure
 from crossrank.packed import PairBatch
 from crossrank.scheduling.batcher import overloaded
-from crossrank.scheduling.tiers import BACKGROUND, REALTIME
+from crossrank.scheduling.tiers import BULK, REALTIME
 
-# Background pairs that the engine has at a time: enough to fill its batches, and a realtime request waits for no more.
-_BACKGROUND_PAIRS = 256
+# Bulk pairs that the engine has at a time: enough to fill its batches, and a realtime request waits for no more.
+_BULK_PAIRS = 256
 
 
 class Passthrough:
-    """Hand each realtime request to the engine as it comes, and background requests while no realtime one is under way.
+    """Hand each realtime request to the engine as it comes, and bulk requests while no realtime one is under way.
 
     It takes the place that `Batcher` has in front of engines of this process. Triton's dynamic batcher sees the
     requests of all its clients; merging here too would add latency, and a request that shares its batch could not be
@@ -31,17 +31,17 @@ class Passthrough:
     Args:
         engine: Scores the requests.
         max_pairs: Beyond this many realtime pairs under way a new request is refused (Overloaded).
-        max_background_pairs: The same for background requests (tier `batch`), those that wait included; defaults to
+        max_bulk_pairs: The same for bulk requests (tier `batch`), those that wait included; defaults to
             `max_pairs`.
     """
 
-    def __init__(self, engine: Engine, max_pairs: int, max_background_pairs: int | None = None) -> None:
+    def __init__(self, engine: Engine, max_pairs: int, max_bulk_pairs: int | None = None) -> None:
         self._engine = engine
-        most = max_pairs if max_background_pairs is None else max_background_pairs
-        self._max_pairs = {REALTIME: max_pairs, BACKGROUND: most}
-        self._pairs = Counter({REALTIME: 0, BACKGROUND: 0})
+        most = max_pairs if max_bulk_pairs is None else max_bulk_pairs
+        self._max_pairs = {REALTIME: max_pairs, BULK: most}
+        self._pairs = Counter({REALTIME: 0, BULK: 0})
         self._realtime_requests = 0
-        self._background_pairs = 0
+        self._bulk_pairs = 0
         # First come, first served.
         self._waiting: dict[asyncio.Future[None], int] = {}
 
@@ -59,7 +59,7 @@ class Passthrough:
             batch: The pairs.
             tier: `realtime` or `batch`.
             stages_s: Gets the seconds of the stage `inference`, the engine's own queue included, and of the stage
-                `queue`, which only background requests have.
+                `queue`, which only bulk requests have.
 
         Raises:
             Overloaded: Too many pairs of that tier are under way.
@@ -72,7 +72,7 @@ class Passthrough:
         arrived_s = time.monotonic()
         self._pairs[tier] += len(batch)
         try:
-            async with self._realtime_turn() if tier == REALTIME else self._background_turn(len(batch)):
+            async with self._realtime_turn() if tier == REALTIME else self._bulk_turn(len(batch)):
                 started_s = time.monotonic()
                 logits = await self._engine.score(batch)
         finally:
@@ -94,7 +94,7 @@ class Passthrough:
             self._give_turns()
 
     @contextlib.asynccontextmanager
-    async def _background_turn(self, pairs: int) -> AsyncIterator[None]:
+    async def _bulk_turn(self, pairs: int) -> AsyncIterator[None]:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[turn] = pairs
         self._give_turns()
@@ -104,16 +104,16 @@ class Passthrough:
         finally:
             # A caller may be cancelled after its turn was given.
             if self._waiting.pop(turn, None) is None:
-                self._background_pairs -= pairs
+                self._bulk_pairs -= pairs
             self._give_turns()
 
     def _give_turns(self) -> None:
         while self._waiting and not self._realtime_requests:
             turn, pairs = next(iter(self._waiting.items()))
-            if self._background_pairs and self._background_pairs + pairs > _BACKGROUND_PAIRS:
+            if self._bulk_pairs and self._bulk_pairs + pairs > _BULK_PAIRS:
                 return
             del self._waiting[turn]
-            self._background_pairs += pairs
+            self._bulk_pairs += pairs
             if not turn.done():
                 turn.set_result(None)
 

@@ -1,9 +1,9 @@
-"""The tiers that requests belong to, by the names that callers use.
+"""Name the tiers of requests as callers do.
 
-In code the second one is called background, as a batch is a group of pairs.
+In code the second one is called bulk, as a batch is a group of pairs.
 """
 
 from __future__ import annotations
 
 REALTIME = "realtime"
-BACKGROUND = "batch"
+BULK = "batch"

@@ -18,7 +18,7 @@ def _bound(name: str) -> Any:
     return bindparam(name, type_=Float() if name == "weight" else BigInteger())
 
 
-# The clock minute of the caller; another gateway's clock may have opened the next one already.
+# Whether the row's counters are those of the caller's minute, or of a later one that another gateway's clock began.
 _is_current = allowances.c.window >= _bound("minute")
 _counted = {
     kind: {
@@ -81,12 +81,12 @@ def admission_facts(
     """Return the parameters of ADMIT.
 
     Args:
-        account: Whose key it is.
-        documents: In the request.
-        cost: In nano-dollars.
+        account: The key's.
+        documents: Number of documents in the request.
+        cost: Cost in nano-dollars.
         minute: Number of the clock minute.
         left_s: Seconds it has left.
-        count: Whether the key's limits are kept in this row.
+        count: Whether the key's limits are counted in this row.
     """
     limits = (account.requests_per_minute, account.documents_per_minute) if count else (None, None)
     return {

@@ -47,7 +47,7 @@ class Hold:
 
 
 @dataclass
-class Batch:
+class UsageBatch:
     """Usage that is added to the store in one transaction.
 
     Attributes:
@@ -107,8 +107,8 @@ class Ledger:
 
         Args:
             account: The key's.
-            documents: In the request.
-            cost: In nano-dollars.
+            documents: Number of documents in the request.
+            cost: Cost in nano-dollars.
 
         Returns:
             The hold (None for a key that is not prepaid), and the state of the limits.
@@ -146,7 +146,7 @@ class Ledger:
             row = connection.execute(LOOK, {"key": account.key_id, "minute": minute}).one()
         return self._windows(account, row, left_s)
 
-    def apply(self, batch: Batch) -> None:
+    def apply(self, batch: UsageBatch) -> None:
         """Add a batch to the store, once, however often it is tried, and extend the lease.
 
         Raises:
@@ -241,7 +241,7 @@ class Ledger:
         row = {"gateway_id": gateway_id, "key_id": key_id, "held": nano_usd}
         connection.execute(self._add_hold, row)
 
-    def _write(self, connection: Connection, batch: Batch) -> None:
+    def _write(self, connection: Connection, batch: UsageBatch) -> None:
         # Sorted, so that two gateways that settle the same keys cannot deadlock.
         for (key_id, gateway_id), (held, spent) in sorted(batch.settled.items()):
             self._settle(connection, key_id, gateway_id, held, spent)

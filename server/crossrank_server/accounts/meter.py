@@ -1,4 +1,4 @@
-"""Usage between the answer and the store: summed up in memory, written in batches that count once."""
+"""Sum up usage in memory, and write it to the store in batches that count exactly once."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import threading
 from datetime import datetime, timezone
 
 from crossrank.errors import BackendUnavailable
-from crossrank_server.accounts.ledger import Batch, Hold, Ledger
+from crossrank_server.accounts.ledger import Hold, Ledger, UsageBatch
 
 _log = logging.getLogger("crossrank.accounts")
 
 
 class Meter:
-    """Sums up what was scored until it is written; safe to use from any thread.
+    """Sum up usage until it is written; safe to use from any thread.
 
-    Sums have one entry for each key, day, model and tier, so that they stay small while the store is out of reach.
+    There is one sum for each key, day, model and tier, so that they stay small while the store cannot be reached.
 
     Args:
         ledger: Writes the batches.
@@ -26,8 +26,8 @@ class Meter:
         self._adding = threading.Lock()
         self._writing = threading.Lock()
         self._number = 1
-        self._pending = Batch(ledger.gateway_id, self._number)
-        self._sending: Batch | None = None
+        self._pending = UsageBatch(ledger.gateway_id, self._number)
+        self._sending: UsageBatch | None = None
 
     def record(
         self, key_id: str, model: str, tier: str, *, documents: int, tokens: int, cost: int, hold: Hold | None
@@ -35,13 +35,13 @@ class Meter:
         """Add a scored request.
 
         Args:
-            key_id: Whose it was.
+            key_id: The key.
             model: Id of the model that scored.
             tier: `realtime` or `batch`.
-            documents: Documents billed.
-            tokens: Tokens scored.
-            cost: In nano-dollars.
-            hold: The credit held for it; None from a key that is not prepaid.
+            documents: Number of documents billed.
+            tokens: Number of tokens scored.
+            cost: Cost in nano-dollars.
+            hold: The credit held for it; None for a key that is not prepaid.
         """
         where = (key_id, datetime.now(timezone.utc).date(), model, tier)
         with self._adding:
@@ -52,13 +52,13 @@ class Meter:
                 self._settle(hold, cost)
 
     def release(self, hold: Hold | None) -> None:
-        """Give the credit of a request back that failed."""
+        """Give back the credit held for a request that failed."""
         if hold is not None:
             with self._adding:
                 self._settle(hold, 0)
 
     def flush(self) -> None:
-        """Write what has come until now; what cannot be written is kept and tried again, as the same batch.
+        """Write all usage recorded so far; a batch that cannot be written is kept and tried again.
 
         Raises:
             BackendUnavailable: The store does not answer.
@@ -73,14 +73,14 @@ class Meter:
                     return
                 self._sending = self._pending
                 self._number += 1
-                self._pending = Batch(self._ledger.gateway_id, self._number)
+                self._pending = UsageBatch(self._ledger.gateway_id, self._number)
             self._ledger.apply(self._sending)
             self._sending = None
             if give_sign:
                 self._ledger.release_dead()
 
     def close(self) -> None:
-        """Write the rest and give back what is still held; what cannot be written is told in the log."""
+        """Write the rest and give back all holds; usage that cannot be written is logged."""
         try:
             self.flush()
             self._ledger.close_gateway()

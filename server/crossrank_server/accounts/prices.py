@@ -1,4 +1,4 @@
-"""What documents cost, by model and tier.
+"""Compute the cost of documents by model and tier.
 
 Money is counted in whole nano-dollars (1e-9 USD), so that a million small sums add up exactly.
 """
@@ -21,21 +21,21 @@ _NANO_PER_DOCUMENT = NANO_PER_USD // 1000
 
 @dataclass(frozen=True)
 class Price:
-    """USD per 1,000 documents of one model; without a batch price the discount gives it."""
+    """Hold the price of one model in USD per 1,000 documents; without `batch` the price list's factor gives it."""
 
     realtime: float
     batch: float | None = None
 
 
 class Prices:
-    """The price list of a server.
+    """Hold the price list of a server.
 
-    A model's price is, in this order: the one named for it, the one set for all models, the catalogue's, 0.008 USD.
+    The price of a model is the first of: the one named for it, the one set for all models, the catalogue's, 0.008 USD.
 
     Args:
-        named: By model id, as `parse_prices` reads them.
-        usd_per_1000: For all models that are not named; None leaves it to the catalogue.
-        batch_factor: The batch price as a share of the realtime price, where none is named.
+        named: Prices by model id, as `parse_prices` reads them.
+        usd_per_1000: Price of all models that are not named; None takes the catalogue's.
+        batch_factor: The price of tier `batch` as a share of the realtime price, where none is named.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Prices:
         return self._nano_usd_per_document(model_id, tier) * 1000 / NANO_PER_USD
 
     def basis(self, model_id: str) -> str:
-        """Return where a model's price comes from, for people."""
+        """Return in words where the price of a model comes from."""
         if model_id in self.named or self._usd_per_1000 is not None:
             return "set by this server's operator"
         known = catalog_model(model_id)
         return known.price_basis if known else "this project's default"
 
     def cost_nano_usd(self, model_id: str, tier: str, documents: int) -> int:
-        """Return what documents cost in nano-dollars."""
+        """Return the cost of documents in nano-dollars."""
         return documents * self._nano_usd_per_document(model_id, tier)
 
     def _nano_usd_per_document(self, model_id: str, tier: str) -> int:
@@ -109,5 +109,5 @@ def parse_prices(text: str) -> dict[str, Price]:
 
 
 def usd_from_nano(nano_usd: int) -> float:
-    """Return dollars."""
+    """Convert nano-dollars to USD."""
     return nano_usd / NANO_PER_USD

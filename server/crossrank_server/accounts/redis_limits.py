@@ -1,4 +1,4 @@
-"""Limits counted in Redis, for gateways that have one beside their database: the same window, by the limits library."""
+"""Count limits in Redis instead of the database, with the sliding windows of the library `limits`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ANSWER_S = 2.0
 
 
 class RedisLimits:
-    """Counts requests and documents of keys.
+    """Count the requests and documents of keys.
 
     Args:
-        url: Such as `redis://host:6379`; all that the limits library understands as Redis.
+        url: Such as `redis://host:6379`; any form of Redis URL that the library knows.
 
     Raises:
         SetupError: It is another kind of URL, or no Redis answers there.
@@ -47,7 +47,7 @@ class RedisLimits:
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)
 
     def hit(self, account: Account, documents: int) -> list[Window]:
-        """Count a request against its key's limits, and return what is left of them.
+        """Count a request against its key's limits, and return their state.
 
         Raises:
             RateLimited: A limit is reached.
@@ -60,14 +60,14 @@ class RedisLimits:
             for window in windows:
                 item = _item(window.limit)
                 if not self._limiter.hit(item, account.key_id, window.kind, cost=amounts[window.kind]):
-                    # Others took it since it was looked at.
+                    # Another gateway took the rest since the check.
                     refuse_over_limit(account, self._windows(account), documents, at_least_s=1)
             return self._windows(account)
         except self._failure as error:
             raise _unavailable(error) from error
 
     def windows(self, account: Account) -> list[Window]:
-        """Return what is left of a key's limits; nothing is counted.
+        """Return the state of a key's limits, without counting a request.
 
         Raises:
             BackendUnavailable: Redis does not answer.

@@ -1,4 +1,4 @@
-"""The tables, in SQLite or PostgreSQL: one seam, `Store`, that opens them, creates them and gives transactions."""
+"""Define the tables, and open them in SQLite or PostgreSQL: `Store` creates them and gives transactions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ RETRY_AFTER_S = 2.0
 # How long a transaction waits for another one's lock, and for PostgreSQL to answer at all.
 _LOCK_WAIT_S = 5
 _CONNECT_S = 3
-# Serializes the creation of tables among gateways that start at once; any number that nobody else uses.
+# Key of the advisory lock that serializes the creation of tables; any number that no other application uses.
 _SCHEMA_LOCK = 7_226_553_013
 
 _tables = MetaData()
@@ -70,8 +70,8 @@ keys = Table(
     Column("documents_per_minute", BigInteger),
 )
 
-# What every admission changes, one row a key. Money in nano-dollars. A NULL balance: the key is not prepaid.
-# granted = spent + balance + what the gateways hold for requests under way.
+# Updated by every admission, one row a key. Money in nano-dollars. A NULL balance: the key is not prepaid.
+# granted = spent + balance + the holds of all gateways.
 allowances = Table(
     "crossrank_allowances",
     _tables,
@@ -86,7 +86,7 @@ allowances = Table(
     Column("previous_documents", BigInteger, nullable=False, default=0),
 )
 
-# Credit that a gateway took out of the balance for requests under way; its lease says that it still runs.
+# Credit that a gateway took out of a balance for requests under way, as long as the gateway's lease lasts.
 holds = Table(
     "crossrank_holds",
     _tables,
@@ -117,17 +117,22 @@ usage = Table(
 
 
 class Store:
-    """A database that holds keys, credit and usage.
+    """Open the database of keys, credit and usage.
 
     Args:
         url: `sqlite:///file` or `postgresql://user:password@host/database`.
 
+    Attributes:
+        url: As it was given.
+        threads: Number of threads that may use it at a time.
+
     Raises:
-        SetupError: The URL is of another kind, the database cannot be opened, or it is of another version.
+        SetupError: The URL has another scheme, the database cannot be opened, or its tables are of another version.
     """
 
     def __init__(self, url: str) -> None:
         self._engine = _make_engine(url)
+        self.url = url
         # One thread for SQLite, which has one writer anyway: they would only wait for each other.
         self.threads = 1 if self._engine.dialect.name == "sqlite" else 8
         try:
@@ -139,7 +144,7 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """Give a transaction that is committed when the block ends.
+        """Enter with a transaction that is committed when the block ends.
 
         Raises:
             BackendUnavailable: The database does not answer, or not in time.
@@ -149,7 +154,7 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Give a transaction that sees one state and changes nothing.
+        """Enter with a transaction that reads one state of the database.
 
         Raises:
             BackendUnavailable: The database does not answer, or not in time.
@@ -158,7 +163,7 @@ class Store:
             yield connection
 
     def add_to(self, table: Table, sums: Sequence[str]) -> Any:
-        """Return an INSERT that adds the columns named in `sums` to a row that is there already."""
+        """Return an INSERT that, where the row exists already, adds the columns named in `sums` to it."""
         dialect: Any = sqlite if self._engine.dialect.name == "sqlite" else postgresql
         statement = dialect.insert(table)
         return statement.on_conflict_do_update(
@@ -187,11 +192,11 @@ class Store:
 
 @contextmanager
 def _reported() -> Iterator[None]:
-    """Tell callers that the store is out of reach; what exactly is wrong is for the log."""
+    """Turn errors of the database into BackendUnavailable; log their text, which callers do not see."""
     try:
         yield
     except (IntegrityError, ProgrammingError, DataError, NotSupportedError):
-        raise  # the store answers, and it is this code that is wrong
+        raise  # the database answers; the error is in this code
     except (DatabaseError, InterfaceError, PoolTimeout) as error:
         _log.error("the account store failed: %s", str(getattr(error, "orig", error)).strip())
         raise BackendUnavailable(
@@ -226,7 +231,7 @@ def _make_engine(address: str) -> Engine:
             )
         except ModuleNotFoundError:
             raise SetupError("--store postgresql:// needs psycopg: pip install 'crossrank[postgresql]'") from None
-    # The address may hold a password: only its kind is shown.
+    # The address may hold a password: only its scheme is shown.
     shown = address.partition(":")[0] if "://" in address else address
     raise SetupError(
         f"--store is {shown[:40]!r}...: give sqlite:///file.db (four slashes for an absolute path) or "
@@ -237,7 +242,7 @@ def _make_engine(address: str) -> Engine:
 def _sqlite_engine(address: str, path: Path) -> Engine:
     if not path.parent.is_dir():
         raise SetupError(f"--store: the directory {path.parent} does not exist; make it, or choose another file")
-    # Made for its owner alone: it tells who asked how much.
+    # Readable by its owner alone: it holds who used how much.
     try:
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Runs calls to the store beside the event loop, within a time limit, without losing what they did."""
+"""Run calls to the store in threads, within a time limit; a call that ends too late can be undone."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from crossrank_server.accounts.store import RETRY_AFTER_S
 
 T = TypeVar("T")
 
-# Longer than the store's own limits, so that it is the store that tells what went wrong.
+# Longer than the store's own timeouts, so that the store's error is the one reported.
 _ANSWER_S = 10.0
-# Calls waiting for a store that hangs; more would only come to wait for nothing.
+# Limit of calls waiting for a store that hangs.
 _MAX_WAITING = 2_000
 
 
 class StoreThreads:
-    """A few threads that talk to the store.
+    """Run calls to the store in a few threads.
 
     Args:
-        count: How many; one for SQLite.
+        count: Number of threads; one for SQLite.
     """
 
     def __init__(self, count: int) -> None:
@@ -30,15 +30,14 @@ class StoreThreads:
         self._waiting = 0
 
     async def run(self, work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
-        """Return what `work` returns.
+        """Run `work` in a thread and return its result.
 
         Args:
-            work: Runs in a thread.
-            undo: Gets what `work` returned after all, where nobody waits for it any more: the caller was cancelled,
-                or the time was over.
+            work: The call.
+            undo: Called with the result if it comes too late: the caller was cancelled, or the time limit has passed.
 
         Raises:
-            BackendUnavailable: It took too long, or too many are waiting.
+            BackendUnavailable: The call took too long, or too many calls are waiting.
         """
         if self._waiting >= _MAX_WAITING:
             raise _too_slow()
@@ -46,7 +45,7 @@ class StoreThreads:
         future: asyncio.Future[T] = asyncio.get_running_loop().run_in_executor(self._pool, work)
         future.add_done_callback(self._answered)
         try:
-            # Unlike wait_for it leaves the future alone when it gives up.
+            # Unlike wait_for it does not cancel the future at the timeout.
             await asyncio.wait([future], timeout=_ANSWER_S)
         finally:
             if not future.done():
@@ -60,7 +59,7 @@ class StoreThreads:
         return self._pool.submit(work)
 
     def close(self) -> None:
-        """Wait for what is under way and end the threads."""
+        """Wait for the calls under way and end the threads."""
         self._pool.shutdown()
 
     def _answered(self, _: asyncio.Future[Any]) -> None:

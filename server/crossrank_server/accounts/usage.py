@@ -1,4 +1,4 @@
-"""What was used: sums over the usage table, for operators and for the owner of a key."""
+"""Query sums of the usage table, for operators and for the owner of a key."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SUMS = [func.coalesce(func.sum(usage.c[name]), 0).label(name) for name in ("req
 
 @dataclass(frozen=True)
 class UsageFilter:
-    """Which usage: None is all.
+    """Select usage; None selects all.
 
     Attributes:
-        key_id: Of one key.
-        since: From this day on (UTC).
-        until: Up to this day, itself included.
+        key_id: Id of the only key.
+        since: First day (UTC).
+        until: Last day (UTC), included.
     """
 
     key_id: str | None = None
@@ -47,7 +47,7 @@ def usage_by_day(store: Store, which: UsageFilter, *, by_model: bool = False) ->
 
 
 def account_statement(store: Store, account: Account) -> dict[str, Any]:
-    """Return what `GET /account` tells of a key beside its name: credit, usage in all, and today's."""
+    """Return the credit of a key, its usage in all, and its usage of today, as `GET /account` shows them."""
     mine = usage.c.key_id == account.key_id
     today = datetime.now(timezone.utc).date()
     with store.read() as connection:

@@ -1,7 +1,9 @@
-"""A limit a minute, as a sliding window: the last minute is what this clock minute holds and a share of the one before.
+"""Compute limits per minute as sliding windows: this clock minute's count, and a share of the count of the one before.
 
-The share is what of the previous minute still lies within the last 60 s, as if its requests had come evenly. Two
-counters are enough for it, whatever the limit, and no burst of twice the limit passes where two minutes meet.
+The share is the part of the previous minute that lies within the last 60 s, as if its requests had been spread evenly.
+Two counters are enough, whatever the limit, and no burst of twice the limit passes where two minutes meet.
+
+Source: https://blog.cloudflare.com/counting-things-a-lot-of-different-things/ (sliding windows from two counters)
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ WINDOW_S = 60
 
 @dataclass(frozen=True)
 class Window:
-    """What one limit of a key has left.
+    """The state of one limit of a key.
 
     Attributes:
         kind: `requests` or `documents`.
-        limit: Most in a minute.
-        current: Counted in this clock minute.
-        previous: Counted in the one before.
-        left_s: Seconds to the end of this one.
+        limit: Limit per minute.
+        current: Count of this clock minute.
+        previous: Count of the minute before.
+        left_s: Seconds to the end of this minute.
     """
 
     kind: str
@@ -36,7 +38,7 @@ class Window:
 
     @property
     def remaining(self) -> int:
-        """How many fit now."""
+        """How many more fit now."""
         return max(0, math.floor(self.limit - self.current - self.previous * self.left_s / WINDOW_S))
 
     @property
@@ -63,7 +65,7 @@ class Window:
 
 
 def write_headers(windows: Iterable[Window], headers: MutableMapping[str, str]) -> None:
-    """Put `x-ratelimit-{limit,remaining,reset}-{requests,documents}` into an answer; reset like OpenAI's: `12.5s`."""
+    """Add the headers `x-ratelimit-{limit,remaining,reset}-{requests,documents}`; reset in OpenAI's form: `12.5s`."""
     for window in windows:
         headers[f"x-ratelimit-limit-{window.kind}"] = str(window.limit)
         headers[f"x-ratelimit-remaining-{window.kind}"] = str(window.remaining)
@@ -71,7 +73,7 @@ def write_headers(windows: Iterable[Window], headers: MutableMapping[str, str]) 
 
 
 def refuse_never_admissible(account: Account, documents: int) -> None:
-    """Refuse a request that no waiting would let through.
+    """Refuse a request that would not fit however long its caller waited.
 
     Raises:
         InvalidRequest: It alone is over the key's limit of documents a minute.
@@ -87,7 +89,13 @@ def refuse_never_admissible(account: Account, documents: int) -> None:
 
 
 def refuse_over_limit(account: Account, windows: Iterable[Window], documents: int, *, at_least_s: int = 0) -> None:
-    """Refuse what does not fit now; `at_least_s` seconds of waiting refuse it in any case.
+    """Refuse a request that does not fit now.
+
+    Args:
+        account: The key's.
+        windows: The state of its limits.
+        documents: Number of documents in the request.
+        at_least_s: Refuse it in any case, with at least so many seconds to wait.
 
     Raises:
         RateLimited: A limit is reached; says which, and when the request fits.

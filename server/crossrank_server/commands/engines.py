@@ -23,10 +23,11 @@ _FORWARDED = {"engine", "precision", "label", "offline", "cache_dir"}
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @options_from_settings(ServeSettings, only=_FORWARDED)
 def engines(model: str, as_json: bool, **options: Any) -> None:
-    """Show which engine, precision and kernel serve a model here, and why each one before is not taken.
+    """Show what computes a model's scores here, and why.
 
-    The lines are tried in order, as crossrank serve does; the first that can serve is loaded. Below them stand the
-    native libraries, with the reason where one was not built or cannot be used.
+    Every engine, precision and kernel has a line, with the reason where it is not taken. They are tried in order, as by
+    crossrank serve, and the first that can serve is loaded. Below stand the native libraries, with the reason where one
+    was not built or cannot be used.
 
     \b
     Examples:

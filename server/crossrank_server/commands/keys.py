@@ -1,4 +1,4 @@
-"""`crossrank keys`: make, list and end the keys of a server, and add credit to them."""
+"""`crossrank keys`: create, list and revoke the keys of a server, and add credit to them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def expiry(value: str) -> float:
 
 
 def scopes(value: str) -> tuple[str, ...]:
-    """Return scopes that were separated by commas, in one order, each once.
+    """Parse scopes separated by commas; return each once, in a fixed order.
 
     Raises:
         click.BadParameter: One is not known.
@@ -81,7 +81,7 @@ def free_credit(value: str) -> int:
 
 @click.group(cls=DescribedGroup)
 def keys() -> None:
-    """Make, list and end API keys.
+    """Create, list and revoke API keys, and add credit.
 
     \b
     Examples:
@@ -120,7 +120,7 @@ def keys() -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print an object with id and key.")
 def create(store_url: str | None, as_json: bool, **options: Any) -> None:
-    """Make a key and print it, the only time that it can be read."""
+    """Create a key and print it; it cannot be read again later."""
     from crossrank_server.accounts.keys import NewKey, create_key
 
     new = NewKey(
@@ -167,7 +167,7 @@ def list_(store_url: str | None, how: str) -> None:
 @store_option
 @click.argument("key")
 def revoke(store_url: str | None, key: str) -> None:
-    """End the KEY with this id for good. Running gateways refuse it within 5 seconds."""
+    """Revoke the KEY with this id for good. Running gateways refuse it within 5 seconds."""
     from crossrank_server.accounts.keys import revoke_key
 
     with opened_store(store_url) as store:
@@ -180,7 +180,7 @@ def revoke(store_url: str | None, key: str) -> None:
 @click.argument("key")
 @click.argument("usd", type=nano_usd)
 def credit(store_url: str | None, key: str, usd: int) -> None:
-    """Add USD to the credit of KEY; a negative sum takes from what is left.
+    """Add USD to the credit of KEY; a negative sum is taken from its balance.
 
     A key that had no credit becomes prepaid: from then on it is served until its credit is spent.
     """

@@ -1,4 +1,4 @@
-"""Command line options made from a settings class, so that a setting is declared once."""
+"""Build command line options from a settings class, so that a setting is declared once."""
 
 from __future__ import annotations
 

@@ -43,10 +43,10 @@ _log = logging.getLogger("crossrank")
     multiple=True,
     default=["builtin"],
     show_default=True,
-    help="builtin, a bundle directory, a Hugging Face directory holding ONNX, or a hub id; NAME=MODEL gives it another "
-    "name. Repeat it for several; the first is the default of requests that name none. All are fetched and checked at "
-    "start, so that later loads need no network and a wrong name is seen at once; only the first and those of --pin "
-    "are loaded then.",
+    help="builtin, a bundle directory, a directory as save_pretrained writes it or holding ONNX, or a hub id; "
+    "NAME=MODEL gives it another name. Repeat it for several; the first is the default of requests that name none. "
+    "All are fetched and checked at start, so that later loads need no network and a wrong name is seen at once; only "
+    "the first and those of --pin are loaded then.",
 )
 @options_from_settings(ServeSettings)
 def serve(models: tuple[str, ...], **options: Any) -> None:

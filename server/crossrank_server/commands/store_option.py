@@ -1,4 +1,4 @@
-"""What `crossrank keys` and `crossrank usage` share: the store, dates, dollars, and output for people and programs."""
+"""Options and output that `crossrank keys` and `crossrank usage` share: store, dollars, tables, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def opened_store(url: str | None) -> Iterator[Store]:
 
 
 def nano_usd(value: str) -> int:
-    """Return a sum of USD in nano-dollars.
+    """Convert a sum in USD to nano-dollars.
 
     Raises:
-        click.BadParameter: It is no sum, or beyond a million: a slip of the hand.
+        click.BadParameter: It is no number, or beyond a million.
     """
     from crossrank_server.accounts.prices import NANO_PER_USD
 

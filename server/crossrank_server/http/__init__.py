@@ -1,11 +1,11 @@
-"""HTTP: reads requests, hands them to the service, writes answers. Nothing here knows how scores are made.
+"""HTTP: read requests, hand them to the service, write answers.
 
-server.py      the web server, and its orderly end; protocol.py reads HTTP/1.1 from its connections
+server.py      the web server and its graceful shutdown; protocol.py reads HTTP/1.1 from its connections
 app.py         puts the routes, the middleware and the error handlers together
-gateway.py     what all routes share: who calls, the body, the disconnect, the answer
-forms.py       what requests may write in several ways; cross_origin.py lets scripts of other origins ask
-routes/        one dialect each, and the page at `/`
-page/          the page's files, sent as they are
-schema/        fields of requests and answers; json_body.py, body.py and codings.py read them within limits
-openapi.py     the document that describes them all
+handler.py     the steps that all routes share: key, body, disconnect, answer
+forms.py       normalizes paths, HEAD and Expect; cross_origin.py is CORS
+routes/        the routes, by API; dialects.py chooses the dialect of a rerank request
+page/          the files of the page at `/`
+schema/        fields of requests and answers; json_body.py, body.py and codings.py read bodies within limits
+openapi.py     the OpenAPI document
 """

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, middleware and error handlers around a service."""
+"""Build the ASGI application: routes, middleware and error handlers around a service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from crossrank_server.http.cross_origin import allow_origins
 from crossrank_server.http.error_handlers import add_error_handlers
 from crossrank_server.http.forms import FormsMiddleware
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.http.middleware import ObservingMiddleware
 from crossrank_server.http.openapi import openapi_document
 from crossrank_server.http.routes.account import account_routes
@@ -39,10 +39,10 @@ def create_app(
     """Return the ASGI application in front of a service.
 
     Args:
-        service: Scores.
-        max_body_bytes: Of one request.
-        metrics: The one of the service's observers that GET /metrics shows.
-        cors_origins: Whose pages may call it by script; `*` is all.
+        service: Scores the requests.
+        max_body_bytes: Limit for the body of one request.
+        metrics: The observer of the service that GET /metrics shows.
+        cors_origins: Origins whose pages may call it by script; `*` is all.
     """
     app = FastAPIOffline(
         title="crossrank",
@@ -51,13 +51,13 @@ def create_app(
         description="Scores are sigmoid probabilities in [0, 1]; `raw_scores` gives the model's logits.",
         redirect_slashes=False,
     )
-    # Each goes around those before it.
+    # Each wraps those before it.
     app.add_middleware(FormsMiddleware)
     app.add_middleware(ObservingMiddleware, observers=service.observers)
     if cors_origins:
         allow_origins(app, cors_origins)
     add_error_handlers(app)
-    gateway = Gateway(service, max_body_bytes)
+    handler = HttpHandler(service, max_body_bytes)
     for routes in (
         rerank_routes,
         tei_routes,
@@ -69,7 +69,7 @@ def create_app(
         specification_routes,
         page_routes,
     ):
-        app.include_router(routes(gateway))
-    app.include_router(metrics_routes(gateway, metrics or Metrics()))
+        app.include_router(routes(handler))
+    app.include_router(metrics_routes(handler, metrics or Metrics()))
     app.openapi = cache(partial(openapi_document, app))  # type: ignore[method-assign]
     return app

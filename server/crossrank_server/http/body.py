@@ -1,4 +1,4 @@
-"""Reads request bodies within limits, and refuses the others so that the client sees why."""
+"""Read request bodies within limits, and refuse the others so that the client sees why."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from starlette.types import Receive, Scope, Send
 from crossrank.errors import Overloaded, RequestTooLarge
 from crossrank_server.http.codings import BodyDecoder
 
-# Bodies of the largest size that may be held at a time; small ones are counted by their bytes.
-_LARGEST_BODIES_HELD = 8
-# How long, and how much of, a refused body is still read (and thrown away) so that the client sees the refusal.
+# Bodies of the largest size that may be in memory at a time; small ones are counted by their bytes.
+_LARGEST_BODIES_BUFFERED = 8
+# Seconds and bytes for which a refused body is still read (and thrown away), so that the client sees the refusal.
 _LINGER_S = 2.0
 _LINGER_BYTES = 64_000_000
-# Of decompressing at a time, until others have their turn.
+# Seconds of decompressing until other requests get their turn.
 _TURN_S = 0.002
 
 
 class BodyReader:
-    """Holds request bodies in memory, within a limit for each and one for all.
+    """Read request bodies into memory, within a limit for each and one for all.
 
     Args:
-        max_bytes: Of one body, as it comes and decompressed.
+        max_bytes: Limit for one body, as it is sent and decompressed.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._max_held_bytes = _LARGEST_BODIES_HELD * max_bytes
-        self._held_bytes = 0
+        self._max_buffered_bytes = _LARGEST_BODIES_BUFFERED * max_bytes
+        self._buffered_bytes = 0
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes of all bodies held now."""
-        return self._held_bytes
+    def buffered_bytes(self) -> int:
+        """Bytes of all bodies in memory now."""
+        return self._buffered_bytes
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request, *, yields: bool = False) -> AsyncIterator[bytes]:
-        """Give the body of a request, its content codings undone; it counts as held until the block ends.
+        """Enter with the decompressed body of a request, which counts as in memory until the block ends.
 
         Args:
-            request: Its stream is read.
-            yields: It is of the tier `batch`, whose long waits must leave half of what may be held to others.
+            request: The request; its stream is read.
+            yields: It is of the tier `batch`, whose long waits must leave half of the memory to other requests.
 
         Raises:
-            RequestTooLarge: It is over the limit, known from its declared length or as soon as that much has come.
-            Overloaded: The bodies of all requests under way are over theirs.
-            UnsupportedEncoding: It is in a coding that is not known here.
-            InvalidRequest: It is not in the coding that it is said to be in.
+            RequestTooLarge: The body is over the limit, by its declared length or once that much has come.
+            Overloaded: The bodies of all requests under way are over their common limit.
+            UnsupportedEncoding: The body is in a coding that is not supported.
+            InvalidRequest: The body is not in the coding that its header names.
         """
         body = bytearray()
-        most_held_bytes = self._max_held_bytes // 2 if yields else self._max_held_bytes
+        most_buffered_bytes = self._max_buffered_bytes // 2 if yields else self._max_buffered_bytes
         # An answer to a body that was not read whole must be sent as LingeringResponse.
         request.state.body_unread = True
         decoder = BodyDecoder(request.headers.getlist("content-encoding"))
@@ -68,8 +68,8 @@ class BodyReader:
                 turn_ends = time.perf_counter() + _TURN_S
                 for piece in decoder.pieces(chunk):
                     body += piece
-                    self._held_bytes += len(piece)
-                    self._check(decoder.size, most_held_bytes)
+                    self._buffered_bytes += len(piece)
+                    self._check(decoder.size, most_buffered_bytes)
                     if time.perf_counter() > turn_ends:
                         await asyncio.sleep(0)
                         turn_ends = time.perf_counter() + _TURN_S
@@ -77,14 +77,14 @@ class BodyReader:
             decoder.finish()
             yield bytes(body)
         finally:
-            self._held_bytes -= len(body)
+            self._buffered_bytes -= len(body)
 
-    def _check(self, size: int, most_held_bytes: int) -> None:
+    def _check(self, size: int, most_buffered_bytes: int) -> None:
         if size > self._max_bytes:
             raise self._too_large(f"over {size - 1} bytes")
-        if self._held_bytes > most_held_bytes:
+        if self._buffered_bytes > most_buffered_bytes:
             raise Overloaded(
-                f"requests under way hold {self._held_bytes} bytes, the limit is {most_held_bytes}; "
+                f"requests under way hold {self._buffered_bytes} bytes, the limit is {most_buffered_bytes}; "
                 "try again in a second, or send smaller requests",
                 retry_after_s=1.0,
             )
@@ -97,7 +97,7 @@ class BodyReader:
 
 
 class JsonResponse(Response):
-    """A JSON answer written by orjson."""
+    """Write an answer as JSON with orjson."""
 
     media_type = "application/json"
 
@@ -107,13 +107,13 @@ class JsonResponse(Response):
 
 
 class LingeringResponse(JsonResponse):
-    """Answers before the body is read, then drains it for a moment.
+    """Answer before the body is read, then drain it for a moment.
 
     Closing a socket with unread data resets the connection, and the client would lose the answer.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer whole, and end the response when the client has had time to read it."""
+        """Send the whole answer, and end the response when the client has had time to read it."""
         self.headers["connection"] = "close"
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})

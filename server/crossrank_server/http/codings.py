@@ -1,4 +1,4 @@
-"""Content codings of request bodies, undone piece by piece, so that no body costs more than its limit.
+"""Decompress request bodies piece by piece, so that no body costs more than its limit.
 
 Source: https://www.rfc-editor.org/rfc/rfc9110#section-8.4 (Content-Encoding)
 """
@@ -19,7 +19,7 @@ else:
 
 CODINGS = ("gzip", "deflate", "zstd")
 _MAX_CODINGS = 3
-# Of a step: what it takes in and what it gives. A bomb's step, too, takes about a millisecond.
+# Input and output of one step. A step of a decompression bomb, too, takes about a millisecond.
 _INPUT_BYTES = 16_384
 _OUTPUT_BYTES = 262_144
 # gzip members or zstd frames in a row. Each costs some 10 us however small it is.
@@ -29,53 +29,53 @@ _MAX_ZSTD_WINDOW_LOG = 23
 
 
 class BodyDecoder:
-    """Undoes the codings of one body.
+    """Undo the content codings of one body.
 
     Args:
         content_encoding: The values of its Content-Encoding headers.
 
     Attributes:
-        size: Bytes of the body, or of one of its encoded forms if that has more: what a limit must be compared with.
+        size: Bytes of the body so far, or of one of its encoded forms if that has more; to compare with a limit.
 
     Raises:
-        UnsupportedEncoding: One is none of CODINGS, or there are too many.
+        UnsupportedEncoding: A coding is none of CODINGS, or there are too many.
     """
 
     def __init__(self, content_encoding: Iterable[str] = ()) -> None:
         self.size = 0
         self._received = 0
-        self._stages = [_Stage(coding) for coding in reversed(_codings_of(content_encoding))]
+        self._decoders = [_Decoder(coding) for coding in reversed(_codings_of(content_encoding))]
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        """Give what the next bytes of the body stand for, in steps of about a millisecond at most.
+        """Yield the decoded form of the next bytes of the body, in steps of about a millisecond at most.
 
         Raises:
-            InvalidRequest: They are not in the coding.
+            InvalidRequest: The bytes are not in the coding.
         """
         self._received += len(data)
-        for piece in self._decoded(self._stages, data):
-            self.size = max(self._received, *(stage.size for stage in self._stages), 0)
+        for piece in self._decoded(self._decoders, data):
+            self.size = max(self._received, *(decoder.size for decoder in self._decoders), 0)
             yield piece
 
     def finish(self) -> None:
-        """Tell that the body has ended.
+        """Check that the encoded data ends where the body ends.
 
         Raises:
-            InvalidRequest: Its coding has not.
+            InvalidRequest: It is cut off.
         """
-        for stage in self._stages:
-            stage.finish()
+        for decoder in self._decoders:
+            decoder.finish()
 
-    def _decoded(self, stages: list[_Stage], data: bytes) -> Iterator[bytes]:
-        if not stages:
+    def _decoded(self, decoders: list[_Decoder], data: bytes) -> Iterator[bytes]:
+        if not decoders:
             yield data
             return
-        for piece in stages[0].pieces(data):
-            yield from self._decoded(stages[1:], piece) if piece else [piece]
+        for piece in decoders[0].pieces(data):
+            yield from self._decoded(decoders[1:], piece) if piece else [piece]
 
 
 class _Stream(Protocol):
-    """A gzip member, a deflate stream or a zstd frame, like the decompressors of the standard library."""
+    """Decodes a gzip member, a deflate stream or a zstd frame, as the decompressors of the standard library do."""
 
     @property
     def eof(self) -> bool: ...
@@ -89,8 +89,8 @@ class _Stream(Protocol):
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
-class _Stage:
-    """Undoes one coding."""
+class _Decoder:
+    """Undo one coding."""
 
     def __init__(self, coding: str) -> None:
         self.size = 0
@@ -99,7 +99,7 @@ class _Stage:
         self._stream = _stream(coding)
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        """Give the decoded bytes, after each step what there is, if only nothing."""
+        """Yield the decoded bytes of each step, which may be none."""
         for start in range(0, len(data), _INPUT_BYTES):
             rest = data[start : start + _INPUT_BYTES]
             while rest or not (self._stream.eof or self._stream.needs_input):
@@ -136,7 +136,7 @@ class _Stage:
 
 
 class _Inflate:
-    """A stream of zlib's in the manner of the other decompressors.
+    """Give zlib's decompressor the interface of the others.
 
     Args:
         wbits: As zlib takes it; None tells zlib's form from bare deflate by its first two bytes, as senders of
@@ -145,7 +145,7 @@ class _Inflate:
 
     def __init__(self, wbits: int | None) -> None:
         self._inflate = None if wbits is None else zlib.decompressobj(wbits)
-        self._held = b""
+        self._rest = b""
         self.needs_input = True
 
     @property
@@ -157,21 +157,21 @@ class _Inflate:
         return b"" if self._inflate is None else self._inflate.unused_data
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        data = self._held + data
+        data = self._rest + data
         if self._inflate is None:
             if len(data) < 2:
-                self._held = data
+                self._rest = data
                 return b""
             self._inflate = zlib.decompressobj(zlib.MAX_WBITS if _has_zlib_header(data) else -zlib.MAX_WBITS)
         piece = self._inflate.decompress(data, max_length)
-        self._held = self._inflate.unconsumed_tail
-        # A full piece may have left some behind in zlib.
-        self.needs_input = not self._held and len(piece) < max_length
+        self._rest = self._inflate.unconsumed_tail
+        # After a full piece zlib may have more output.
+        self.needs_input = not self._rest and len(piece) < max_length
         return piece
 
 
 def _has_zlib_header(data: bytes) -> bool:
-    """Tell whether a stream has the form of RFC 1950: no encoder begins bare deflate like that."""
+    """Tell whether a stream has the header of RFC 1950; no encoder begins bare deflate like that."""
     return data[0] & 0x0F == zlib.DEFLATED and int.from_bytes(data[:2], "big") % 31 == 0
 
 

@@ -1,4 +1,4 @@
-"""CORS: what lets scripts of pages from elsewhere call the server.
+"""Allow scripts of pages from other origins to call the server (CORS).
 
 Source: https://fetch.spec.whatwg.org/#http-cors-protocol
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-# What answers say beside their body; scripts see no other header unless it is named.
+# Headers of answers that scripts may read.
 _EXPOSED = (
     "x-request-id",
     "retry-after",
@@ -24,9 +24,9 @@ _EXPOSED = (
 
 
 def allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
-    """Let scripts of these origins call the application; it must be the last middleware, so that errors say it too.
+    """Let scripts of these origins call the application; must be added last, so that errors have the headers too.
 
-    Keys are in headers that a script sets itself, so that no cookies (credentials) need be allowed.
+    Scripts send the API key in a header, so that cookies (credentials) need not be allowed.
 
     Args:
         app: The application.
@@ -38,6 +38,6 @@ def allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         allow_methods=("GET", "HEAD", "POST"),
         allow_headers=("*",),
         expose_headers=_EXPOSED,
-        # Pages of the internet that are allowed may call a server within a company, or on the same machine.
+        # A public page that is allowed may call a server within a company, or on the same machine.
         allow_private_network=True,
     )

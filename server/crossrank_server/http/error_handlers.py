@@ -1,4 +1,4 @@
-"""Every failure becomes an answer with the one error body; what broke inside is logged under an id."""
+"""Answer every failure with the one error body; the cause of an internal error is logged under an id."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from crossrank_server.http.body import JsonResponse, LingeringResponse
 from crossrank_server.http.codings import CODINGS
 
 _NONE: Mapping[str, str] = MappingProxyType({})
-# The word of nginx for a client that did not wait for its answer.
+# nginx's status for a client that did not wait for its answer.
 CLIENT_CLOSED_REQUEST = 499
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every exception that a route raises on purpose; the middleware answers the others."""
+    """Answer the exceptions that routes raise on purpose; the middleware answers all others."""
     app.add_exception_handler(CrossrankError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
@@ -37,7 +37,7 @@ def _on_error(request: Request, error: Exception) -> Response:
 def error_response(
     error: CrossrankError, more_headers: Mapping[str, str] = _NONE, kind: type[JsonResponse] = JsonResponse
 ) -> Response:
-    """Return the answer that tells a caller of an error."""
+    """Return the answer for an error."""
     headers = dict(more_headers)
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, round(error.retry_after_s)))

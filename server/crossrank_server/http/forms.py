@@ -1,4 +1,4 @@
-"""What a request may say in more ways than one, brought to the one that the routes know."""
+"""Normalize requests before routing: HEAD, superfluous slashes, and the header Expect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SLASHES = re.compile(r"//+")
 
 
 class FormsMiddleware:
-    """Answers HEAD as GET without the body, finds a path whatever slashes it has too many, refuses odd expectations.
+    """Answer HEAD as GET without the body, ignore superfluous slashes of a path, refuse unknown expectations.
 
     Clients that join a base URL and a path send `//v1/rerank` or `/v1/rerank/`; a redirect would cost them the body or
     the key.

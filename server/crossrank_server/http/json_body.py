@@ -1,4 +1,4 @@
-"""From the bytes of a body to a JSON object, or to an error that says what is wrong with them."""
+"""Parse the JSON object of a body, or say what is wrong with it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _refusal(body: bytes, error: orjson.JSONDecodeError) -> InvalidRequest:
-    """Return what is wrong with a body that is not JSON."""
+    """Return the error for a body that is not JSON."""
     try:
         text = body.decode()
     except UnicodeDecodeError as fault:
@@ -62,7 +62,7 @@ def _refusal(body: bytes, error: orjson.JSONDecodeError) -> InvalidRequest:
 
 
 def _lone_surrogates(data: Any) -> Iterator[tuple[str, str, int]]:
-    """Give the place of each string that is not Unicode, the string, and where in it."""
+    """Yield the place of each string that is not Unicode, the string, and the index of the surrogate."""
     waiting = [("", data)]
     while waiting:
         place, value = waiting.pop()

@@ -1,4 +1,4 @@
-"""Wraps every HTTP request: its id, where its time went, what became of it."""
+"""Give every HTTP request an id, and notify the observers of its outcome."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SHUTTING_DOWN = BackendUnavailable(
 
 
 class ObservingMiddleware:
-    """Gives every request an id (the caller's `x-request-id` if usable), answers with it, and tells the observers.
+    """Give every request an id (the caller's `x-request-id` if usable), answer with it, and notify the observers.
 
-    It answers failures that nothing else caught. Starlette would do so too, but outside of this middleware, and raise
+    It also answers exceptions that nothing else caught. Starlette would do so outside of this middleware, and raise
     them once more for the web server to log with their messages.
 
     Args:
-        app: What is wrapped.
-        observers: Who is told.
+        app: The wrapped application.
+        observers: Notified of every request.
     """
 
     def __init__(self, app: ASGIApp, observers: Observers) -> None:
@@ -63,13 +63,13 @@ class ObservingMiddleware:
             if not started:
                 await response(scope, receive, send_with_id)
         except asyncio.CancelledError:
-            # The web server gives up what is still under way when its grace after SIGTERM is over.
+            # The web server cancels the requests under way when its grace period after SIGTERM is over.
             exchange.code, exchange.status = _SHUTTING_DOWN.code, str(_SHUTTING_DOWN.http_status)
             if started:
                 raise
             await error_response(_SHUTTING_DOWN)(scope, receive, send_with_id)
         finally:
-            # Set by the router as soon as a route fits.
+            # Set by the router once a route matches.
             exchange.route = getattr(scope.get("route"), "path", exchange.route)
             exchange.call = state.get("call")
             self._observers.finished(exchange)

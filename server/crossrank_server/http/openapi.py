@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI makes of the routes, with keys and without what cannot happen."""
+"""Build the OpenAPI document: FastAPI's of the routes, with API keys and without FastAPI's own errors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The server as processes: `workers` and their `ports`, and `tls`; it knows nothing of models and engines."""
+"""Run the server as processes: `workers`, the `ports` they share, and `tls`. Knows nothing of models and engines."""

@@ -1,4 +1,4 @@
-"""TLS for both protocols from the same files, checked when the server starts rather than by its first caller."""
+"""Read the TLS files of both protocols and check them at start-up, before the first caller does."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """Contents of the PEM files, checked.
+    """Hold the contents of the PEM files, checked.
 
     Attributes:
-        cert: The certificate and those between it and its root.
+        cert: The certificate, and the intermediate ones.
         key: Its private key.
-        client_ca: Authorities for the certificates that callers must present; None asks for none.
-        context: The same for HTTP.
+        client_ca: Authorities of the certificates that callers must present; None asks for no certificate.
+        context: The same as Python's ssl takes it, for HTTP.
     """
 
     cert: bytes
@@ -31,7 +31,7 @@ class TlsFiles:
 
 
 def read_tls_files(cert: str, key: str, client_ca: str = "") -> TlsFiles | None:
-    """Return what the settings name; None where they name nothing: no TLS.
+    """Read and check the files that the settings name; return None where they name none: no TLS.
 
     Args:
         cert: Path of `--tls-cert`, or empty.

@@ -1,4 +1,4 @@
-"""An error of the one tree as a gRPC status whose details name the code, the field and the time to wait."""
+"""Turn an error into a gRPC status whose details name the code, the field and the time to wait."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 
 def status_from_error(error: Exception, request_id: str) -> Status:
-    """Return the status that a caller sees; of what broke inside only an id that the log explains.
+    """Return the status that a caller sees; for an internal error it has only the id under which the cause is logged.
 
     Source: https://google.aip.dev/193
     """

@@ -1,4 +1,4 @@
-"""crossrank.v1.Reranker: the service's requests and answers as messages."""
+"""Serve crossrank.v1.Reranker: read the messages of requests, build those of answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from crossrank.request import RerankRequest, Truncation, TruncationDirection
 from crossrank_client.proto import crossrank_v1_pb2 as pb
 from crossrank_server.calls import Call
 from crossrank_server.rpc.errors import status_from_error
-from crossrank_server.rpc.gateway import Received, RpcGateway, Scope, fail_exchange, handlers_of
+from crossrank_server.rpc.handler import Received, Rpc, RpcHandler, fail_exchange, handlers_of
 from crossrank_server.rpc.stream import pipelined
 from crossrank_server.serving.listing import model_entry
 from crossrank_server.serving.service import Ranking
 
 RERANKER = pb.DESCRIPTOR.services_by_name["Reranker"].full_name
 
-# Enough to keep the engine busy while answers travel; more would let one stream fill the queue of all.
+# Enough to keep the engine busy while answers travel; more would let one stream fill the queue.
 _MOST_UNDER_WAY = 16
 _DIRECTIONS: dict[int, TruncationDirection] = {
     pb.TRUNCATION_DIRECTION_RIGHT: "right",
@@ -27,35 +27,35 @@ _DIRECTIONS: dict[int, TruncationDirection] = {
 }
 
 
-def reranker_service(gateway: RpcGateway) -> grpc.GenericRpcHandler:
+def reranker_service(handler: RpcHandler) -> grpc.GenericRpcHandler:
     """Return the service."""
 
     async def rerank(message: pb.RerankRequest, call: Call) -> pb.RerankResponse:
-        ranking = await gateway.service.rerank(_request(message), call)
+        ranking = await handler.service.rerank(_request(message), call)
         with call.stage("respond"):
             return _response(message, ranking, call)
 
     async def list_models(message: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
         answer = pb.ListModelsResponse()
-        for model in gateway.service.models.models:
-            entry = model_entry(gateway.service, model)
+        for model in handler.service.pool.slots:
+            entry = model_entry(handler.service, model)
             answer.models.add(id=entry.pop("id")).details.update(entry)
         return answer
 
     async def rerank_stream(
-        received: AsyncIterator[Received[pb.RerankStreamRequest]], scope: Scope
+        received: AsyncIterator[Received[pb.RerankStreamRequest]], rpc: Rpc
     ) -> AsyncGenerator[pb.RerankStreamResponse, None]:
         numbers = iter(range(1, 2**63))
 
         async def answer(received: Received[pb.RerankStreamRequest]) -> pb.RerankStreamResponse:
-            request_id = f"{scope.request_id}.{next(numbers)}"
+            request_id = f"{rpc.request_id}.{next(numbers)}"
             response = pb.RerankStreamResponse()
-            exchange = scope.observe(request_id)
+            exchange = rpc.observe(request_id)
             try:
-                async with scope.call(exchange) as call:
+                async with rpc.call(exchange) as call:
                     message = received.read(call)
                     response.id = message.id
-                    with gateway.held(received):
+                    with handler.buffered(received):
                         response.response.CopyFrom(await rerank(message.request, call))
             except Exception as error:
                 status = status_from_error(error, request_id)
@@ -65,7 +65,7 @@ def reranker_service(gateway: RpcGateway) -> grpc.GenericRpcHandler:
                 fail_exchange(exchange)
                 raise
             finally:
-                gateway.service.observers.finished(exchange)
+                handler.service.observers.finished(exchange)
             return response
 
         async for response in pipelined(received, answer, _MOST_UNDER_WAY):
@@ -74,9 +74,9 @@ def reranker_service(gateway: RpcGateway) -> grpc.GenericRpcHandler:
     return handlers_of(
         RERANKER,
         {
-            "Rerank": gateway.unary(pb.RerankRequest, rerank),
-            "RerankStream": gateway.bidirectional(pb.RerankStreamRequest, rerank_stream),
-            "ListModels": gateway.unary(pb.ListModelsRequest, list_models, "models"),
+            "Rerank": handler.unary(pb.RerankRequest, rerank),
+            "RerankStream": handler.bidirectional(pb.RerankStreamRequest, rerank_stream),
+            "ListModels": handler.unary(pb.ListModelsRequest, list_models, "models"),
         },
     )
 

@@ -1,4 +1,4 @@
-"""The gRPC port: services, health, reflection, and an orderly end, on the event loop of the web server."""
+"""Run the gRPC server: services, health, reflection and graceful shutdown, on the event loop of the web server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from crossrank.errors import SetupError
 from crossrank_server.process.tls import TlsFiles
-from crossrank_server.rpc.gateway import MethodInterceptor, RpcGateway
+from crossrank_server.rpc.handler import MethodInterceptor, RpcHandler
 from crossrank_server.rpc.reranker import RERANKER, reranker_service
 from crossrank_server.rpc.tei import INFO, RERANK, tei_services
 from crossrank_server.serving.service import RerankService
@@ -19,7 +19,7 @@ from crossrank_server.serving.service import RerankService
 # A message up to this many times the limit is still read, so that its sender is told the limit and the remedy and a
 # stream lives on; what is larger is refused by gRPC itself, in its own words.
 _REFUSED_WITH_REASON = 4
-# How often readiness is looked at for those who watch it.
+# Seconds between two checks of readiness for clients that watch it.
 _WATCH_S = 0.2
 _SERVICES = (RERANKER, RERANK, INFO)
 
@@ -34,11 +34,11 @@ def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 
 
 class RpcServer:
-    """Serves a service over gRPC.
+    """Serve a RerankService over gRPC.
 
     Args:
-        service: Scores.
-        max_message_bytes: Of one message.
+        service: Scores the requests.
+        max_message_bytes: Limit for one message.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
         credentials: For TLS; None speaks plain text.
@@ -75,17 +75,17 @@ class RpcServer:
             options=[
                 ("grpc.max_receive_message_length", _REFUSED_WITH_REASON * self._max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-                # Or two servers share a port and nobody is told.
+                # By default two servers could share a port without an error.
                 ("grpc.so_reuseport", int(self._share_port)),
-                # Clients may look every 10 seconds whether a silent connection is alive; so does the server.
+                # Clients may ping a silent connection every 10 seconds; the server does so every minute.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
             ],
         )
-        gateway = RpcGateway(self._service, self._max_message_bytes)
-        self._server.add_generic_rpc_handlers((reranker_service(gateway), *tei_services(gateway)))
+        handler = RpcHandler(self._service, self._max_message_bytes)
+        self._server.add_generic_rpc_handlers((reranker_service(handler), *tei_services(handler)))
         self._health = _Health(self._service)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -103,7 +103,7 @@ class RpcServer:
         return int(port)
 
     async def stop(self, grace_s: float) -> None:
-        """Say that nothing is served, refuse new RPCs, and give those under way up to `grace_s` seconds."""
+        """Report that nothing is served, refuse new RPCs, and give those under way up to `grace_s` seconds."""
         if self._server is None or self._health is None or self._watch is None:
             return
         self._watch.cancel()
@@ -114,7 +114,7 @@ class RpcServer:
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]
-    """The standard health service: every service is ready when requests can be scored."""
+    """Serve the standard health service: every service is ready when requests can be scored."""
 
     def __init__(self, service: RerankService) -> None:
         super().__init__()
@@ -123,17 +123,17 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
     ) -> health_pb2.HealthCheckResponse:
-        """Answer with what is true now."""
-        await self._look()
+        """Answer with the state of this moment."""
+        await self._update()
         return await super().Check(request, context)
 
     async def watch_service(self) -> None:
-        """Tell those who watch, without end."""
+        """Update the state for clients that watch it, without end."""
         while True:
-            await self._look()
+            await self._update()
             await asyncio.sleep(_WATCH_S)
 
-    async def _look(self) -> None:
+    async def _update(self) -> None:
         status = health_pb2.HealthCheckResponse
         now = status.SERVING if self._service.ready() else status.NOT_SERVING
         for name in ("", *_SERVICES):

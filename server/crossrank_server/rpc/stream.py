@@ -1,4 +1,4 @@
-"""Answers the requests of one stream as they are ready, few at a time."""
+"""Answer the requests of one stream as they are ready, few at a time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Answer = TypeVar("Answer")
 async def pipelined(
     questions: AsyncIterable[Question], answer: Callable[[Question], Awaitable[Answer]], most_under_way: int
 ) -> AsyncGenerator[Answer, None]:
-    """Give the answers in the order in which they are ready.
+    """Yield the answers in the order in which they are ready.
 
-    A question counts as under way until its answer is taken, so that a reader that does not read, as much as a scorer
-    that is slow, stops the reading of questions, and flow control then stops their sender.
+    A question counts as under way until its answer is taken. So a client that does not read its answers, and an engine
+    that is slow, both stop the reading of questions, and flow control then stops the sender.
 
     Args:
         questions: Read while fewer than `most_under_way` are under way.
-        answer: Of one question; what it raises ends the stream.
-        most_under_way: At a time.
+        answer: Answers one question; an exception that it raises ends the stream.
+        most_under_way: Limit of questions under way at a time.
     """
-    slots = asyncio.Semaphore(most_under_way)
+    permits = asyncio.Semaphore(most_under_way)
     ready: asyncio.Queue[asyncio.Task[Answer | None]] = asyncio.Queue()
     running: set[asyncio.Task[Answer | None]] = set()
 
@@ -34,7 +34,7 @@ async def pipelined(
 
     async def read() -> None:
         async for question in questions:
-            await slots.acquire()
+            await permits.acquire()
             start(_awaited(answer(question)))
 
     start(read())
@@ -44,7 +44,7 @@ async def pipelined(
             running.discard(task)
             if (result := task.result()) is not None:
                 yield result
-                slots.release()
+                permits.release()
     finally:
         for task in running:
             task.cancel()

@@ -1,4 +1,4 @@
-"""tei.v1: the reranking part of text-embeddings-inference's interface, which names documents `texts`.
+"""Serve tei.v1: the reranking part of text-embeddings-inference's interface, which calls documents `texts`.
 
 Source: https://github.com/huggingface/text-embeddings-inference (proto/tei.proto, router/src/grpc/server.rs)
 """
@@ -17,14 +17,14 @@ from crossrank.errors import InvalidRequest
 from crossrank.request import RerankRequest, ScoreRequest, Truncation
 from crossrank_client.proto import tei_v1_pb2 as pb
 from crossrank_server.calls import Call
-from crossrank_server.rpc.gateway import Received, RpcGateway, handlers_of
+from crossrank_server.rpc.handler import Received, RpcHandler, handlers_of
 from crossrank_server.serving.service import Scores
 
 RERANK = pb.DESCRIPTOR.services_by_name["Rerank"].full_name
 INFO = pb.DESCRIPTOR.services_by_name["Info"].full_name
 
 
-def tei_services(gateway: RpcGateway) -> list[grpc.GenericRpcHandler]:
+def tei_services(handler: RpcHandler) -> list[grpc.GenericRpcHandler]:
     """Return the services."""
 
     async def rerank(message: pb.RerankRequest, call: Call) -> pb.RerankResponse:
@@ -34,50 +34,50 @@ def tei_services(gateway: RpcGateway) -> list[grpc.GenericRpcHandler]:
             raise InvalidRequest("texts is empty; send at least 1 text", param="texts")
         truncation = _truncation(message.truncate, message.truncation_direction)
         request = RerankRequest(message.query, texts, truncation=truncation, field="texts")
-        ranking = await gateway.service.rerank(request, call)
+        ranking = await handler.service.rerank(request, call)
         answer = pb.RerankResponse(metadata=_metadata(call, [message.query, *texts], ranking.tokens))
         _add_ranks(answer, ranking, ranking.order.tolist(), texts if message.return_text else None, message.raw_scores)
         return answer
 
     async def rerank_stream(received: AsyncIterator[Received[pb.RerankStreamRequest]], call: Call) -> pb.RerankResponse:
-        with ExitStack() as held:
+        with ExitStack() as buffered:
             messages: list[pb.RerankStreamRequest] = []
             async for part in received:
-                held.enter_context(gateway.held(part))
+                buffered.enter_context(handler.buffered(part))
                 messages.append(part.read(call))
-                if len(messages) > gateway.service.max_documents:
+                if len(messages) > handler.service.max_documents:
                     raise InvalidRequest(
-                        f"the stream has over {gateway.service.max_documents} texts, which is the limit; "
+                        f"the stream has over {handler.service.max_documents} texts, which is the limit; "
                         "split it, or raise --max-documents",
                         param="texts",
                         code="too_many_documents",
                     )
-            return await _rank(gateway, messages, call)
+            return await _rank(handler, messages, call)
 
     async def info(message: pb.InfoRequest, call: Call) -> pb.InfoResponse:
-        model = gateway.service.models.models[0]
+        model = handler.service.pool.slots[0]
         return pb.InfoResponse(
             version=version("crossrank"),
             model_id=model.id,
             model_dtype=model.engine.precision or "",
             model_type=pb.MODEL_TYPE_RERANKER,
             max_input_length=model.bundle.manifest.max_length,
-            max_client_batch_size=gateway.service.max_documents,
+            max_client_batch_size=handler.service.max_documents,
         )
 
     return [
         handlers_of(
             RERANK,
             {
-                "Rerank": gateway.unary(pb.RerankRequest, rerank),
-                "RerankStream": gateway.client_stream(pb.RerankStreamRequest, rerank_stream),
+                "Rerank": handler.unary(pb.RerankRequest, rerank),
+                "RerankStream": handler.client_stream(pb.RerankStreamRequest, rerank_stream),
             },
         ),
-        handlers_of(INFO, {"Info": gateway.unary(pb.InfoRequest, info, "models")}),
+        handlers_of(INFO, {"Info": handler.unary(pb.InfoRequest, info, "models")}),
     ]
 
 
-async def _rank(gateway: RpcGateway, messages: list[pb.RerankStreamRequest], call: Call) -> pb.RerankResponse:
+async def _rank(handler: RpcHandler, messages: list[pb.RerankStreamRequest], call: Call) -> pb.RerankResponse:
     """Rank all messages of a stream together, as one request whose texts may have different queries."""
     if not messages:
         raise InvalidRequest("the stream has no message; send at least 1 text", param="texts")
@@ -94,7 +94,7 @@ async def _rank(gateway: RpcGateway, messages: list[pb.RerankStreamRequest], cal
     queries = [message.query for message in messages]
     truncation = _truncation(first.truncate, first.truncation_direction)
     request = ScoreRequest(list(zip(queries, texts, strict=True)), truncation=truncation, field="texts")
-    scores = await gateway.service.score(request, call)
+    scores = await handler.service.score(request, call)
     answer = pb.RerankResponse(metadata=_metadata(call, [*queries, *texts], scores.tokens))
     order = np.argsort(-scores.logits, kind="stable").tolist()
     _add_ranks(answer, scores, order, texts if first.return_text else None, first.raw_scores)

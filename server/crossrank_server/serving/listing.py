@@ -1,4 +1,4 @@
-"""What is told of a model, the same over HTTP and gRPC."""
+"""Build the entries of /v1/models, the same over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _STARTED = int(time.time())
 
 
 def model_entry(service: RerankService, model: ModelSlot) -> dict[str, Any]:
-    """Return a model in the form of OpenAI's API, with facts of its own beside it.
+    """Build the /v1/models entry of a model: OpenAI's fields, and beside them those of this server.
 
-    Engine and precision of one never loaded are None.
+    Engine and precision are None until the model is first loaded.
     """
     return {
         "id": model.id,

@@ -40,13 +40,13 @@ class ModelPool:
         self._strict_names = strict_names
 
     @property
-    def models(self) -> list[ModelSlot]:
+    def slots(self) -> list[ModelSlot]:
         """All models, the default first, whether awake or asleep."""
         return list(self._slots.values())
 
     def ready(self) -> bool:
         """Tell whether every pinned model can take requests; one that sleeps is no fault."""
-        return all(slot.served is not None and slot.served.engine.ready() for slot in self.models if slot.pinned)
+        return all(slot.served is not None and slot.served.engine.ready() for slot in self.slots if slot.pinned)
 
     def resolve(self, name: str | None) -> str:
         """Return the id of the model that a name means (older spellings accepted); no name is the default.
@@ -55,12 +55,12 @@ class ModelPool:
             ModelNotFound: It is not served here.
         """
         if not name:
-            return self.models[0].id
+            return self.slots[0].id
         for spelling in (name, canonical_model_id(name)):
             if spelling in self._slots:
                 return spelling
         if not self._strict_names:
-            return self.models[0].id
+            return self.slots[0].id
         served = ", ".join(self._slots)
         raise ModelNotFound(f"model {name[:200]!r} is not served here; served: {served}", param="model")
 

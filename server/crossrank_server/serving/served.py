@@ -1,4 +1,4 @@
-"""A loaded model: its encoder, its engine and the queue in front of it."""
+"""Hold a loaded model: its encoder, its engine and the queue in front of it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from crossrank_server.telemetry.base import Observers, ScoredBatch
 
 
 class ServedModel:
-    """A bundle with its encoder, its engine and the queue in front of it.
+    """Join a bundle with its encoder, its engine and the queue in front of it.
 
     Args:
         bundle: The model.
-        engine: What computes its logits.
-        max_waiting_documents: Beyond this many a request is refused.
-        max_waiting_batch_documents: The same for the tier `batch`; as many if None.
+        engine: Computes its logits.
+        max_waiting_documents: Limit of documents in the queue; a request beyond it is refused.
+        max_waiting_batch_documents: The same for the tier `batch`; defaults to `max_waiting_documents`.
         cores: Shared by the models of a server, whose engines use the same cores.
-        observers: Who is told of its batches.
+        observers: Notified of every scored batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One answer for all protocols: who may ask, which model, which scores, which order."""
+"""Score a request, whatever protocol it came by: admission, model, tokens, scores, order."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from crossrank_server.telemetry.base import Observers
 
 _log = logging.getLogger("crossrank")
 
-# Seconds that engines may take to end.
+# Seconds that engines may take to close.
 _CLOSE_S = 5.0
-# Chunks of one request, over all documents, for each document that is allowed: Cohere's 10,000 for 1,000.
+# Limit of chunks of one request, as a multiple of the limit of documents: Cohere allows 10,000 for 1,000 documents.
 # Source: https://docs.cohere.com/v1/docs/reranking-best-practices
 _CHUNKS_PER_DOCUMENT = 10
 
-# A query and its documents.
+# A query and the documents to score with it.
 Group = tuple[str, list[str]]
 
 
@@ -44,8 +44,8 @@ class Scores:
         model: Id of the model that scored.
         logits: float32 [pairs], in the order of the request.
         tokens: Tokens scored, special tokens and the repeated query included.
-        billed: Documents billed; each chunk of a document counts as one.
-        cost_usd: What the request cost; None where nothing is metered.
+        billed: Number of documents billed; each chunk of a document counts as one.
+        cost_usd: Cost of the request; None where usage is not metered.
         truncated: Indices of truncated documents.
         query_truncated: Whether a query was truncated.
     """
@@ -76,24 +76,24 @@ class Ranking(Scores):
 
 
 class RerankService:
-    """Ranks documents with the models of a pool.
+    """Rank documents with the models of a pool.
 
     Args:
-        models: The models served.
-        max_documents: Documents in one request.
-        timeout_s: Seconds after which a request is given up; the wait for a model to be loaded comes before them.
-        batch_timeout_s: The same for the tier `batch`, which waits for idle cores; as many if None.
-        accounts: Who may ask, and what it costs.
-        prices: The price list, for whoever asks.
-        observers: Who is told of requests.
+        pool: The models served.
+        max_documents: Limit of documents in one request.
+        timeout_s: Seconds after which a request is given up; the wait for a model to be loaded does not count.
+        batch_timeout_s: The same for the tier `batch`, which waits for idle cores; defaults to `timeout_s`.
+        accounts: Check keys and limits, and record usage; by default anybody is served.
+        prices: The price list that is shown to callers.
+        observers: Notified of every request.
 
     Attributes:
-        draining: The server is about to end: it is not ready for more, but answers what still comes.
+        draining: The server is shutting down: it reports that it is not ready, but still answers requests.
     """
 
     def __init__(
         self,
-        models: ModelPool,
+        pool: ModelPool,
         *,
         max_documents: int,
         timeout_s: float,
@@ -102,14 +102,14 @@ class RerankService:
         prices: Prices | None = None,
         observers: Observers | None = None,
     ) -> None:
-        self.models = models
+        self.pool = pool
         self.accounts = accounts or OpenAccounts()
         self.prices = prices or Prices()
         self.observers = observers or Observers()
         self.draining = False
         self.max_documents = max_documents
         self._timeout_s = {"realtime": timeout_s, "batch": timeout_s if batch_timeout_s is None else batch_timeout_s}
-        # The tier `batch` has its own, or realtime texts would queue behind its texts.
+        # The tier `batch` has a thread of its own, so that realtime texts do not queue behind its texts.
         self._tokenizers = {
             "realtime": ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize"),
             "batch": ThreadPoolExecutor(1, thread_name_prefix="crossrank-tokenize-batch"),
@@ -117,7 +117,7 @@ class RerankService:
 
     def ready(self) -> bool:
         """Tell whether requests can be scored now."""
-        return not self.draining and self.models.ready()
+        return not self.draining and self.pool.ready()
 
     async def rerank(self, request: RerankRequest, call: Call) -> Ranking:
         """Score and order the documents.
@@ -132,10 +132,11 @@ class RerankService:
         return Ranking(**vars(scores), order=order[: request.top_n or None])
 
     async def score(self, request: ScoreRequest, call: Call) -> Scores:
-        """Score the pairs, in their order; a query of several neighbouring pairs is tokenized once.
+        """Score the pairs, in their order; a query that several neighbouring pairs share is tokenized once.
 
         Raises:
-            InvalidRequest: There are more documents or chunks than the limit, or one may not be truncated.
+            InvalidRequest: There are more documents or chunks than the limit, or a pair over the window may not be
+                truncated.
             ModelNotFound: The model is not served here.
             ModelWarming: The model was asleep; see `Residency.awake`.
             Forbidden, PaymentRequired, RateLimited: See `Accounts.admit`.
@@ -157,7 +158,7 @@ class RerankService:
                 param=field,
                 code="too_many_documents",
             )
-        model_id = self.models.resolve(model)
+        model_id = self.pool.resolve(model)
         call.model = model_id
         call.documents += documents
         if call.wait_s:
@@ -170,7 +171,7 @@ class RerankService:
                 documents=documents,
                 headers=call.response_headers,
             ) as charge,
-            self.models.awake(model_id, call.wait_s) as served,
+            self.pool.awake(model_id, call.wait_s) as served,
         ):
             try:
                 pairs, logits = await asyncio.wait_for(
@@ -179,7 +180,7 @@ class RerankService:
             except asyncio.TimeoutError:
                 raise _timeout(call.tier, self._timeout_s[call.tier]) from None
             charge.tokens = len(pairs.batch.input_ids)
-            # A call may be made of several requests.
+            # A stream scores several requests in one call.
             call.tokens += charge.tokens
             call.truncated_documents += len(pairs.truncated)
             call.query_truncated |= pairs.query_truncated
@@ -222,10 +223,10 @@ class RerankService:
         return pairs, await served.batcher.score(pairs.batch, tier=call.tier, stages_s=call.stages_s)
 
     async def close(self) -> None:
-        """Finish what is under way, release the engines, write what is not written yet."""
+        """Finish the batches under way, release the engines, and write the usage that is not written yet."""
         try:
-            # Usage is written even if an engine does not come to an end.
-            await asyncio.wait_for(self.models.close(), _CLOSE_S)
+            # Usage is written even if an engine does not close.
+            await asyncio.wait_for(self.pool.close(), _CLOSE_S)
         except asyncio.TimeoutError:
             _log.error("an engine has not stopped after %g s and is left behind", _CLOSE_S)
         finally:

@@ -1,4 +1,4 @@
-"""What is true at the moment Prometheus asks: what waits, what is held, which engines serve."""
+"""Collect the gauges of a service when Prometheus scrapes: queue lengths, memory of bodies, loaded models."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from crossrank_server.serving.service import RerankService
 
 
 class StateCollector(Collector):
-    """Reads a service when it is asked, so that nothing has to be kept up to date.
+    """Read a service at each scrape, so that no gauge has to be kept up to date.
 
     Args:
-        service: Its models are looked at.
-        held_bytes: Bytes of request bodies in memory.
+        service: The service.
+        buffered_bytes: Returns the bytes of request bodies in memory.
     """
 
-    def __init__(self, service: RerankService, held_bytes: Callable[[], int]) -> None:
+    def __init__(self, service: RerankService, buffered_bytes: Callable[[], int]) -> None:
         self._service = service
-        self._held_bytes = held_bytes
+        self._buffered_bytes = buffered_bytes
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics."""
@@ -32,7 +32,7 @@ class StateCollector(Collector):
         )
         engine = InfoMetricFamily("crossrank_engine", "What computes the scores.", labels=["model"])
         awake = GaugeMetricFamily("crossrank_model_awake", "1 while the model is in memory.", labels=["model"])
-        for model in self._service.models.models:
+        for model in self._service.pool.slots:
             awake.add_metric([model.id], model.served is not None)
             if model.served is None:
                 continue
@@ -50,7 +50,7 @@ class StateCollector(Collector):
         yield waiting
         yield engine
         yield GaugeMetricFamily(
-            "crossrank_request_bodies_held_bytes", "Bodies of HTTP requests in memory.", value=self._held_bytes()
+            "crossrank_request_bodies_held_bytes", "Bodies of HTTP requests in memory.", value=self._buffered_bytes()
         )
         yield GaugeMetricFamily(
             "crossrank_ready", "1 while requests can be scored, as /health/ready says.", value=self._service.ready()

@@ -1,4 +1,4 @@
-"""A line for each request: what was asked for and what became of it, but no text, no URL and no error message.
+"""Log a line for each request: route, status, times and counts, but no text, no URL and no error message.
 
 Error messages quote values of the request and URLs may hold a query, so that a line has the error's code and the
 route's template instead.
@@ -15,10 +15,10 @@ _log = logging.getLogger("crossrank.access")
 
 
 class AccessLog:
-    """Logs requests; an `Observer`. Failures of the server are errors, what machines ask all the time is for debug."""
+    """Log requests; an `Observer`. Failures of the server are logged as errors, probes at debug level."""
 
     def finished(self, exchange: Exchange) -> None:
-        """Log one line at the level of its outcome."""
+        """Log one line, at the level of the outcome."""
         level = _level(exchange)
         if not _log.isEnabledFor(level):
             return

@@ -24,7 +24,7 @@ COUNTS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 @dataclass
 class Exchange:
-    """One request of a protocol and what became of it, whether or not a call could be opened for it.
+    """One request and its outcome, whether or not a call could be opened for it.
 
     Attributes:
         protocol: `http` or `grpc`.
@@ -37,8 +37,8 @@ class Exchange:
         code: `ok`, or the code of the error that was answered.
         call: None where the request was refused before it had one.
         trace_id: Hexadecimal, of the trace that it belongs to; empty without tracing.
-        started: time.perf_counter() when it came.
-        duration_s: Until its last byte was handed to the transport.
+        started: time.perf_counter() when it arrived.
+        duration_s: Seconds until its last byte was handed to the transport.
     """
 
     protocol: Literal["http", "grpc"]
@@ -74,10 +74,10 @@ class ScoredBatch:
 
     Attributes:
         model: Id of the model.
-        pairs: Of one or several requests.
-        tokens: Of the pairs.
-        padded_tokens: What the engine computed: tokens and padding.
-        duration_s: From handing it over to having its logits.
+        pairs: Number of pairs, of one or several requests.
+        tokens: Number of tokens of the pairs.
+        padded_tokens: Number of tokens that the engine computed, padding included.
+        duration_s: Seconds from the call of the engine to its logits.
     """
 
     model: str

@@ -1,8 +1,8 @@
-"""How every line of the process is written, libraries' included: as text for people or as JSON for machines.
+"""Format every log line of the process, libraries' included: as text for people or as JSON for machines.
 
-While a request is handled, an exception is logged by its type and the places it came through, without its message:
-exceptions of parsers and codecs quote what they were given, which is the caller's text. The messages of failing
-engines, which never see text, and of the operating system (a full disk) stay.
+While a request is handled, an exception is logged with its type and traceback, without its message: exceptions of
+parsers and codecs quote their input, which is the caller's text. The messages of engines, which never see text, and of
+the operating system (a full disk) are kept.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pythonjsonlogger.orjson import OrjsonFormatter
 
 from crossrank.errors import CrossrankError
 
-# The id of the request that the running task handles; empty outside of requests.
+# Id of the request that the running task handles; empty outside of requests.
 current_request: contextvars.ContextVar[str] = contextvars.ContextVar("current_request", default="")
 
-# What a record holds beside the facts given as `extra`; color_message is uvicorn's second copy for terminals.
+# Attributes of a record that are not given as `extra`; color_message is uvicorn's second copy for terminals.
 _NOT_FACTS = frozenset([*RESERVED_ATTRS, "message", "asctime", "color_message"])
 _log = logging.getLogger("crossrank")
 
@@ -37,18 +37,18 @@ def configure_logging(level: str, style: Literal["text", "json"]) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """`time LEVEL logger message name=value ...`, exceptions below it."""
+    """Format a record as `time LEVEL logger message name=value ...`, with exceptions below it."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line and what is below it."""
+        """Return the line, and the exception below it."""
         record.exc_text = None  # another formatter's, with messages
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the line, with what `extra` holds at its end."""
+        """Return the line, with the values of `extra` at its end."""
         facts = [f"{name}={value}" for name, value in vars(record).items() if name not in _NOT_FACTS]
         return " ".join([super().formatMessage(record), *facts])
 
@@ -58,7 +58,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(OrjsonFormatter):
-    """One JSON object a line: time, level, logger, message, and what `extra` holds, such as the facts of a request."""
+    """Format a record as one JSON object: time, level, logger, message, and the values of `extra`."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -69,7 +69,7 @@ class JsonFormatter(OrjsonFormatter):
         )
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Name the request that a line belongs to."""
+        """Add the id of the request that a line belongs to."""
         if "request_id" not in log_data and (request_id := current_request.get()):
             log_data["request_id"] = request_id
         return log_data
@@ -80,7 +80,7 @@ class JsonFormatter(OrjsonFormatter):
 
 
 def described_exception(error: BaseException | None) -> str:
-    """Return the tracebacks of an exception and of what caused it, the first one first."""
+    """Return the tracebacks of an exception and of its causes, the first cause first."""
     if error is None:
         return ""
     if not current_request.get():
@@ -99,7 +99,7 @@ def described_exception(error: BaseException | None) -> str:
 
 
 def log_loop_failure(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what no task awaited, in place of asyncio's handler, which writes exceptions with their messages."""
+    """Log an exception that no task awaited; asyncio's own handler would write it with its message."""
     token = current_request.set(current_request.get() or "unknown")
     try:
         _log.error("%s", context.get("message", "unhandled exception"), exc_info=context.get("exception"))

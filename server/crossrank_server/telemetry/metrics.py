@@ -1,7 +1,7 @@
-"""Counts for Prometheus, by its naming rules: base units, `_total`, few values a label.
+"""Count requests and batches for Prometheus, by its naming rules: base units, `_total`, few values a label.
 
-Labels hold only what the server itself knows: templates of routes, ids of served models, words of its own. A caller
-cannot make new series by sending new names.
+Labels hold only values that the server itself defines: templates of routes, ids of served models, error codes. A
+caller cannot create new series by sending new names.
 
 Source: https://prometheus.io/docs/practices/naming/
 """
@@ -38,20 +38,20 @@ Child = TypeVar("Child", Counter, Histogram)
 
 
 def _child_of(metric: Child) -> Callable[..., Child]:
-    """Return the metric's `labels`, remembering what it gave: that is four times as fast, with few values a label."""
+    """Return the metric's `labels` with a cache: four times as fast, and small, as labels have few values."""
     return functools.cache(metric.labels)
 
 
 class Metrics:
-    """Counts requests and batches; an `Observer`.
+    """Count requests and batches; an `Observer`.
 
     Attributes:
-        registry: Where everything is registered; further collectors may be.
+        registry: Holds all metrics; further collectors may be added.
     """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each metric, which is of no use
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -110,7 +110,7 @@ class Metrics:
         return _child_of(Histogram(name, text, labels, registry=self.registry, buckets=buckets))
 
     def finished(self, exchange: Exchange) -> None:
-        """Count a request by its outcome, and what was scored for it."""
+        """Count a request by its outcome, and its documents and tokens."""
         call = exchange.call
         model, tier = (call.model, call.tier) if call else ("", "")
         self._requests(exchange.protocol, exchange.route, model, tier, exchange.status, exchange.code).inc()
@@ -137,14 +137,14 @@ class Metrics:
         self._padding_tokens(batch.model).inc(batch.padded_tokens - batch.tokens)
 
     def close(self) -> None:
-        """Do nothing: Prometheus fetches."""
+        """Do nothing: Prometheus scrapes."""
 
     def watch(self, state: Collector) -> None:
-        """Add what is read at the moment Prometheus asks."""
+        """Add a collector that is read at each scrape."""
         self.registry.register(state)
 
     def begin(self) -> None:
-        """Do nothing: what is watched is read when Prometheus asks."""
+        """Do nothing: watched collectors are read at each scrape."""
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics and their content type, in OpenMetrics where the Accept header asks for it."""

@@ -1,4 +1,4 @@
-"""Spans of OpenTelemetry: one for each request, below its caller's, and one for each stage below it."""
+"""Record OpenTelemetry spans: one for each request, below its caller's span, and one for each stage below it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FLUSH_S = 3.0
 
 
 class Tracing:
-    """Makes spans; an `Observer`.
+    """Record spans; an `Observer`.
 
     Args:
-        exporter: Where finished spans go, in batches, from a thread of its own.
+        exporter: Receives finished spans, in batches, from a thread of its own.
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
@@ -36,13 +36,13 @@ class Tracing:
         self._tracer = self._provider.get_tracer("crossrank")
 
     def finished(self, exchange: Exchange) -> None:
-        """Make the request's span, below the one that its headers name, and its stages', from the times taken anyway.
+        """Record the span of a request, below the one that its headers name, and the spans of its stages.
 
-        A sampler that decides by the parent or by the trace's id works; one that looks at attributes sees them too.
+        They are built from the measured times when the request has ended; samplers see the parent and the attributes.
         """
         if exchange.is_probe:
             return
-        # perf_counter() counts from anywhere: its zero is this many nanoseconds after 1970.
+        # The zero of perf_counter() is arbitrary: it lies this many nanoseconds after 1970.
         epoch_ns = time.time_ns() - time.perf_counter_ns()
         start_ns = epoch_ns + int(exchange.started * 1e9)
         name = exchange.route if exchange.protocol == "grpc" else f"{exchange.method} {exchange.route}"
@@ -67,7 +67,7 @@ class Tracing:
         for stage in STAGES:
             if stage not in call.stages_s:
                 continue
-            # Where no start was noted (queue, inference) a stage follows the one before it.
+            # Stages without a start time of their own (queue, inference) follow the one before.
             start_s = call.stage_starts.get(stage, end_s)
             end_s = start_s + call.stages_s[stage]
             child = self._tracer.start_span(stage, parent, start_time=epoch_ns + int(start_s * 1e9))
@@ -77,7 +77,7 @@ class Tracing:
         """Trace nothing: a batch serves several requests."""
 
     def close(self) -> None:
-        """Send what waits; a collector that does not answer holds this up for a few seconds at most."""
+        """Send the spans that wait; give up after a few seconds if the collector does not answer."""
         # The exporter's own limit is 30 s.
         thread = threading.Thread(target=self._provider.shutdown, daemon=True)
         thread.start()
@@ -85,7 +85,7 @@ class Tracing:
 
 
 def _attributes(exchange: Exchange) -> dict[str, Any]:
-    """Return what describes a request, by the names of OpenTelemetry's semantic conventions where there are any.
+    """Return the attributes of a request's span, named by OpenTelemetry's semantic conventions where they exist.
 
     Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/, .../rpc/grpc/, .../gen-ai/gen-ai-spans/
     """

@@ -1,4 +1,4 @@
-"""OpenTelemetry where an endpoint is configured by its standard variables; otherwise nothing of it is imported.
+"""Set up OpenTelemetry where its standard variables name an endpoint; otherwise import nothing of it.
 
 The variables (OTEL_EXPORTER_OTLP_ENDPOINT, ...) also set the sampler, the service's name and headers of the export.
 
@@ -16,7 +16,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 
 def tracing_from_environment() -> Observer | None:
-    """Return what traces requests if an endpoint is configured and tracing is not switched off.
+    """Return the observer that traces requests; None without an endpoint, or where tracing is switched off.
 
     Raises:
         SetupError: A package is missing, or the protocol asked for is not that of HTTP.

@@ -18,7 +18,7 @@ from crossrank.integrations.mteb import CrossrankCrossEncoder
 
 __all__ = ["run_example"]
 
-encoder = CrossEncoder("builtin")
+encoder = CrossEncoder("builtin", precision="fp32")
 
 
 def evaluate(samples, **options):
@@ -43,7 +43,7 @@ def rerank(corpus, queries, results, top_k, **options):
 
 def protocol():
     """Tell whether MTEB takes the adapter for a cross-encoder, and what it says of itself."""
-    model = CrossrankCrossEncoder("builtin")
+    model = CrossrankCrossEncoder("builtin", precision="fp32")
     meta = model.mteb_model_meta
     return [isinstance(model, CrossEncoderProtocol), meta.name, meta.max_tokens]
 
@@ -54,5 +54,7 @@ def score(queries, documents, batch_size):
     def batches(texts):
         return [{"text": texts[start : start + batch_size]} for start in range(0, len(texts), batch_size)]
 
-    scores = CrossrankCrossEncoder("builtin").predict(batches(queries), batches(documents), hf_split="test")
+    scores = CrossrankCrossEncoder("builtin", precision="fp32").predict(
+        batches(queries), batches(documents), hf_split="test"
+    )
     return [str(scores.dtype), scores.tolist()]

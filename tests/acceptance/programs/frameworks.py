@@ -23,7 +23,7 @@ from crossrank.integrations.llama_index import CrossrankRerank
 
 __all__ = ["run_example"]
 
-encoder = CrossEncoder("builtin")
+encoder = CrossEncoder("builtin", precision="fp32")
 
 
 class Everything(BaseRetriever):
@@ -103,7 +103,7 @@ def llama_index_without_query(texts):
 
 def _pipeline(top_k):
     pipeline = Pipeline()
-    pipeline.add_component("ranker", CrossrankRanker("builtin", top_k=top_k, options={"max_length": 512}))
+    pipeline.add_component("ranker", CrossrankRanker("builtin", top_k=top_k, options={"precision": "fp32"}))
     return pipeline
 
 
@@ -133,7 +133,7 @@ def haystack_saved_and_loaded(query, texts, top_k):
 def haystack_run(query, texts, **options):
     """Rank with the component alone; say also whether the documents given still have no score."""
     documents = _given(query, texts)["ranker"]["documents"]
-    ranked = CrossrankRanker("builtin").run(query=query, documents=documents, **options)
+    ranked = CrossrankRanker("builtin", options={"precision": "fp32"}).run(query=query, documents=documents, **options)
     return [_documents({"ranker": ranked}), all(document.score is None for document in documents)]
 
 

@@ -147,7 +147,7 @@ def test_an_engine_refuses_a_graph_that_it_cannot_read(copy: Path, edit: Edit, e
 
 
 def test_a_precision_that_the_bundle_lacks_is_refused_naming_those_it_has(builtin: Bundle) -> None:
-    with pytest.raises(BundleError, match=r"has no int8 graph, only fp32: export it with --precision int8"):
+    with pytest.raises(SetupError, match=r"has no int8 graph, only fp32: export it with --precision int8"):
         make_engine(builtin, "onnxruntime", "int8")
 
 
@@ -188,7 +188,7 @@ def test_a_graph_of_onnx_runtimes_operators_alone_is_no_fp16_for_others(edit: Ed
 
 
 def test_onnxruntime_has_no_bf16_and_says_what_has(builtin: Bundle) -> None:
-    with pytest.raises(SetupError, match="use --engine openvino, or --precision fp32"):
+    with pytest.raises(SetupError, match="not bf16: use --precision auto, or --engine native or openvino"):
         make_engine(builtin, "onnxruntime", "bf16")
 
 

@@ -6,12 +6,12 @@ import dataclasses
 import re
 
 import pytest
-from crossrank.bundles.resolve import builtin_path
 
 from crossrank.bundles.catalog import BUILTIN, BUILTIN_ID, MODELS, CatalogModel, canonical_model_id, catalog_model
 from crossrank.bundles.hub_ref import parse_hub_ref
 from crossrank.bundles.layout import choose_files
 from crossrank.errors import ModelSourceError
+from crossrank.resolve import builtin_path
 
 PRICED = "cross-encoder/ms-marco-TinyBERT-L2-v2"
 

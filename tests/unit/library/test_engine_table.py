@@ -200,8 +200,8 @@ def test_what_is_passed_over_is_said_once_and_what_is_not_installed_is_not(
         for _ in range(2):
             assert make_engine(builtin, threads=1).name == "onnxruntime"
     assert caplog.messages == [
-        "engine openvino in fp32 is not used: its file is damaged",
         "engine native is not used: no AVX2",
+        "engine openvino in fp32 is not used: its file is damaged",
     ]
 
 
@@ -214,7 +214,7 @@ def test_an_engine_asked_for_fails_with_its_own_error(builtin: Bundle, monkeypat
         make_engine(builtin, "native")
     unfit = dataclasses.replace(first, fault=lambda bundle: Fault("no AMX here"))
     monkeypatch.setattr(select, "CANDIDATES", (unfit, scripted.real))
-    with pytest.raises(CrossrankError, match="cannot be served so: engine native: no AMX here; --engine auto"):
+    with pytest.raises(CrossrankError, match="engine native cannot serve crossrank-mini: no AMX here; --engine auto"):
         make_engine(builtin, "native")
 
 

@@ -36,7 +36,7 @@ def keep(bundle: Bundle, cache: Path, machine: Machine | None = None) -> Path:
 
 def engine_served(cache: Path, **flags: object) -> EmbeddedEngine:
     service = load_service(["builtin"], ServeSettings(cache_dir=cache, **flags))  # type: ignore[arg-type]
-    served = service.models.models[0].served
+    served = service.pool.slots[0].served
     assert served is not None
     assert isinstance(served.engine, EmbeddedEngine)
     return served.engine

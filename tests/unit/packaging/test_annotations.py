@@ -14,6 +14,14 @@ import pytest
 
 PACKAGES = ("crossrank", "crossrank_server", "crossrank_client", "crossrank_export", "crossrank_perf")
 
+# Behind CrossEncoder, they name classes of modules that are loaded with the first model: an import of crossrank would
+# load pydantic, tokenizers and engines for these annotations.
+LOADED_LATER = {
+    "crossrank.config.config_from_manifest",
+    "crossrank.handle.ModelHandle.model",
+    "crossrank.opening.Opening.open",
+}
+
 
 def modules(package: str) -> Iterator[types.ModuleType]:
     """Import every Python module of a package; `__main__` would run."""
@@ -21,8 +29,9 @@ def modules(package: str) -> Iterator[types.ModuleType]:
     yield root
     for found in pkgutil.walk_packages(root.__path__, f"{package}."):
         module = found.name.rpartition(".")[2]
-        # Native libraries lie beside the code in a checkout; they are no modules.
-        if module != "__main__" and not module.startswith("_"):
+        # Native libraries lie beside the code in a checkout; they are no modules. Integrations need their frameworks:
+        # tests/acceptance has those.
+        if not module.startswith("_") and ".integrations." not in found.name:
             yield importlib.import_module(found.name)
 
 
@@ -46,13 +55,14 @@ def test_type_hints_of_everything_public_resolve(package: str, monkeypatch: pyte
     # Triton's Python backend puts this module into its own processes only.
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
     checked = 0
-    unresolved = []
+    unresolved = {}
     for module in modules(package):
         for name, value in annotated(module):
             checked += 1
             try:
                 typing.get_type_hints(value)
             except NameError as error:
-                unresolved.append(f"{module.__name__}.{name}: {error}")
+                unresolved[f"{module.__name__}.{name}"] = str(error)
     assert checked > 20, "the package was not walked"
-    assert unresolved == []
+    expected = {name for name in LOADED_LATER if name.startswith(f"{package}.")}
+    assert unresolved.keys() == expected, unresolved

@@ -30,7 +30,7 @@ class Part:
         inside: Prefixes of its files, relative to the folder; the first part of a folder that fits a file has it.
         loading: Extras that must be there when its modules are imported; the distribution's dependencies always are.
         running: Extras whose packages its functions may import besides; they say so where these are missing.
-        outside: What its functions may import and no extra installs.
+        outside: What it may import and no extra installs.
     """
 
     folder: str
@@ -41,7 +41,12 @@ class Part:
 
 
 PARTS = (
-    Part("server/crossrank", running=("openvino", "triton")),
+    # A user of a framework has it; each module is for one.
+    Part(
+        "server/crossrank", ("integrations/",), outside=frozenset({"haystack", "langchain_core", "llama_index", "mteb"})
+    ),
+    # Who hands in a module of PyTorch, or asks for a tensor, has it.
+    Part("server/crossrank", running=("openvino", "triton"), outside=frozenset({"torch"})),
     Part("server/crossrank_server", ("rpc/",), loading=("server", "grpc")),
     Part("server/crossrank_server", ("telemetry/spans.py",), loading=("server", "otel")),
     # What the command line itself needs: it tells which extra is missing.

@@ -16,7 +16,7 @@ from sqlalchemy import func, select, update
 from crossrank.errors import PaymentRequired, RateLimited, SetupError
 from crossrank_server.accounts.base import Account
 from crossrank_server.accounts.keys import NewKey, add_credit, create_key, find_account
-from crossrank_server.accounts.ledger import Batch, Hold, Ledger
+from crossrank_server.accounts.ledger import Hold, Ledger, UsageBatch
 from crossrank_server.accounts.meter import Meter
 from crossrank_server.accounts.store import Store, allowances, gateways, holds, usage
 from tests.stepped_clock import SteppedClock
@@ -44,7 +44,7 @@ class LosesAnswers(Ledger):
 
     lose_next = False
 
-    def apply(self, batch: Batch) -> None:
+    def apply(self, batch: UsageBatch) -> None:
         super().apply(batch)
         if self.lose_next:
             self.lose_next = False
@@ -222,10 +222,10 @@ def test_a_batch_counts_once_however_often_it_is_written(store_url: str) -> None
     account = new_account(store)
     ledger = Ledger(store)
     today = datetime.now(timezone.utc).date()
-    batch = Batch(ledger.gateway_id, 1, usage={(account.key_id, today, "m", "batch"): [2, 30, 400, 210]})
+    batch = UsageBatch(ledger.gateway_id, 1, usage={(account.key_id, today, "m", "batch"): [2, 30, 400, 210]})
     for _ in range(3):
         ledger.apply(batch)
-    ledger.apply(Batch(ledger.gateway_id, 2, usage={(account.key_id, today, "m", "batch"): [1, 1, 1, 7]}))
+    ledger.apply(UsageBatch(ledger.gateway_id, 2, usage={(account.key_id, today, "m", "batch"): [1, 1, 1, 7]}))
     ledger.apply(batch)
     with store.read() as connection:
         (row,) = connection.execute(select(usage)).all()

@@ -1,4 +1,4 @@
-"""Addresses of Triton servers: parsed from `--triton-url`, and looked up again as their names change."""
+"""Parse the addresses of Triton servers in `--triton-url`, and look their names up again as they change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ADDRESS = re.compile(r"(?:grpc://)?(\[[0-9A-Fa-f:.%\w]+\]|[\w.-]+)(?::(\d{1,5})
 
 @dataclass(frozen=True)
 class Target:
-    """One address as the user wrote it.
+    """Hold one address as the user wrote it.
 
     Attributes:
         host: A name or an IP address, IPv6 without brackets.

@@ -1,4 +1,4 @@
-"""What a model in Triton says of itself, checked against the bundle whose tokens it will get.
+"""Check a model in Triton, by its metadata and configuration, against the bundle that tokenizes for it.
 
 A model of the same shape but another vocabulary would answer every request, wrongly: so the model's parameters must
 name the bundle's model id and tokenizer, which `crossrank repository` writes into every config.pbtxt.
@@ -18,7 +18,7 @@ _REMEDY = "write the repository again from this bundle with crossrank repository
 
 @dataclass(frozen=True)
 class Contract:
-    """How the model's inferences must look.
+    """State how requests for inference must look.
 
     Attributes:
         version: The version that answers; Triton takes the highest.

@@ -1,4 +1,4 @@
-"""One Triton server: is it fit for use, what is under way on it, and what its failures mean."""
+"""Talk to one Triton server: check its model, send inferences, and translate its failures."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ _LONGEST_S = 86_400.0
 
 
 class ConnectionLost(Exception):
-    """The server is gone, or going: nothing is known of the answer, and another server may be asked."""
+    """The connection was lost before an answer came; the inference may be sent to another server."""
 
 
 class ModelChanged(Exception):
-    """The server refused the shape or no longer has the model: what is known of it must be read again."""
+    """The server refused the shape or no longer has the model; its contract must be read again."""
 
 
 class Endpoint:
-    """A Triton server at one address.
+    """Use the Triton server at one address.
 
     All methods belong to one event loop.
 
     Args:
         address: `ip:port`.
         model: Name of the engine model.
-        manifest: Of the bundle that tokenizes for it.
-        contract: What a check at start-up found, None to begin unused.
+        manifest: That of the bundle that tokenizes for it.
+        contract: The contract found at start-up; None keeps the server out of use until a check finds one.
 
     Attributes:
-        contract: How inferences must look; None while the server is not fit for use.
-        reason: Why it is not.
+        contract: How inferences must look; None while the server is not usable.
+        reason: Why it is not usable.
         late_checks: Checks in a row that were not answered in time.
         tokens_under_way: Padded tokens sent and not yet answered.
         last_sent_s: When an inference was sent last, on the event loop's clock.
@@ -75,11 +75,11 @@ class Endpoint:
 
     @property
     def stalled(self) -> bool:
-        """Whether it has stopped answering altogether."""
+        """Tell whether the last checks were not answered in time."""
         return self.late_checks >= _LATE_CHECKS
 
     async def check(self) -> None:
-        """Ask the server for the model and set `contract`, or `reason` where it is not fit for use."""
+        """Ask the server for its model and set `contract`, or `reason` where it is not usable."""
         from tritonclient.grpc import InferenceServerException
 
         try:
@@ -114,7 +114,7 @@ class Endpoint:
         Args:
             batch: At most `contract.max_rows` pairs.
             length: Tokens to pad them to, one of `contract.buckets`.
-            deadline_s: On the event loop's clock.
+            deadline_s: Time limit, on the event loop's clock.
 
         Raises:
             ConnectionLost, ModelChanged: The inference may be tried again, elsewhere or in another shape.
@@ -172,12 +172,12 @@ class Endpoint:
         return logits[:, 0], result.get_response().model_version
 
     def abandon(self) -> None:
-        """Give up what is under way, so that it is tried elsewhere."""
+        """Cancel the inferences under way, so that they are sent to other servers."""
         for call in self._calls:
             call.cancel()
 
     async def close(self) -> None:
-        """Close the connection; what is under way fails. The next use opens another."""
+        """Close the connection, which fails the inferences under way. The next one opens another."""
         client, self._client = self._client, None
         if client is not None:
             await client.close()
@@ -197,7 +197,7 @@ class Endpoint:
 
 
 def _failure(address: str, error: Any) -> Exception:
-    """Return what a failed inference means.
+    """Return the exception of a failed inference.
 
     Triton says UNAVAILABLE for a full queue and for a request that waited too long, gRPC for every lost connection;
     only the message tells them apart.

@@ -1,4 +1,4 @@
-"""GET /account: what the caller's key may do, what is left of its credit, and what it has used."""
+"""Serve GET /account: scopes, limits, credit and usage of the caller's key."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 
 from crossrank_server.accounts.base import SCOPES, Account
 from crossrank_server.http.body import JsonResponse
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.http.schema.answers import ErrorResponse
 
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (401, 403, 503)}
 
 
-def account_routes(gateway: Gateway) -> APIRouter:
+def account_routes(handler: HttpHandler) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
 
@@ -23,15 +23,15 @@ def account_routes(gateway: Gateway) -> APIRouter:
     @router.get("/v1/account", responses=_ERRORS)
     async def account(request: Request) -> Response:
         """Tell the caller's limits, credit and usage; where keys are off `key` is null and nothing is limited."""
-        call = await gateway.open(request, "account")
-        statement = await gateway.service.accounts.statement(call.account)
+        call = await handler.open(request, "account")
+        statement = await handler.service.accounts.statement(call.account)
         return JsonResponse(_answer(call.account, statement), headers=call.response_headers)
 
     return router
 
 
 def _answer(account: Account | None, statement: dict[str, Any] | None) -> dict[str, Any]:
-    """Return one form for both cases, so that a client need not know whether keys are on."""
+    """Build the answer, which has the same form with and without keys."""
     return {
         "object": "account",
         "keys_required": account is not None,

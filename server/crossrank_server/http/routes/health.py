@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from crossrank_server.http.body import JsonResponse
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 
 
 class Health(BaseModel):
@@ -21,7 +21,7 @@ class Health(BaseModel):
     unix: float
 
 
-def health_routes(gateway: Gateway) -> APIRouter:
+def health_routes(handler: HttpHandler) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
     not_ready: dict[int | str, dict[str, Any]] = {503: {"model": Health, "description": "not able to score now"}}
@@ -32,7 +32,7 @@ def health_routes(gateway: Gateway) -> APIRouter:
 
     async def ready() -> Response:
         """Tell whether requests can be scored now."""
-        if gateway.service.ready():
+        if handler.service.ready():
             return _health("ready", "Service is ready.")
         return _health("not ready", "Service is not ready.", 503)
 

@@ -1,4 +1,4 @@
-"""The page at `/`, its files, and the state it shows. No key is needed: it tells what a visitor may know."""
+"""Serve the page at `/`, its files, and the state that it shows. No key is needed; the state holds no secret."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from crossrank.bundles.catalog import CatalogModel, catalog_model
 from crossrank_server.accounts.prices import Prices
 from crossrank_server.calls import Tier
 from crossrank_server.http.body import JsonResponse
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.serving.slot import ModelSlot
 
 _MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
@@ -33,7 +33,7 @@ _GZIP = re.compile(r"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q=(?!0(?:\.0*)?\s*(?:,|$))[\
 
 @dataclass(frozen=True)
 class PageFile:
-    """A file as it is sent: whole or compressed, each with its ETag."""
+    """Hold a file in two forms, plain and compressed, each with its ETag."""
 
     media_type: str
     plain: bytes
@@ -41,7 +41,7 @@ class PageFile:
     digest: str
 
     def response(self, request: Request) -> Response:
-        """Answer with the form that the client takes, or with 304 if it has it."""
+        """Answer with the form that the client accepts, or with 304 if it has it already."""
         zipped = bool(_GZIP.search(request.headers.get("accept-encoding", "")))
         etag = f'"{self.digest}{"-gzip" if zipped else ""}"'
         # no-cache: kept by the browser, and used once the server has confirmed that it is current.
@@ -66,7 +66,7 @@ def load_page() -> dict[str, PageFile]:
     return loaded
 
 
-def page_routes(gateway: Gateway) -> APIRouter:
+def page_routes(handler: HttpHandler) -> APIRouter:
     """Return the routes."""
     router = APIRouter(include_in_schema=False)
 
@@ -81,12 +81,12 @@ def page_routes(gateway: Gateway) -> APIRouter:
 
     @router.get("/page/state.json")
     async def state() -> Response:
-        """Tell what is served, how it is doing, and what is published of it."""
-        service = gateway.service
+        """Return the models, their status, and the published figures of each."""
+        service = handler.service
         content = {
             "version": version("crossrank"),
             "ready": service.ready(),
-            "models": [model_state(model, service.prices) for model in service.models.models],
+            "models": [model_state(model, service.prices) for model in service.pool.slots],
         }
         return JsonResponse(content, headers={**_HEADERS, "cache-control": "no-store"})
 
@@ -94,7 +94,7 @@ def page_routes(gateway: Gateway) -> APIRouter:
 
 
 def model_state(model: ModelSlot, prices: Prices) -> dict[str, Any]:
-    """Return a model's part of the state; its card is None where the catalogue does not know it."""
+    """Return the state of a model; its card is None where the catalogue does not have it."""
     known = catalog_model(model.id)
     return {
         "id": model.id,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from crossrank_server.calls import Call
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.http.schema.answers import ERRORS, Truncations, Usage, results_of, truncations_of, usage_of
 from crossrank_server.http.schema.bodies import Options, body_schema
 from crossrank_server.http.schema.fields import Documents, Query
@@ -36,21 +36,21 @@ class RankingResponse(BaseModel):
     meta: Truncations
 
 
-def ranking_routes(gateway: Gateway) -> APIRouter:
+def ranking_routes(handler: HttpHandler) -> APIRouter:
     """Return the routes; the one with the model in its path is that of NVIDIA's hosted models."""
     router = APIRouter()
 
     async def answer(request: Request, model: str | None) -> Response:
         async def respond(data: dict[str, Any], call: Call) -> dict[str, Any]:
             body = RankingBody.read({"model": model, **data})
-            ranking = await gateway.service.rerank(body.rerank_request(body.query, body.passages, "passages"), call)
+            ranking = await handler.service.rerank(body.rerank_request(body.query, body.passages, "passages"), call)
             return {
                 "rankings": results_of(ranking, raw=True, score="logit"),
                 "usage": usage_of(ranking),
                 "meta": truncations_of(ranking),
             }
 
-        return await gateway.answer(request, respond)
+        return await handler.answer(request, respond)
 
     schema = body_schema(RankingBody)
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from crossrank_server.calls import Call
 from crossrank_server.http.dialects import DOCUMENTED_PATHS, PATHS, Dialect, dialect_of
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.http.routes.tei import Rank, TextsBody, rank_texts
 from crossrank_server.http.schema.answers import (
     ERRORS,
@@ -23,7 +23,7 @@ from crossrank_server.http.schema.bodies import RerankBody, body_schema
 from crossrank_server.serving.service import Ranking
 
 
-def rerank_routes(gateway: Gateway) -> APIRouter:
+def rerank_routes(handler: HttpHandler) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
 
@@ -32,13 +32,13 @@ def rerank_routes(gateway: Gateway) -> APIRouter:
 
         async def respond(data: dict[str, Any], call: Call) -> dict[str, Any] | list[Any]:
             if "texts" in data and "documents" not in data:
-                return await rank_texts(gateway.service, data, call)
+                return await rank_texts(handler.service, data, call)
             body = RerankBody.read(data)
-            ranking = await gateway.service.rerank(body.request(), call)
+            ranking = await handler.service.rerank(body.request(), call)
             dialect = dialect_of(request.scope["path"], body.model_fields_set)
             return response_from_ranking(dialect, call, data["documents"], body, ranking)
 
-        return await gateway.answer(request, respond)
+        return await handler.answer(request, respond)
 
     for path in PATHS:
         router.add_api_route(

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from crossrank_server.calls import Call
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.http.schema.answers import ERRORS, Truncations, Usage, truncations_of, usage_of
 from crossrank_server.http.schema.bodies import body_schema
 from crossrank_server.http.schema.pairs import ScoreBody
@@ -35,7 +35,7 @@ class ScoreResponse(BaseModel):
     meta: Truncations
 
 
-def score_routes(gateway: Gateway) -> APIRouter:
+def score_routes(handler: HttpHandler) -> APIRouter:
     """Return the routes."""
     router = APIRouter()
 
@@ -46,7 +46,7 @@ def score_routes(gateway: Gateway) -> APIRouter:
 
         async def respond(data: dict[str, Any], call: Call) -> dict[str, Any]:
             body = ScoreBody.read(data)
-            scores = await gateway.service.score(body.request(), call)
+            scores = await handler.service.score(body.request(), call)
             values = [scores.score(i, raw=body.raw) for i in range(len(scores.logits))]
             return {
                 "id": f"score-{call.request_id}",
@@ -58,6 +58,6 @@ def score_routes(gateway: Gateway) -> APIRouter:
                 "meta": truncations_of(scores),
             }
 
-        return await gateway.answer(request, respond)
+        return await handler.answer(request, respond)
 
     return router

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from crossrank_server.http.body import JsonResponse
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 
 
-def specification_routes(gateway: Gateway) -> APIRouter:
-    """Return the route; it needs nothing of the gateway."""
+def specification_routes(handler: HttpHandler) -> APIRouter:
+    """Return the route; it needs nothing of the handler."""
     router = APIRouter()
 
     @router.get("/v1/openapi.json", include_in_schema=False)

@@ -1,4 +1,4 @@
-"""TEI's dialect: `texts` in, a bare sorted list out; GET /info."""
+"""Serve TEI's dialect: `texts` in, a bare sorted list out; GET /info."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from crossrank.engines.base import BatchedEngine
 from crossrank_server.calls import Call
 from crossrank_server.http.body import JsonResponse
-from crossrank_server.http.gateway import Gateway
+from crossrank_server.http.handler import HttpHandler
 from crossrank_server.http.schema.answers import GET_ERRORS, results_of
 from crossrank_server.http.schema.bodies import Options
 from crossrank_server.http.schema.fields import Documents, Query
@@ -36,7 +36,7 @@ class Rank(BaseModel):
 async def rank_texts(service: RerankService, data: dict[str, Any], call: Call) -> list[dict[str, Any]]:
     """Return the answer to a body with `texts`, in the form of a list of Rank.
 
-    TEI has no place for what was truncated: the header `x-truncated-documents` tells how many texts were.
+    TEI's answer has no field for truncation: the header `x-truncated-documents` has the number of truncated texts.
 
     Raises:
         CrossrankError: See `RerankService.rerank`.
@@ -66,15 +66,15 @@ class Info(BaseModel):
     version: str
 
 
-def tei_routes(gateway: Gateway) -> APIRouter:
+def tei_routes(handler: HttpHandler) -> APIRouter:
     """Return the route /info."""
     router = APIRouter()
 
     @router.get("/info", response_model=Info, responses=GET_ERRORS)
     async def info(request: Request) -> Response:
         """Describe the default model as TEI does."""
-        call = await gateway.open(request, "models")
-        model = gateway.service.models.models[0]
+        call = await handler.open(request, "models")
+        model = handler.service.pool.slots[0]
         manifest = model.bundle.manifest
         labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         return JsonResponse(
@@ -85,7 +85,7 @@ def tei_routes(gateway: Gateway) -> APIRouter:
                 "model_type": {"reranker": labels},
                 "max_input_length": manifest.max_length,
                 "max_batch_tokens": _batch_tokens(model.served),
-                "max_client_batch_size": gateway.service.max_documents,
+                "max_client_batch_size": handler.service.max_documents,
                 "auto_truncate": True,
                 "version": request.app.version,
             },

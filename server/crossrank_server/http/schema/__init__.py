@@ -1,6 +1,6 @@
-"""The union of the rerank schemas in use: one core, of which every dialect takes the fields it has.
+"""The union of the rerank schemas in use: one core, with the fields of every dialect.
 
-fields.py    single fields: what they may hold, and what is said of anything else
+fields.py    single fields: their values, and the error for any other value
 bodies.py    requests to rank documents; pairs.py those to score pairs
 answers.py   answers, and the errors that every route documents
 

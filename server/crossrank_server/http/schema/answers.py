@@ -1,4 +1,4 @@
-"""Answers: their parts, built from scores, and the models that document them."""
+"""Build the parts of answers from scores, and describe them as pydantic models for the OpenAPI document."""
 
 from __future__ import annotations
 

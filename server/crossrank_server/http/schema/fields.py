@@ -1,4 +1,4 @@
-"""The fields of requests: what each may hold, and a message with value and remedy for anything else.
+"""Validate the fields of requests; the error for a bad value states the value and the remedy.
 
 Validators are plain functions on whole lists: nothing of pydantic runs for each document.
 """
@@ -12,12 +12,12 @@ import orjson
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-# What infinity's client sends for no model.
+# Values that infinity's client sends for no model.
 _NO_MODEL = ("", "default/not-specified")
 
 
 class Problem(PydanticCustomError):
-    """A value that a validator refuses; the text is the whole message, remedy included."""
+    """Refuses a value; the text is the whole message, remedy included."""
 
     def __new__(cls, text: str, place: str = "") -> Problem:
         """Carry text and, below the field, the place (`[3]`) through pydantic's machinery."""

@@ -1,4 +1,4 @@
-"""Requests of pairs: vLLM's names for their two sides, and how they are matched."""
+"""Read requests of pairs: vLLM's names for their two sides, and how the sides are matched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all routes share: who calls, the body within its limits, the client that goes away, the answer."""
+"""Run the steps that all routes share: check the key, read the body, notice a disconnect, write the answer."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from crossrank_server.serving.service import RerankService
 T = TypeVar("T")
 
 
-class Gateway:
-    """Between the routes and the service.
+class HttpHandler:
+    """Handle the requests of all routes.
 
     Args:
-        service: Scores.
-        max_body_bytes: Of one request.
+        service: Scores the requests.
+        max_body_bytes: Limit for the body of one request.
     """
 
     def __init__(self, service: RerankService, max_body_bytes: int) -> None:
         self.service = service
         self.bodies = BodyReader(max_body_bytes)
 
-    async def open(self, request: Request, scope: str | None = None) -> Call:
-        """Return who calls and how; refused callers are told before their body is read.
+    async def open(self, request: Request, key_scope: str | None = None) -> Call:
+        """Open the call of a request; a caller without a good key is refused before the body is read.
 
         Args:
-            request: Whose headers say it.
-            scope: What the key must allow, for routes that `Accounts.admit` has no part in.
+            request: The request; its headers are read.
+            key_scope: The scope that the key must have, for routes that do not call `Accounts.admit`.
 
         Raises:
             CrossrankError: What `open_call` and `require_scope` raise.
         """
         call = await open_call(self.service.accounts, request.headers, request.state.request_id)
         request.state.call = call
-        if scope is not None:
+        if key_scope is not None:
             await self.service.accounts.show_limits(call.account, call.response_headers)
-            require_scope(call.account, scope)
+            require_scope(call.account, key_scope)
         return call
 
     async def answer(
@@ -53,7 +53,7 @@ class Gateway:
     ) -> Response:
         """Answer a POST: `respond` gets the JSON object of the body and returns that of the answer.
 
-        It is cancelled when the client goes away: nobody would read the answer.
+        It is cancelled when the client disconnects.
 
         Raises:
             CrossrankError: What `open_call`, `BodyReader.read`, `parse_object` and `respond` raise.

@@ -1,4 +1,4 @@
-"""What all methods share: who calls, messages within their limits, errors as statuses, trailing metadata."""
+"""Run the steps that all methods share: check the key, limit messages, turn errors into statuses, send trailers."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ Question = TypeVar("Question", bound=Message)
 
 # Full name of the method that the running task answers.
 current_method: contextvars.ContextVar[str] = contextvars.ContextVar("current_method")
-# Messages of the largest size that may be held at a time; small ones are counted by their bytes.
-_LARGEST_MESSAGES_HELD = 8
+# Messages of the largest size that may be in memory at a time; small ones are counted by their bytes.
+_LARGEST_MESSAGES_BUFFERED = 8
 
 
 @dataclass(frozen=True)
 class Received(Generic[Question]):
-    """A message as it came: read only when it is known who sent it, so that what is wrong with it can be answered."""
+    """Hold a message unparsed until its sender is known, so that an error in it can be answered."""
 
     kind: type[Question]
     data: bytes
 
     def read(self, call: Call) -> Question:
-        """Return the message.
+        """Parse the message.
 
         Raises:
-            InvalidRequest: It is none of this kind.
+            InvalidRequest: The data is no message of this kind.
         """
         with call.stage("parse"):
             try:
@@ -54,12 +54,12 @@ class Received(Generic[Question]):
                 ) from None
 
 
-class Scope:
-    """One RPC: its metadata, and what is sent at its end.
+class Rpc:
+    """Hold one RPC: its metadata, and the trailing metadata of its answer.
 
     Attributes:
-        request_id: The caller's `x-request-id` if usable.
-        exchange: What the observers are told in the end.
+        request_id: The caller's `x-request-id` if usable, else a new one.
+        exchange: The record of the RPC for the observers.
     """
 
     def __init__(self, service: RerankService, context: grpc.aio.ServicerContext) -> None:
@@ -72,7 +72,7 @@ class Scope:
         self._trailers: dict[str, str] = {"x-request-id": self.request_id}
 
     async def identify(self) -> None:
-        """Refuse at once who may not ask, before there is a message.
+        """Refuse a caller without a good key at once, before there is a message.
 
         Raises:
             CrossrankError: See `open_call`.
@@ -81,11 +81,11 @@ class Scope:
 
     @contextlib.asynccontextmanager
     async def call(self, exchange: Exchange, key_scope: str | None = None) -> AsyncIterator[Call]:
-        """Enter with who calls and how; leave with what is to be sent with the answer or the error.
+        """Enter with the opened call; on leaving, keep its headers for the trailing metadata.
 
         Args:
-            exchange: Of the RPC, or of one message of its stream.
-            key_scope: What the key must allow, for methods that `Accounts.admit` has no part in.
+            exchange: The record of the RPC, or of one message of its stream.
+            key_scope: The scope that the key must have, for methods that do not call `Accounts.admit`.
 
         Raises:
             CrossrankError: See `open_call` and `require_scope`.
@@ -106,31 +106,31 @@ class Scope:
                 self._trailers["server-timing"] = call.server_timing()
 
     def observe(self, request_id: str) -> Exchange:
-        """Return what is to be told to the observers of the RPC, or of one message of its stream."""
+        """Return a new record for the observers, of the RPC or of one message of its stream."""
         current_request.set(request_id)  # Each RPC and each message of a stream has a task of its own.
         return Exchange("grpc", self._method, request_id, self._metadata, route=self._method, status="OK")
 
     def send_trailers(self, status: Status | None = None) -> None:
-        """Set the trailing metadata: headers of the answer and, of an error, its details."""
+        """Set the trailing metadata: the headers of the answer and the details of an error."""
         trailers: list[tuple[str, str | bytes]] = list(self._trailers.items())
         if status is not None:
             trailers.append((DETAILS_KEY, status.SerializeToString()))
         self._context.set_trailing_metadata(tuple(trailers))
 
 
-class RpcGateway:
-    """Between the methods and the service.
+class RpcHandler:
+    """Handle the RPCs of all methods.
 
     Args:
-        service: Scores.
-        max_message_bytes: Of one message.
+        service: Scores the requests.
+        max_message_bytes: Limit for one message.
     """
 
     def __init__(self, service: RerankService, max_message_bytes: int) -> None:
         self.service = service
         self._max_message_bytes = max_message_bytes
-        self._max_held_bytes = _LARGEST_MESSAGES_HELD * max_message_bytes
-        self._held_bytes = 0
+        self._max_buffered_bytes = _LARGEST_MESSAGES_BUFFERED * max_message_bytes
+        self._buffered_bytes = 0
 
     def unary(
         self,
@@ -138,11 +138,11 @@ class RpcGateway:
         respond: Callable[[Question, Call], Awaitable[Message]],
         key_scope: str | None = None,
     ) -> grpc.RpcMethodHandler:
-        """Return a method that answers one message with one; cancelled with its RPC, whose deadline so bounds it."""
+        """Return a method that answers one message with one; it is cancelled when its RPC is, or at the deadline."""
 
         async def method(received: Received[Question], context: grpc.aio.ServicerContext) -> Message | None:
-            async with self._scope(context) as scope, scope.call(scope.exchange, key_scope) as call:
-                with self.held(received):
+            async with self._rpc(context) as rpc, rpc.call(rpc.exchange, key_scope) as call:
+                with self.buffered(received):
                     return await respond(received.read(call), call)
 
         return grpc.unary_unary_rpc_method_handler(method, _reader(kind), _written)
@@ -155,7 +155,7 @@ class RpcGateway:
         async def method(
             received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
         ) -> Message | None:
-            async with self._scope(context) as scope, scope.call(scope.exchange) as call:
+            async with self._rpc(context) as rpc, rpc.call(rpc.exchange) as call:
                 return await respond(received, call)
 
         return grpc.stream_unary_rpc_method_handler(method, _reader(kind), _written)
@@ -163,28 +163,28 @@ class RpcGateway:
     def bidirectional(
         self,
         kind: type[Question],
-        respond: Callable[[AsyncIterator[Received[Question]], Scope], AsyncGenerator[Message, None]],
+        respond: Callable[[AsyncIterator[Received[Question]], Rpc], AsyncGenerator[Message, None]],
     ) -> grpc.RpcMethodHandler:
-        """Return a method that answers a stream of messages with another."""
+        """Return a method that answers a stream of messages with a stream."""
 
         async def method(
             received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
         ) -> AsyncIterator[Message]:
-            async with self._scope(context, tell_success=False) as scope:
-                await scope.identify()
-                async with contextlib.aclosing(respond(received, scope)) as answers:
+            async with self._rpc(context, tell_success=False) as rpc:
+                await rpc.identify()
+                async with contextlib.aclosing(respond(received, rpc)) as answers:
                     async for answer in answers:
                         yield answer
 
         return grpc.stream_stream_rpc_method_handler(method, _reader(kind), _written)
 
     @contextlib.contextmanager
-    def held(self, received: Received[Any]) -> Iterator[None]:
-        """Count a message as held until the block ends.
+    def buffered(self, received: Received[Any]) -> Iterator[None]:
+        """Count a message as in memory until the block ends.
 
         Raises:
-            RequestTooLarge: It is over the limit.
-            Overloaded: The messages of all requests under way are over theirs.
+            RequestTooLarge: The message is over its limit.
+            Overloaded: The messages of all requests under way are over their common limit.
         """
         size = len(received.data)
         if size > self._max_message_bytes:
@@ -193,35 +193,35 @@ class RpcGateway:
                 "or raise --max-body-bytes",
                 param="body",
             )
-        self._held_bytes += size
+        self._buffered_bytes += size
         try:
-            if self._held_bytes > self._max_held_bytes:
+            if self._buffered_bytes > self._max_buffered_bytes:
                 raise Overloaded(
-                    f"requests under way hold {self._held_bytes} bytes, the limit is {self._max_held_bytes}; "
+                    f"requests under way hold {self._buffered_bytes} bytes, the limit is {self._max_buffered_bytes}; "
                     "try again in a second, or send smaller requests",
                     retry_after_s=1.0,
                 )
             yield
         finally:
-            self._held_bytes -= size
+            self._buffered_bytes -= size
 
     @contextlib.asynccontextmanager
-    async def _scope(self, context: grpc.aio.ServicerContext, *, tell_success: bool = True) -> AsyncIterator[Scope]:
-        """End an RPC with its trailing metadata, and what is raised within with its status.
+    async def _rpc(self, context: grpc.aio.ServicerContext, *, tell_success: bool = True) -> AsyncIterator[Rpc]:
+        """Enter with the RPC; on leaving, send its trailing metadata, and the status of an error raised within.
 
         Args:
-            context: Of the RPC.
-            tell_success: Whether observers are told of it if all went well: of a stream they are told each message.
+            context: gRPC's context of the RPC.
+            tell_success: Notify the observers of a success, too; of a stream they are notified of each message.
         """
-        scope = Scope(self.service, context)
-        exchange = scope.exchange
+        rpc = Rpc(self.service, context)
+        exchange = rpc.exchange
         try:
-            yield scope
-            scope.send_trailers()
+            yield rpc
+            rpc.send_trailers()
         except Exception as error:
-            status = status_from_error(error, scope.request_id)
+            status = status_from_error(error, rpc.request_id)
             fail_exchange(exchange, error, status)
-            scope.send_trailers(status)
+            rpc.send_trailers(status)
             context.set_code(_CODES[status.code])
             context.set_details(status.message)
         except asyncio.CancelledError:
@@ -233,25 +233,25 @@ class RpcGateway:
 
 
 class MethodInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Remembers which method is called: handlers are not told."""
+    """Remember which method is called, as gRPC does not pass it to handlers."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        """Pass the call on, in whose task this runs."""
+        """Note the method in the task of the RPC, and continue."""
         current_method.set(handler_call_details.method)
         return await continuation(handler_call_details)
 
 
 def handlers_of(name: str, methods: Mapping[str, grpc.RpcMethodHandler]) -> grpc.GenericRpcHandler:
-    """Return a service of a server."""
+    """Return the handlers of a service, to be added to a server."""
     return grpc.method_handlers_generic_handler(name, methods)
 
 
 def fail_exchange(exchange: Exchange, error: Exception | None = None, status: Status | None = None) -> None:
-    """Note how a request failed; without an error it was cancelled, by its caller or its deadline."""
+    """Record how a request failed; without an error it was cancelled, by its caller or its deadline."""
     if error is None or status is None:
         exchange.status, exchange.code = "CANCELLED", "client_closed_request"
         return

@@ -1,0 +1,105 @@
+"""Fresh virtual environments, each with one way to install this project, and what lies in them."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crossrank.errors import SetupError
+
+ROOT = Path(__file__).resolve().parents[3]
+# What to install -> what its user imports first.
+INSTALLATIONS = {
+    "crossrank-client": "import crossrank_client",
+    "crossrank": "import crossrank",
+    "crossrank[openvino]": "import crossrank",
+    "crossrank[server]": "import crossrank_server.http.app",
+    "crossrank[server,openvino,grpc]": "import crossrank_server.http.app",
+}
+_IMPORTS = 15
+
+
+@dataclass(frozen=True)
+class Installation:
+    """One way to install this project.
+
+    Attributes:
+        requirement: As given to pip.
+        packages: Distributions installed, ours among them.
+        bytes: Of their files, without what Python compiles at the first import.
+        statement: What was timed.
+        import_s: Seconds that the statement adds to an empty Python process, median; everything was imported before.
+    """
+
+    requirement: str
+    packages: int
+    bytes: int
+    statement: str
+    import_s: float
+
+
+def measure_installations(say: Callable[[str], None]) -> Iterator[Installation]:
+    """Build both wheels of the last commit, and measure each installation in a virtual environment of its own.
+
+    Args:
+        say: Told what is being done.
+
+    Raises:
+        SetupError: A step failed; the message has its output.
+    """
+    uv = str(Path(sys.executable).with_name("uv"))
+    with tempfile.TemporaryDirectory(prefix="crossrank-install-") as name:
+        folder = Path(name)
+        tree = folder / "tree"
+        tree.mkdir()
+        _run("sh", "-c", f"git -C '{ROOT}' archive HEAD | tar -x -C '{tree}'")
+        for project in (tree / "client", tree):
+            _run(uv, "build", "--quiet", "--wheel", "--out-dir", str(folder / "wheels"), str(project))
+        for i, (requirement, statement) in enumerate(INSTALLATIONS.items()):
+            say(f"installing {requirement}")
+            environment = folder / f"environment-{i}"
+            _run(uv, "venv", "--quiet", "--python", sys.executable, str(environment))
+            python = str(environment / "bin" / "python")
+            _run(uv, "pip", "install", "--quiet", "--python", python, *_wheels(folder / "wheels", requirement))
+            (packages,) = environment.glob("lib/python*/site-packages")
+            files = [path for path in packages.rglob("*") if path.is_file() and not path.is_symlink()]
+            yield Installation(
+                requirement,
+                len(list(packages.glob("*.dist-info"))),
+                sum(path.stat().st_size for path in files),
+                statement,
+                _seconds(python, statement) - _seconds(python, "pass"),
+            )
+
+
+def _wheels(folder: Path, requirement: str) -> list[str]:
+    """Return a requirement as the files just built: the index may have other wheels of the same version."""
+    (client,) = map(str, folder.glob("crossrank_client-*.whl"))
+    if requirement == "crossrank-client":
+        return [client]
+    (own,) = map(str, folder.glob("crossrank-*.whl"))
+    _, bracket, extras = requirement.partition("[")
+    needs_client = "server" in extras or "grpc" in extras
+    return [own + bracket + extras, *([client] if needs_client else [])]
+
+
+def _seconds(python: str, statement: str) -> float:
+    """Return the median time of a Python process that runs a statement; the first run, which compiles, is left out."""
+    seconds = []
+    for _ in range(1 + _IMPORTS):
+        began = time.perf_counter()
+        _run(python, "-I", "-c", statement)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SetupError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
