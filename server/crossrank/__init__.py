@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # ONNX Runtime, from 1.29 on, starts a thread when it is imported, which reports to Microsoft; and a forked process
-# waits for that thread when it ends, forever. Read by ONNX Runtime when it is imported; set it to 0 to have the reports.
+# waits for that thread when it ends, forever. ONNX Runtime reads this when it is imported; 0 brings the reports back.
 # Source: onnxruntime/core/platform/posix/telemetry.cc, https://github.com/microsoft/onnxruntime
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
