@@ -1,4 +1,4 @@
-"""Fresh virtual environments, each with one way to install this project, and what lies in them."""
+"""Install this project in fresh virtual environments, in each way, and measure their size and import time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from crossrank.errors import SetupError
 
 ROOT = Path(__file__).resolve().parents[3]
-# What to install -> what its user imports first.
+# Statement that a user of each installation imports first.
 INSTALLATIONS = {
     "crossrank-client": "import crossrank_client",
     "crossrank": "from crossrank import CrossEncoder",
@@ -26,14 +26,14 @@ _IMPORTS = 15
 
 @dataclass(frozen=True)
 class Installation:
-    """One way to install this project.
+    """Figures of one way to install this project.
 
     Attributes:
-        requirement: As given to pip.
-        packages: Distributions installed, ours among them.
-        bytes: Of their files, without what Python compiles at the first import.
-        statement: What was timed.
-        import_s: CPU seconds that the statement adds to an empty Python process; everything was imported before.
+        requirement: Requirement as given to pip.
+        packages: Installed distributions, this project's own included.
+        bytes: Size of their files, without bytecode that Python compiles at the first import.
+        statement: The import that was timed.
+        import_s: CPU seconds that the import adds to an empty Python process, median; all was imported before.
     """
 
     requirement: str
@@ -47,7 +47,7 @@ def measure_installations(say: Callable[[str], None]) -> Iterator[Installation]:
     """Build both wheels of the last commit, and measure each installation in a virtual environment of its own.
 
     Args:
-        say: Told what is being done.
+        say: Called with the progress.
 
     Raises:
         SetupError: A step failed; the message has its output.
