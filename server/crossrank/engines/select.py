@@ -208,11 +208,11 @@ def _unfit_engines(choice: Choice) -> dict[str, Verdict]:
     tried = set()
     for verdict in choice.verdicts:
         engine = verdict.candidate.engine
+        if verdict.state in ("failed", "taken"):
+            tried.add(engine)
         if verdict.state == "taken":
             break
-        if verdict.state == "failed":
-            tried.add(engine)
-        elif verdict.state == "unfit" and not verdict.absent:
+        if verdict.state == "unfit" and not verdict.absent:
             found[engine] = verdict
     return {engine: verdict for engine, verdict in found.items() if engine not in tried}
 

@@ -227,3 +227,18 @@ def test_an_engine_that_was_found_to_differ_at_export_serves_only_where_it_is_as
     assert choice.taken.engine != "native"
     assert {verdict.state for verdict in choice.verdicts if verdict.candidate.kernel == "avx2"} == {"unfit"}
     assert make_engine(bundle, "native", "fp32", threads=1).name == "native"
+
+
+@pytest.mark.skipif("avx512_bf16" not in usable_kernels(), reason="no AVX-512 BF16")
+def test_where_amx_stays_idle_openvino_is_recommended(
+    builtin: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(monkeypatch, ZEN_5, openvino=False)
+    monkeypatch.setattr(candidates, "cpu_flags", lambda: {"amx_bf16", "avx512_bf16"})
+    select._say_once.cache_clear()
+    with caplog.at_level("INFO", "crossrank"):
+        engines = [make_engine(builtin, "auto", precision, threads=1) for precision in ("auto", "bf16")]
+    assert {(engine.name, engine.precision) for engine in engines} == {("native", "bf16")}
+    (message,) = caplog.messages
+    assert "in bf16 without this CPU's AMX" in message
+    assert "pip install 'crossrank[openvino]'" in message
