@@ -205,6 +205,26 @@ def test_what_is_passed_over_is_said_once_and_what_is_not_installed_is_not(
     ]
 
 
+def test_an_engine_that_serves_or_could_serve_with_another_line_is_not_said_to_be_unused(
+    builtin: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(monkeypatch, {"portable", "avx2"}, openvino=True)
+    scripted = Scripted(monkeypatch)
+    lines = [
+        scripted.line("onnxruntime", "bf16", "", Fault("no such thing")),
+        scripted.line("openvino", "bf16", "amx", Fault("no AMX")),
+        scripted.line("native", "bf16", "amx", Fault("no AMX")),
+        scripted.real,
+        scripted.line("openvino", "fp32", "", None),
+        scripted.line("native", "fp32", "avx2", Fault("no AVX2")),
+    ]
+    monkeypatch.setattr(select, "CANDIDATES", tuple(lines))
+    select._say_once.cache_clear()
+    with caplog.at_level("INFO", "crossrank"):
+        make_engine(builtin, threads=1)
+    assert caplog.messages == ["engine native is not used: no AVX2"]
+
+
 def test_an_engine_asked_for_fails_with_its_own_error(builtin: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = Scripted(monkeypatch)
     first = scripted.line("native", "bf16", "amx", KernelFault("the first reason"))
