@@ -1,4 +1,4 @@
-"""BERT in numpy, as plain as can be: the proof that weights have the roles they are given."""
+"""Compute BERT in plain numpy, to check that weights have been assigned the right roles."""
 
 from __future__ import annotations
 

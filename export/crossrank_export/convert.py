@@ -1,4 +1,4 @@
-"""From safetensors to an ONNX graph and a PyTorch reference; the only module that needs torch."""
+"""Convert safetensors to an ONNX graph and a PyTorch reference; the only module that needs torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from onnx_ir import external_data
 from safetensors import SafetensorError
 
+from crossrank.checkpoints.emitter import OPSET
 from crossrank.errors import ModelSourceError
 from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, put_back
 from crossrank_export.graphs import Scorer, load_graph, score_in_batches
 
-# The first opset with LayerNormalization as one operator; TensorRT 10.4 reads up to 20.
-DEFAULT_OPSET = 17
-# Of a table that is cut for the tracer: more than optimum's pairs have positions.
+# Rows of an embedding table that is cut for the tracer: more than the positions of optimum's example pairs.
 _TABLE_ROWS = 1024
 
 
@@ -31,8 +30,8 @@ def load_checkpoint(directory: Path, pad_token_id: int = 0) -> Any:
     """Load a sequence classifier in fp32 from safetensors, for inference.
 
     Args:
-        directory: The model's.
-        pad_token_id: Fills shorter pairs where its configuration has nothing for that.
+        directory: Directory of the model.
+        pad_token_id: Id of the padding token, used where the configuration names none.
 
     Raises:
         ModelSourceError: The files do not make a complete sequence classifier.
@@ -45,11 +44,11 @@ def load_checkpoint(directory: Path, pad_token_id: int = 0) -> Any:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            # The one attention every architecture has, and the one whose graph is the plainest.
+            # The only implementation that every architecture has, and the one with the simplest graph.
             attn_implementation="eager",
             output_loading_info=True,
         )
-    except Exception as error:  # transformers, safetensors and torch raise trees of their own
+    except Exception as error:  # transformers, safetensors and torch raise many types
         remedy = ": download it again" if isinstance(error, SafetensorError) else ""
         raise ModelSourceError(f"{directory} cannot be loaded by transformers ({reason_of(error)}){remedy}") from error
     if report["missing_keys"]:
@@ -60,17 +59,18 @@ def load_checkpoint(directory: Path, pad_token_id: int = 0) -> Any:
     stated = model.config.pad_token_id
     if stated is None or not 0 <= stated < model.config.vocab_size:
         model.config.pad_token_id = pad_token_id
-    # Whatever type the file has: fp32 holds every fp16 and bf16 weight exactly.
+    # fp32 holds every fp16 and bf16 weight of a file exactly.
     return model.float().eval()
 
 
 def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INLINE_BYTES) -> onnx_ir.Model:
-    """Trace a loaded checkpoint as optimum describes it, who knows each architecture's inputs and keeps token_type_ids.
+    """Trace a loaded checkpoint with optimum, which knows the inputs of each architecture and keeps token_type_ids.
 
     Args:
-        model: From `load_checkpoint`.
-        opset: ONNX opset, DEFAULT_OPSET if None.
-        inline_bytes: Weights that go through the tracer's file. Of larger ones the graph holds those of `model`.
+        model: Checkpoint from `load_checkpoint`.
+        opset: ONNX opset; defaults to OPSET.
+        inline_bytes: Largest size of weights that the tracer writes itself. Where they take more, the graph refers to
+            the weights of `model` in memory.
 
     Raises:
         ModelSourceError: optimum does not know the architecture, or PyTorch cannot export it to that opset.
@@ -82,7 +82,7 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
         configure = TasksManager.get_exporter_config_constructor(
             exporter="onnx", model=model, task="text-classification", library_name="transformers"
         )
-    except (KeyError, ValueError) as error:  # which lists all that it does know
+    except (KeyError, ValueError) as error:  # which lists all architectures that it knows
         raise ModelSourceError(
             f"optimum does not know how to export {model.config.model_type} as a text classifier: give an ONNX graph "
             "of it (torch.onnx.export) with inputs input_ids, attention_mask and token_type_ids and the output logits"
@@ -90,11 +90,11 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
     try:
         is_large = sum(parameter.nbytes for parameter in model.parameters()) > inline_bytes
         with tempfile.TemporaryDirectory(prefix="crossrank-export-") as folder, warnings.catch_warnings():
-            # The tracer warns of every shape that it reads; the parity check is what tells whether it mattered.
+            # The tracer warns of every shape that it reads; whether that matters is what the parity check finds out.
             warnings.simplefilter("ignore")
             file = Path(folder) / "model.onnx"
-            _trace(model, configure(model.config), file, opset or DEFAULT_OPSET, with_weights=not is_large)
-            # The tracer puts weights beside the file by a bound of its own, and the folder goes.
+            _trace(model, configure(model.config), file, opset or OPSET, with_weights=not is_large)
+            # The tracer may put weights beside the file, whose folder is removed.
             graph = external_data.load_to_model(load_graph(file, None))
         if is_large:
             _attach_weights(graph, model)
@@ -104,21 +104,21 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
         raise
     except Exception as error:
         raise ModelSourceError(
-            f"{model.config.model_type} cannot be exported to ONNX opset {opset or DEFAULT_OPSET} ({reason_of(error)})"
+            f"{model.config.model_type} cannot be exported to ONNX opset {opset or OPSET} ({reason_of(error)})"
         ) from error
 
 
 def _trace(model: Any, settings: Any, file: Path, opset: int, *, with_weights: bool) -> None:
-    """Write the graph that PyTorch's tracer sees, as optimum's `export` does, which always copies the weights.
+    """Write the graph that PyTorch traces, as optimum's `export` does, but without a copy of the weights if asked.
 
     Source: https://github.com/huggingface/optimum-onnx (exporters/onnx/convert.py, export_pytorch)
 
     Args:
-        model: A checkpoint.
+        model: The checkpoint.
         settings: optimum's OnnxConfig of it.
-        file: Where the graph goes.
+        file: File to write.
         opset: ONNX opset.
-        with_weights: Whether the file holds the weights; else they are inputs of the graph, by their names.
+        with_weights: Whether the file holds the weights; otherwise they are inputs of the graph, under their names.
     """
     import torch
 
@@ -127,7 +127,7 @@ def _trace(model: Any, settings: Any, file: Path, opset: int, *, with_weights: b
         setattr(model.config, name, value)
     dummies = settings.rename_ambiguous_inputs(settings.generate_dummy_inputs(framework="pt"))
     if getattr(model.config, "type_vocab_size", None) == 1 and "token_type_ids" in dummies:
-        dummies["token_type_ids"] *= 0  # optimum's are of two types
+        dummies["token_type_ids"] *= 0  # optimum makes two types
     if not with_weights:
         dummies["input_ids"] %= _TABLE_ROWS
     cut = nullcontext() if with_weights else _short_tables(model)
@@ -149,7 +149,7 @@ def _trace(model: Any, settings: Any, file: Path, opset: int, *, with_weights: b
 
 @contextmanager
 def _short_tables(model: Any) -> Iterator[None]:
-    """Cut long embedding tables while the tracer runs, which makes two copies of each weight that it infers from."""
+    """Cut long embedding tables while the tracer runs: shape inference makes two copies of each weight."""
     import torch
 
     tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
@@ -164,14 +164,14 @@ def _short_tables(model: Any) -> Iterator[None]:
 
 
 def _attach_weights(graph: onnx_ir.Model, model: Any) -> None:
-    """Give a graph that was traced without them the checkpoint's own weights, in the memory where they are."""
+    """Add the weights of a checkpoint to a graph that was traced without them; they are not copied."""
     arrays = {name: tensor.detach().numpy() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     names = [str(value.name) for value in graph.graph.inputs if value.name in arrays]
     put_back(graph, {name: onnx_ir.tensor(arrays[name], name=name) for name in names}, names)
 
 
 def _count_columns(graph: onnx_ir.Model, num_labels: int) -> None:
-    """Say how many logits a pair has, which the tracer leaves open."""
+    """Set the number of logits of a pair, which the tracer leaves open, in the output's shape."""
     for output in graph.graph.outputs:
         if output.shape is not None and len(output.shape) == 2 and not isinstance(output.shape[1], int):
             output.shape = onnx_ir.Shape([output.shape[0], num_labels])
@@ -181,7 +181,7 @@ def checkpoint_scorer(model: Any) -> Scorer:
     """Return a function that scores with PyTorch in fp32."""
     import torch
 
-    # Not forward.__code__: transformers wraps forward in decorators, through which signature() sees.
+    # Not forward.__code__: transformers wraps forward in decorators, and signature() follows them.
     has_segments = "token_type_ids" in inspect.signature(model.forward).parameters
 
     def run(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What a graph costs: parameters, nodes and arithmetic for one pair, read from the graph itself.
+"""Count what a graph costs for one pair: parameters, nodes and arithmetic.
 
 Only matrix products are counted (two operations for each multiply-add), as papers and profilers do: everything
 else in a transformer encoder is below two per cent of them.
@@ -27,8 +27,8 @@ class Cost:
     """The cost of scoring one pair.
 
     Attributes:
-        parameters: Numbers in floating-point weights that some node reads.
-        nodes: Nodes of the main graph, constants not counted.
+        parameters: Elements of the floating-point weights that a node reads.
+        nodes: Nodes of the main graph without constants.
         mflop: Millions of floating-point operations in matrix products for one pair; None where the graph
             holds operators or shapes that cannot be read.
         sequence: Tokens of the pair.
@@ -48,7 +48,7 @@ def measure_cost(model: ir.Model, sequence: int = PAIR_TOKENS) -> Cost:
     """Count parameters, nodes and matrix arithmetic of one pair.
 
     Args:
-        model: Left as it is.
+        model: The graph, which is not changed.
         sequence: Tokens of the pair.
     """
     fixed = _with_fixed_shapes(model, sequence)

@@ -1,7 +1,7 @@
 """Compare the logits that this machine's engines compute from a written bundle with the source's.
 
-The graph's own parity says that the graph is right. An engine may read other files than the graph (native), fuse what
-it should not, or refuse the graph: `auto` may choose any of them, so each is asked.
+The parity of the graph shows that the graph is right. An engine may read other files (native), fuse operators wrongly,
+or refuse the graph; as `auto` may choose any of them, each one is compared.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def compare_engines(bundle: Bundle, samples: Sequence[SampleSet]) -> dict[str, d
     """Score the pairs in fp32 with each engine that `auto` may choose here for a bundle.
 
     Args:
-        bundle: As it lies on disk.
+        bundle: The written bundle.
         samples: Pairs with the source's logits.
 
     Returns:
-        By engine: `runtime` with its version, and the agreement by name of the sample set; or, where it cannot serve,
-        `refused`, the reason. `disagrees` is true where a logit is beyond the threshold of fp32.
+        For each engine: `runtime` with its version, the agreement by name of the sample set, and `disagrees`, true if a
+        logit is beyond the threshold of fp32. For an engine that cannot serve: `refused` with the reason.
     """
     found: dict[str, dict[str, Any]] = {}
     for name in choosable_engines(bundle, "fp32"):
@@ -53,7 +53,7 @@ def _compare(bundle: Bundle, name: EngineName, samples: Sequence[SampleSet]) -> 
         agreements = {sample.name: compare(sample, _score(engine, sample.batch)) for sample in samples}
     except CrossrankError as error:
         return {**record, "refused": error.message}
-    except Exception as error:  # of whatever type its runtime raises
+    except Exception as error:  # runtimes raise many types
         return {**record, "refused": reason_of(error)}
     record |= {key: agreement.judged_as("fp32") for key, agreement in agreements.items()}
     record["disagrees"] = not all(agreement.within("fp32") for agreement in agreements.values())

@@ -1,7 +1,7 @@
-"""Graphs on disk: weights inside the graph file, or in a file beside it where protobuf cannot hold them.
+"""Read and write graph files, with the weights inside, or in a file beside them where protobuf cannot hold them.
 
-While a tool works on a graph that it would copy, weights are set aside: they become graph inputs, whose type and shape
-are all that is read, and initializers again afterwards.
+`set_aside` turns weights into graph inputs while a tool works that would copy them and needs their type and shape only;
+`put_back` turns them into initializers again.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def open_graph(path: Path) -> ir.Model:
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            # Tools that are given a graph without its folder need the constants all the same.
+            # For tools that get the graph without its folder.
             if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= WEIGHT_BYTES:
                 value.const_value = ir.tensor(tensor.numpy().copy(), name=tensor.name)
     return model
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Return how many bytes the initializers take, those of subgraphs included."""
+    """Return the bytes of all initializers, those of subgraphs included."""
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
@@ -46,33 +46,33 @@ def save_graph(model: ir.Model, path: Path, *, external: bool | None = None) -> 
     """Write a graph.
 
     Args:
-        model: Left as it is.
-        path: The graph file.
-        external: Whether the weights go to a file of their own; where they have to if None. A single file is built in
-            memory, several times over.
+        model: The graph, which is not changed.
+        path: File to write.
+        external: Whether the weights go to a file of their own. None means: only where protobuf cannot hold them. A
+            single file takes several times its size of memory.
 
     Returns:
-        The name of that file, which lies beside the graph's; None where all is in one.
+        The name of the file of weights, beside the graph file; None where there is none.
     """
     if external is None:
         external = weight_bytes(model) > INLINE_BYTES
     if not external:
-        # Weights that lie outside already would be left where they are.
+        # Otherwise onnx_ir leaves weights that lie in a file already where they are.
         ir.save(external_data.load_to_model(model.clone()), path)
         return None
     data = data_file(path)
-    # On pages of their own, as runtimes map them into memory.
+    # Each weight on pages of its own, as runtimes map them into memory.
     ir.save(model, path, external_data=data.name, alignment=4096, align_threshold=0)
     return data.name
 
 
 def data_file(path: Path) -> Path:
-    """Return where the weights of a graph file lie if they lie outside it."""
+    """Return the path of the file for weights that lie outside a graph file."""
     return path.with_name(f"{path.name}_data")
 
 
 def set_aside(model: ir.Model, choose: Callable[[ir.Value, ir.TensorProtocol], bool]) -> Weights:
-    """Make initializers of the main graph into graph inputs, in place; return their tensors by name."""
+    """Turn initializers of the main graph into graph inputs, in place, and return their tensors by name."""
     tensors: Weights = {}
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
@@ -88,12 +88,12 @@ def set_aside(model: ir.Model, choose: Callable[[ir.Value, ir.TensorProtocol], b
 
 
 def put_back(model: ir.Model, tensors: Mapping[str, ir.TensorProtocol], order: Iterable[str]) -> None:
-    """Make graph inputs into initializers again, in place.
+    """Turn graph inputs into initializers again, in place.
 
     Args:
-        model: What the tool made of the graph.
-        tensors: What `set_aside` returned, or what became of it.
-        order: Names of the initializers as they were; others follow.
+        model: The graph as the tool returned it.
+        tensors: Tensors by name, from `set_aside`, perhaps converted since.
+        order: Names of the initializers in their former order; others follow.
     """
     graph = model.graph
     values = dict(graph.initializers)

@@ -1,4 +1,4 @@
-"""ONNX graphs on disk and in ONNX Runtime: what export expects of one, and its logits."""
+"""Load ONNX graphs, check that they are cross-encoders, and score with them in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from crossrank.packed import PairBatch
 from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, open_graph, save_graph, weight_bytes
 
-# Pairs to logits, float32 [pairs, labels]; implemented by PyTorch and by ONNX Runtime.
+# From pairs to logits, float32 [pairs, labels]; implemented with PyTorch and with ONNX Runtime.
 Scorer = Callable[[PairBatch], NDArray[np.float32]]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -30,7 +30,7 @@ _BATCH_TOKENS, _ATTENTION_TOKENS = 4096, 512
 
 
 def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
-    """Read an ONNX file with its external data, converted to another opset if asked.
+    """Read an ONNX file with its external data, and convert it to another opset if one is given.
 
     Raises:
         ModelSourceError: It is not a readable ONNX graph, or cannot be converted.
@@ -49,7 +49,7 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
         proto = onnx_ir.to_proto(external_data.load_to_model(model))
     except ModelSourceError:
         raise
-    except Exception as error:  # protobuf and onnx_ir raise trees of their own
+    except Exception as error:  # protobuf and onnx_ir raise many types
         raise ModelSourceError(
             f"{path} is not a readable ONNX graph ({reason_of(error)}): download it again"
         ) from error
@@ -64,10 +64,11 @@ def load_graph(path: Path, opset: int | None) -> onnx_ir.Model:
 
 
 def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplate, where: str) -> None:
-    """Refuse a graph that is not a cross-encoder as this server feeds it.
+    """Check that a graph is a cross-encoder with the inputs that engines feed.
 
     Raises:
-        ModelSourceError: Unexpected inputs, fixed shapes, or lost token_type_ids.
+        ModelSourceError: It has other inputs, fixed shapes, or no token_type_ids although the model
+            tells query from document by them.
     """
     names = [value.name for value in model.graph.inputs]
     unknown = [name for name in names if name not in INPUTS]
@@ -95,7 +96,7 @@ def check_graph(model: onnx_ir.Model, config: ModelConfig, template: PairTemplat
 def describe_graph(
     model: onnx_ir.Model, file: str, precision: Precision, num_labels: int, data_file: str | None = None
 ) -> Graph:
-    """Return the manifest's entry of a graph, as yet without its parity."""
+    """Return the manifest's entry of a graph, without its parity."""
     inputs = [
         Tensor(
             name=str(value.name),
@@ -110,7 +111,7 @@ def describe_graph(
 
 
 def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0) -> Scorer:
-    """Return a function that runs an ONNX file in ONNX Runtime on the CPU, by default with a thread for each core.
+    """Return a function that scores with an ONNX file in ONNX Runtime on the CPU; defaults to a thread for each core.
 
     Raises:
         ModelSourceError: ONNX Runtime does not accept the graph.
@@ -122,7 +123,7 @@ def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0
     options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises its own unexported types
+    except Exception as error:  # ONNX Runtime's own types are not exported
         raise ModelSourceError(f"ONNX Runtime does not accept {path.name} ({reason_of(error)})") from error
 
     def run(ids: NDArray[Any], types: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float32]:
@@ -135,7 +136,7 @@ def session_scorer(path: Path, graph: Graph, pad_token_id: int, threads: int = 0
 
 
 def model_scorer(model: onnx_ir.Model, graph: Graph, pad_token_id: int) -> Scorer:
-    """Return a function that runs a graph in memory in ONNX Runtime on the CPU.
+    """Return a function that scores with a graph in memory, in ONNX Runtime on the CPU.
 
     Raises:
         ModelSourceError: ONNX Runtime does not accept the graph.
@@ -147,14 +148,15 @@ def model_scorer(model: onnx_ir.Model, graph: Graph, pad_token_id: int) -> Score
 
 
 def without_links(path: Path, scratch: Path) -> Path:
-    """Return a graph whose external data are plain files: neither ONNX Runtime nor onnx_ir reads them through links.
+    """Return the path of a graph whose external data are plain files, a copy if any is a symbolic link.
 
-    Which links may be followed is decided before (`find_source`).
+    Neither ONNX Runtime nor onnx_ir reads external data through links. `find_source` has checked which links may be
+    followed.
     Source: https://github.com/microsoft/onnxruntime/issues/27353
 
     Args:
         path: The graph file.
-        scratch: Where the graph and its data are copied to, if need be.
+        scratch: Directory for the copy.
     """
     files = [path, *(path.parent / location for location in external_locations(path))]
     folder = path.parent.resolve()
@@ -172,18 +174,18 @@ def score_in_batches(
     pad_token_id: int,
     run: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float32]],
 ) -> NDArray[np.float32]:
-    """Run pairs of similar length together, so that most batches have some padding and none has much.
+    """Score pairs in batches of similar length, so that most batches have some padding and none has much.
 
     Args:
         batch: The pairs.
-        pad_token_id: Fills shorter pairs.
-        run: From (input_ids, token_type_ids, attention_mask), each int32 [rows, length], to logits [rows, labels].
+        pad_token_id: Id of the padding token.
+        run: Maps (input_ids, token_type_ids, attention_mask), each int32 [rows, length], to logits [rows, labels].
 
     Returns:
         float32 [pairs, labels], in the order of the batch.
 
     Raises:
-        ModelSourceError: The model cannot score them, or gives something else than a row for each.
+        ModelSourceError: The model cannot score the pairs, or returns another shape than a row for each.
     """
     lengths = batch.lengths
     order = np.argsort(lengths, kind="stable")
@@ -208,7 +210,7 @@ def _run(
     longest = int(part.lengths.max())
     try:
         logits = run(*pad(part, longest, pad_token_id))
-    except Exception as error:  # PyTorch and ONNX Runtime raise types of their own
+    except Exception as error:  # PyTorch and ONNX Runtime raise many types
         raise ModelSourceError(
             f"{len(part)} pairs of up to {longest} tokens cannot be scored ({reason_of(error)}): if the model has "
             "fewer positions than its config.json says, cap them with --max-length"
@@ -222,7 +224,7 @@ def _run(
 
 
 def _most_tokens(length: int) -> int:
-    """Return the tokens of a batch whose attention scores, rows x length^2, are no more than those of 512 tokens."""
+    """Return the most tokens of a batch: its attention scores, rows x length^2, are no more than at 512 tokens."""
     return min(_BATCH_TOKENS, _BATCH_TOKENS * _ATTENTION_TOKENS // length)
 
 

@@ -1,4 +1,4 @@
-"""A model of the hub as an export source: safetensors where PyTorch is installed, else its ONNX graph."""
+"""Download a model of the hub for an export: safetensors where PyTorch is installed, else its ONNX graph."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from crossrank_export.sources import SourceFiles, find_source, is_class_of_trans
 
 
 def fetch_source(spec: str, into: Path, kind: Kind | None) -> SourceFiles:
-    """Download what an export reads, verified; where the hub does not answer, its own cache may hold it.
+    """Download and verify the files that an export reads; where the hub does not answer, take them from its cache.
 
     Args:
-        spec: `owner/name`, perhaps with `@revision`.
-        into: An empty directory for the files.
-        kind: Insist on safetensors or ONNX.
+        spec: `owner/name` or `owner/name@revision`.
+        into: Empty directory for the files.
+        kind: `safetensors` or `onnx` to read that only; None chooses.
 
     Raises:
         ModelSourceError: The model cannot be found, fetched, trusted or exported.

@@ -1,4 +1,4 @@
-"""Agreement between two sets of logits for the same pairs, and NDCG where judgments are given."""
+"""Measure the agreement of two sets of logits for the same pairs, and NDCG where judgments are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ONNX graph as a source: read, brought to logits in fp32, and scored as its own file scores."""
+"""Read an ONNX graph as the source of an export: in fp32, with logits as output, its own logits as reference."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from crossrank_export.passes.report import PassReport
 
 
 def read_graph(file: Path, opset: int | None, num_labels: int, where: str) -> tuple[onnx_ir.Model, list[PassReport]]:
-    """Read a graph and make it one of fp32 that gives logits; return it with what was done for that.
+    """Read a graph, convert it to fp32 and to logits as output, and return it with the changes made.
 
     Args:
-        file: The graph; its external data are no links (`without_links`).
-        opset: Converts it to another one if given.
+        file: The graph file; its external data are no links (see `without_links`).
+        opset: ONNX opset to convert to; None keeps the graph's own.
         num_labels: Logits of a pair.
-        where: Its name, for messages.
+        where: Name of the graph for messages.
 
     Raises:
-        ModelSourceError: It is not readable, is quantized, or gives no logits.
+        ModelSourceError: The graph is not readable, is quantized, or has no logits.
     """
     graph = load_graph(file, opset)
     reduced.refuse_quantized(graph, where)
@@ -34,20 +34,20 @@ def read_graph(file: Path, opset: int | None, num_labels: int, where: str) -> tu
 def graph_scorer(
     file: Path, graph: onnx_ir.Model, done: list[PassReport], num_labels: int, pad_token_id: int, where: str
 ) -> tuple[Scorer, str]:
-    """Return the logits that a graph's own file gives, and what that is called in the manifest.
+    """Return a function that scores as the graph's own file does, and its name for the manifest.
 
-    Of one in fp16 they are those of its fp32 form, once the two agree.
+    A graph in fp16 is scored in its fp32 form, which is checked against the file.
 
     Args:
-        file: The graph's.
-        graph: From `read_graph`.
-        done: From `read_graph`.
+        file: The graph file.
+        graph: The graph from `read_graph`.
+        done: The changes from `read_graph`.
         num_labels: Logits of a pair.
-        pad_token_id: Fills shorter pairs.
-        where: The file's name, for messages.
+        pad_token_id: Id of the padding token.
+        where: Name of the file for messages.
 
     Raises:
-        ModelSourceError: ONNX Runtime does not accept it.
+        ModelSourceError: ONNX Runtime does not accept the graph.
     """
     runtime = f"onnxruntime {version('onnxruntime')}"
     entry = describe_graph(graph, file.name, "fp32", num_labels)

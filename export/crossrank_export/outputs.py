@@ -1,4 +1,4 @@
-"""The logits among a graph's outputs: before the sigmoid that some exporters put behind them, one column a label."""
+"""Find the logits among the outputs of a graph: one column a label, before the sigmoid that some exporters add."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from crossrank_export.passes.emit import Emitter
 from crossrank_export.passes.report import PassReport
 
 NAME = "logits"
-# Activations of a score: what goes in is the logit.
+# Activations of a score, whose input is the logit.
 _ACTIVATIONS = frozenset({"Sigmoid", "Softmax", "LogSoftmax"})
-# Operators that pass all elements of their first input on, in order.
+# Operators that return all elements of their first input, in order.
 _KEEPING = frozenset({"Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Flatten"})
 _FLOATS = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-# What exporters call the outputs of an encoder alone.
+# Names that exporters give the outputs of an encoder without a head.
 _ENCODER = frozenset({"last_hidden_state", "pooler_output", "token_embeddings", "sentence_embedding", "hidden_states"})
 
 
 def take_logits(model: ir.Model, num_labels: int, where: str) -> PassReport | None:
-    """Make a graph's output the logits, [batch, labels], in place: what is behind them is left out.
+    """Make the logits, [batch, labels], the graph's output, in place, and drop what follows them.
 
     Args:
-        model: A graph as it was found.
+        model: The graph as its exporter wrote it.
         num_labels: Labels of the model.
-        where: Its name, for messages.
+        where: Name of the graph for messages.
 
     Returns:
-        None where the output is that already.
+        A report of the change; None where the output is the logits already.
 
     Raises:
         ModelSourceError: The outputs are those of an encoder without a classification head, or cannot be told apart.
@@ -76,7 +76,7 @@ def _encoder_alone(where: str, outputs: str) -> str:
 
 
 def _before_activation(value: ir.Value) -> tuple[str | None, ir.Value]:
-    """Return the activation that the output comes from and what goes into it; None and the output if there is none."""
+    """Return the activation that makes the output and its input; None and the output if there is no activation."""
     at = value
     while (node := at.producer()) is not None and node.inputs and node.inputs[0] is not None:
         before = node.inputs[0]
@@ -89,7 +89,7 @@ def _before_activation(value: ir.Value) -> tuple[str | None, ir.Value]:
 
 
 def _nearest_matrix(value: ir.Value, num_labels: int) -> ir.Value | None:
-    """Return the value itself, or what it was reshaped from, where that is [batch, labels]."""
+    """Return the value, or the one it was reshaped from, that is [batch, labels]; None where neither is."""
     while True:
         shape = value.shape
         if shape is not None and len(shape) == 2 and (shape[1] == num_labels or not isinstance(shape[1], int)):

@@ -1,4 +1,4 @@
-"""Whether a variant still gives the source's answers: measured on pairs, judged by one table of thresholds."""
+"""Measure on pairs how far a variant's logits are from the source's, and judge that by one table of thresholds."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from crossrank_export.graphs import Scorer
 from crossrank_export.metrics import kendall_tau, ndcg, top_overlap
 from crossrank_export.samples import SampleGroup
 
-# How far any logit of a variant may be from its source's, where these span up to _RANGE: wider ones are sums of larger
-# numbers, whose last bits weigh more. fp32 has 24 bits: 1e-4 in 100 are 17 times 2^-24 of the range, which sums of some
-# thousand terms come to in another order, layer after layer. Rank agreement is reported and not judged: where documents
-# are all but tied, exact copies among them, it falls with a difference that means nothing.
+# Largest difference of a logit from the source's, where these span up to _RANGE; it grows with a wider range, as the
+# last bits of larger sums weigh more. fp32 has 24 bits: 1e-4 in 100 are 17 times 2^-24 of the range, the rounding of
+# sums of some thousand terms in another order, over all layers. Rank agreement is reported but not judged: where
+# documents are nearly tied, or copies of each other, differences without meaning change it.
 THRESHOLDS: Mapping[Precision, float] = MappingProxyType(
     {
-        "fp32": 1e-4,  # another order of additions, no more
-        "fp16": 2e-2,  # weights and activations of 11 bits
-        "int8": 1.0,  # scaled by whatever else is in the batch: loose, and never what is served unasked
+        "fp32": 1e-4,  # additions in another order
+        "fp16": 2e-2,  # 11 bits of weights and activations
+        "int8": 1.0,  # scaled by the rest of the batch, hence loose; never served unless asked for
     }
 )
 _RANGE = 100.0
 
 
 def limit_of(precision: Precision, logit_range: float) -> float:
-    """Return how far a logit may be from its source's, where the source's logits span that range."""
+    """Return the largest allowed difference of a logit from the source's, where the source's logits span that range."""
     return THRESHOLDS[precision] * max(1.0, logit_range / _RANGE)
 
 
-# Of a pair that another is padded to: a scorer would not take two much longer ones together.
+# Tokens that a pair is padded to: a scorer does not put two much longer pairs into one batch.
 _PADDED_ROWS, _PADDED_TO_TOKENS = 4, 512
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How two scorings of the same pairs compare.
+    """Agreement of a variant with the source, on the same pairs.
 
     Attributes:
-        pairs: How many pairs.
-        max_abs_delta, mean_abs_delta: Of the logits.
-        logit_range: Between the source's smallest and largest logit; a delta means nothing without it.
-        kendall_tau: Mean over the queries of tau-b.
-        top10_overlap: Mean over the queries.
+        pairs: Number of pairs.
+        max_abs_delta, mean_abs_delta: Largest and mean absolute difference of a logit.
+        logit_range: Difference of the source's largest and smallest logit, to judge the deltas by.
+        kendall_tau: Kendall's tau-b, mean over the queries.
+        top10_overlap: Share of the first 10 documents in common, mean over the queries.
         ndcg10_source, ndcg10: Mean NDCG@10 over the judged queries, None where none is judged.
-        longest_pair_tokens: Of the longest pair, None where pairs went up to the window.
+        longest_pair_tokens: Tokens of the longest pair; None where pairs were as long as the window.
     """
 
     pairs: int
@@ -66,28 +66,28 @@ class Agreement:
     longest_pair_tokens: int | None = None
 
     def within(self, precision: Precision) -> bool:
-        """Tell whether no logit is beyond the limit; NaN always is."""
+        """Return whether all logits are within the limit; NaN is not."""
         return self.max_abs_delta <= limit_of(precision, self.logit_range)
 
     def judged_as(self, precision: Precision) -> dict[str, Any]:
-        """Return what the manifest records, with the limit."""
+        """Return the manifest's record, with the limit."""
         return {**self.as_dict(), "limit": limit_of(precision, self.logit_range)}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what the manifest records, without what was not measured."""
+        """Return the manifest's record, without figures that were not measured."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Tokenized groups and the source's logits for them.
+    """Pairs with the source's logits.
 
     Attributes:
-        name: `builtin` or the user's file.
-        groups: The queries.
+        name: `builtin`, or the name of the user's file.
+        groups: Queries with their documents.
         batch: All pairs, group after group.
         reference: float32 [pairs], the source's logits.
-        cut: Whether the pairs were kept shorter than the window.
+        cut: Whether pairs were cut to fewer tokens than the window.
     """
 
     name: str
@@ -109,17 +109,17 @@ def prepare(
     """Tokenize groups and score them with the source.
 
     Args:
-        name: `builtin` or the user's file.
-        groups: The queries.
-        tokens: How pairs are tokenized.
-        reference: The source.
-        num_labels: Logits that it gives a pair.
-        label: Which of them is the score.
-        max_length: Tokens of a pair at most, the window's if None.
+        name: `builtin`, or the name of the user's file.
+        groups: Queries with their documents.
+        tokens: Tokenization of pairs.
+        reference: Scorer of the source.
+        num_labels: Logits of a pair.
+        label: Index of the logit that is the score.
+        max_length: Most tokens of a pair; defaults to the window.
 
     Raises:
-        SetupError: The source gives another number of logits than its config says, or one that is not finite.
-        ModelSourceError: A pair's logits depend on what it is padded to.
+        SetupError: The source returns another number of logits than its config states, or one that is not finite.
+        ModelSourceError: The logits of a pair depend on the length that it is padded to.
     """
     pairs = [(group.query, document) for group in groups for document in group.documents]
     batch = tokens.encode(pairs, max_length)
@@ -137,9 +137,9 @@ def prepare(
 
 
 def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer, logit_range: float) -> None:
-    """Refuse a model whose logits of some pair change beside a much longer one.
+    """Check that the logits of a pair do not change in a batch with a much longer pair.
 
-    ConvBERT convolves over padding, and Nystromformer's landmarks move with the length.
+    They do in ConvBERT, which convolves over padding, and in Nystromformer, whose landmarks depend on the length.
     """
     order = np.argsort(batch.lengths, kind="stable")
     together = order[batch.lengths[order] <= _PADDED_TO_TOKENS]
@@ -159,13 +159,13 @@ def _refuse_padding_in_logits(batch: PairBatch, reference: Scorer, logit_range: 
 
 
 def agreeing(scorer: Scorer, other: Scorer, precision: Precision, where: str) -> Scorer:
-    """Return a scorer that refuses to score what another one scores otherwise.
+    """Return a scorer that checks its logits against those of another scorer.
 
     Args:
-        scorer: Whose logits are given.
-        other: Whose logits they have to agree with.
-        precision: Decides how far they may be apart.
-        where: What the other one is, for the message.
+        scorer: Scorer whose logits are returned.
+        other: Scorer to compare with.
+        precision: Precision that decides the largest difference.
+        where: Name of the other scorer for messages.
     """
 
     def score(batch: PairBatch) -> NDArray[np.float32]:
@@ -210,10 +210,10 @@ def compare(samples: SampleSet, logits: NDArray[np.float32]) -> Agreement:
 
 
 def check(agreement: Agreement, precision: Precision, where: str) -> None:
-    """Refuse a variant beyond its threshold.
+    """Check that a variant is within the threshold of its precision.
 
     Raises:
-        SetupError: Says by how much and on which pairs.
+        SetupError: It is not; the message says by how much and on which pairs.
     """
     if not agreement.within(precision):
         limit = limit_of(precision, agreement.logit_range)

@@ -1,4 +1,4 @@
-"""The whole export: read the source, optimize its graph, write variants, prove them, and only then leave a bundle.
+"""Export a model: read the source, optimize its graph, write variants, compare them, and put the bundle in place last.
 
 export_model       any source; safetensors go through PyTorch
 bundle_from_files  what a model's first use needs: the converter that `crossrank.resolve` finds by its entry point
@@ -50,27 +50,27 @@ logger = logging.getLogger(__name__)
 
 _TOOLS = ("crossrank", "onnx", "onnx-ir", "onnxruntime", "tokenizers")
 _TORCH_TOOLS = ("torch", "transformers", "optimum", "optimum-onnx")
-# For a server that starts: a quarter of the pairs that an export compares on.
+# Documents a query on first use in a server: a quarter of the pairs that an export compares on.
 _QUICK_DOCUMENTS = 4
 
-# Told the title of each step as it begins.
+# Called with the title of each step as it begins.
 OnStep = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the user may choose.
+    """Options of an export.
 
     Attributes:
-        precisions: Variants to write; fp32 is always among them, as the others are made from it.
-        max_length: Cap on the tokens of a pair; the model's whole window if None.
-        opset: ONNX opset; 17 for safetensors and the file's own for ONNX if None.
-        label: Which logit is the score.
-        name: The model's id in requests; that of its source if None.
-        card: The model card; the source's README.md if None.
-        groups: The user's own pairs, by the name of their file.
-        documents: Built-in documents a query to compare on.
-        inline_bytes: Weights that a graph file holds at most; of larger ones they lie in a file beside it.
+        precisions: Variants to write; fp32 always is, as the others are made from it.
+        max_length: Most tokens of a pair; defaults to the model's window.
+        opset: ONNX opset; defaults to 17 for safetensors, and to the file's own for ONNX.
+        label: Index of the logit that is the score.
+        name: Id of the model in requests; defaults to that of the source.
+        card: Model card; defaults to the source's README.md.
+        groups: The user's own pairs, by name of their file.
+        documents: Built-in documents of each query to compare on.
+        inline_bytes: Largest size of weights inside a graph file; larger ones lie in a file beside it.
     """
 
     precisions: Sequence[Precision] = ("fp32",)
@@ -86,7 +86,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class _Model:
-    """What has been read of a source, but for its weights, with what was done to its graph before the passes."""
+    """Configuration, tokenization and pairs of a source, and the changes made to its graph before the passes."""
 
     files: SourceFiles
     config: ModelConfig
@@ -97,16 +97,16 @@ class _Model:
 
 
 def bundle_from_files(path: Path, out: Path, source: Source | None = None, label: int | None = None) -> None:
-    """Make an optimized fp32 bundle of a model on its first use; of an ONNX graph without torch or transformers.
+    """Make an optimized fp32 bundle of a model on its first use; an ONNX graph needs neither torch nor transformers.
 
     Args:
         path: A directory with config.json, tokenizer.json and an ONNX graph or safetensors, or such a graph in it.
-        out: The bundle directory to create.
-        source: What the manifest records, with the files that are read; derived from the directory if omitted.
-        label: Which logit is the score, where the model gives several.
+        out: Bundle directory to create.
+        source: Source for the manifest, with the files that are read; defaults to one derived from the directory.
+        label: Index of the logit that is the score, where the model has several.
 
     Raises:
-        ModelSourceError: It is not a cross-encoder that can be served.
+        ModelSourceError: The model is not a cross-encoder that can be served.
         SetupError: The optimized graph does not agree with the source.
     """
     kind: Kind | None = None
@@ -125,26 +125,26 @@ def bundle_from_files(path: Path, out: Path, source: Source | None = None, label
 
 
 def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step: OnStep = logger.debug) -> Bundle:
-    """Write a bundle whose every variant agrees with the source; on any failure `out` is as it was.
+    """Write a bundle whose variants all agree with the source; on any failure `out` stays as it was.
 
     Args:
-        files: The source, from `find_source`.
-        out: The bundle directory: new, empty, or a bundle to replace.
-        options: What to write.
-        on_step: Told what begins.
+        files: Files of the source, from `find_source`.
+        out: Bundle directory: new, empty, or a bundle to replace.
+        options: Options of the export.
+        on_step: Called with the title of each step as it begins.
 
     Raises:
         ModelSourceError: The source cannot be exported.
-        SetupError: `out` is something else than a bundle, or a variant is beyond its parity threshold.
+        SetupError: `out` is not a bundle, or a variant is beyond its threshold.
     """
-    out = out.resolve()  # `.` has no name, and what a link leads to is replaced, not the link
+    out = out.resolve()  # `.` has no name; and the target of a link is replaced, not the link
     refuse_occupied(out)
     card = _read_card(files, options)
     with replacing(out) as partial, tempfile.TemporaryDirectory(dir=partial.parent) as scratch:
         model, graph, scorer = _read(files, options, Path(scratch), on_step)
         reference = _reference(model, scorer, options, on_step)
         del scorer
-        _collect()  # the source's own weights go before the passes need theirs
+        _collect()  # frees the source's weights before the passes make their own
         fp32, passes, cost = write_fp32(graph, reference, partial, on_step, options.inline_bytes)
         on_step("writing and checking the weights by role")
         weights = write_weights(graph, model.config.architecture, model.label, reference.samples, partial / fp32.file)
@@ -170,7 +170,7 @@ def export_model(files: SourceFiles, out: Path, options: ExportOptions, on_step:
 def _read(
     files: SourceFiles, options: ExportOptions, scratch: Path, on_step: OnStep
 ) -> tuple[_Model, onnx_ir.Model, Scorer]:
-    """Read configuration and tokenizer first: what must be refused is refused before anything heavy is loaded."""
+    """Read and check configuration and tokenizer first, then load the model: a refusal comes before anything heavy."""
     config = read_config(files.directory, files.kind, is_known_class=is_class_of_transformers)
     label = choose_label(config.num_labels, options.label, str(files.directory))
     tokens = read_tokens(files.directory, config, options.max_length)
@@ -202,14 +202,14 @@ def _reference(model: _Model, scorer: Scorer, options: ExportOptions, on_step: O
     builtin = builtin_groups(model.tokens.max_length, options.documents)
     labels, label = model.config.num_labels, model.label
     samples = [prepare("builtin", builtin, model.tokens, scorer, labels, label, BUILTIN_TOKENS)]
-    # A user's own pairs are compared as long as they are.
+    # A user's own pairs are compared at their full length.
     for name, groups in options.groups.items():
         samples.append(prepare(name, groups, model.tokens, scorer, labels, label))
     return Reference(model.scorer_name, samples, labels, label, model.tokens.pad_token_id)
 
 
 def _collect() -> None:
-    """Free weights that nobody reads any more: models and graphs are full of references in circles."""
+    """Free weights that are no longer used: models and graphs refer to themselves in circles."""
     gc.collect()
     return_memory()
 
@@ -245,7 +245,7 @@ def _version(name: str) -> str:
 
 
 def _read_card(files: SourceFiles, options: ExportOptions) -> bytes | None:
-    """Read the card before the bundle is replaced, as it may lie in the old one."""
+    """Return the text of the model card, read before the bundle is replaced: it may lie in the old one."""
     path = options.card or files.directory / CARD
     if options.card is None and not path.is_file():
         return None

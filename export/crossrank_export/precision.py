@@ -1,11 +1,12 @@
 """Precision variants of the optimized fp32 graph: strongly typed fp16, the same for ONNX Runtime, and dynamic int8.
 
-fp16 means that the types are in the graph, as TensorRT 11 requires and 10.4 accepts: weights and products in FLOAT16,
-with explicit Casts around islands of FLOAT where 11 bits do not do (LayerNormalization, Softmax, the head).
+In fp16 the types are in the graph, as TensorRT 11 requires and 10.4 accepts: weights and products in FLOAT16, with
+explicit Casts around islands of FLOAT where 11 bits are too few (LayerNormalization, Softmax, the head).
 
-ONNX Runtime's graph has no islands: its kernels add up in float32 whatever they read, and each Cast would be a kernel.
-Those of its CUDA provider that normalize embeddings and residual sums do so since May 2026; 1.24 added up in float16.
-1.31.1 was measured, on an H200: no logit of TREC DL 2019 is more than 0.0047 off fp32's (perf/results/gpu-nvidia-h200).
+The graph for ONNX Runtime has no islands: its kernels accumulate in float32 whatever they read, and each Cast would be
+a kernel. The kernels of its CUDA provider that normalize embeddings and residual sums do so since May 2026; those of
+1.24 accumulated in float16. Measured with 1.31.1 on an H200: no logit of TREC DL 2019 is more than 0.0047 off fp32
+(perf/results/gpu-nvidia-h200).
 Source: https://github.com/microsoft/onnxruntime/pull/28682
 """
 
@@ -30,21 +31,21 @@ from crossrank_export.passes import PassReport
 from crossrank_export.shapes import infer_shapes
 
 _FP32_OPS = ("LayerNormalization", "Softmax")
-# Added to the score of a padded token. FLOAT's minimum is -inf in FLOAT16, and so is FLOAT16's own minimum once a
-# negative score is added; a row of -inf only makes softmax NaN. exp(-10000) is 0 all the same.
+# Number added to the score of a padded token. The minimum of FLOAT is -inf in FLOAT16, and so is that of FLOAT16 once a
+# negative score is added, and a row of -inf makes softmax NaN; exp(-10000) is 0 as well.
 _MASKED = -1e4
-# Weights are converted a piece at a time: the converter makes several copies of what it is given.
+# Bytes of weights that are converted at a time, as the converter makes several copies.
 _PIECE = 1 << 20
 
 
 def fp16_from_fp32(model: onnx_ir.Model) -> onnx_ir.Model:
-    """Return the strongly typed fp16 graph; integer inputs and the FLOAT logits stay as they are.
+    """Return the strongly typed fp16 graph of an fp32 graph; integer inputs and FLOAT logits keep their types.
 
     Args:
-        model: The optimized fp32 graph, whose normalizations are LayerNormalization nodes; left as it is.
+        model: The optimized fp32 graph, whose normalizations are LayerNormalization nodes. It is not changed.
 
     Raises:
-        SetupError: There is no such node, so the squares of a normalization in pieces would overflow at 256.
+        SetupError: There is no LayerNormalization node: in separate operators, squares would overflow from 256 on.
     """
     copy = _prepared(model)
     return _converted(copy, _FP32_OPS, _head_nodes(copy) | _index_nodes(copy))
@@ -56,13 +57,13 @@ def fp16_for_onnxruntime(model: onnx_ir.Model) -> tuple[onnx_ir.Model | None, Pa
     Attention masks must be ones followed by zeros.
 
     Args:
-        model: As for fp16_from_fp32.
+        model: See `fp16_from_fp32`.
 
     Returns:
-        The graph, None where no attention block fits the operator, and what was done.
+        The graph, None where no attention block fits the operator, and a report of the changes.
 
     Raises:
-        SetupError: As of fp16_from_fp32.
+        SetupError: See `fp16_from_fp32`.
     """
     from crossrank_export.contrib import fuse_for_onnxruntime
 
@@ -87,7 +88,7 @@ def _prepared(model: onnx_ir.Model) -> onnx_ir.Model:
 
 
 def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[str]) -> onnx_ir.Model:
-    """Return the graph in fp16 but for some nodes; `model` loses its weights."""
+    """Return the graph in fp16 except for some operators and nodes; `model` loses its weights."""
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
     blocked = {*DEFAULT_OP_BLOCK_LIST, *fp32_ops}
@@ -103,7 +104,7 @@ def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[st
     with _quiet():
         converted = convert_float_to_float16(
             onnx_ir.to_proto(model),
-            # The other inputs are integers, and weights that become fp16.
+            # The other inputs are integers, or weights that become fp16.
             keep_io_types=[value.name for value in model.graph.outputs],
             op_block_list=sorted(blocked),
             node_block_list=sorted(fp32_nodes),
@@ -118,7 +119,7 @@ def _converted(model: onnx_ir.Model, fp32_ops: Sequence[str], fp32_nodes: set[st
 
 
 def _half(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
-    """Return a float32 tensor in fp16, converted each time that it is read."""
+    """Return a float32 tensor in fp16 that is converted each time it is read."""
 
     def convert() -> onnx_ir.TensorProtocol:
         return onnx_ir.tensor(_half_array(tensor.numpy()), name=tensor.name)
@@ -140,21 +141,21 @@ def _half_array(array: NDArray[Any]) -> NDArray[np.float16]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        # Weights below fp16's smallest number become it: harmless, and parity is measured.
+        # The converter warns of weights below fp16's smallest number: harmless, and parity is measured.
         warnings.simplefilter("ignore")
         yield
 
 
 def write_int8(model: onnx_ir.Model, target: Path, *, external: bool = False) -> str | None:
-    """Quantize the products with constant weights: int8 per output channel, activations per tensor at run time.
+    """Quantize the products with constant weights to int8: weights per output channel, activations per tensor.
 
     Args:
-        model: The optimized fp32 graph; left as it is.
-        target: Where the int8 graph goes.
+        model: The optimized fp32 graph, which is not changed.
+        target: File to write.
         external: See `save_graph`.
 
     Returns:
-        The name of the file with its weights, None where they are in the graph's.
+        The name of the file with its weights; None where they are in the graph file.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -162,7 +163,7 @@ def write_int8(model: onnx_ir.Model, target: Path, *, external: bool = False) ->
     _name_nodes(copy)
     order = list(copy.graph.initializers)
     weights = set_aside(copy, lambda value, tensor: tensor.nbytes > WEIGHT_BYTES and not _is_multiplied(value))
-    # Files, as the quantizer makes two copies of a graph in memory.
+    # Through files, as the quantizer makes two copies of a graph in memory.
     with tempfile.TemporaryDirectory(dir=target.parent) as folder, _without_advice():
         source, result = Path(folder) / "source.onnx", Path(folder) / "result.onnx"
         save_graph(copy, source, external=external)
@@ -187,7 +188,7 @@ def write_int8(model: onnx_ir.Model, target: Path, *, external: bool = False) ->
 def _without_advice() -> Iterator[None]:
     root = logging.getLogger()
     level = root.level
-    # The quantizer logs advice on preprocessing, which the passes have done already, to the root logger.
+    # The quantizer advises preprocessing in the root log; the passes have done it already.
     root.setLevel(logging.ERROR)
     try:
         yield
@@ -196,12 +197,12 @@ def _without_advice() -> Iterator[None]:
 
 
 def _is_multiplied(value: onnx_ir.Value) -> bool:
-    # The quantizer makes a Gemm into a MatMul first.
+    # The quantizer turns a Gemm into a MatMul first.
     return any(use.node.op_type in ("MatMul", "Gemm") for use in value.uses())
 
 
 def _stacked_products(model: onnx_ir.Model) -> list[str]:
-    """Return the products with a matrix for each head, for which the quantizer writes scales of a wrong shape."""
+    """Return the names of products with a matrix for each head, for which the quantizer writes wrong scales."""
     found = []
     for node in model.graph:
         weight = node.inputs[1].const_value if node.op_type == "MatMul" and node.inputs[1] is not None else None
@@ -211,7 +212,7 @@ def _stacked_products(model: onnx_ir.Model) -> list[str]:
 
 
 def _name_nodes(model: onnx_ir.Model) -> None:
-    """Give every node a name of its own, as the converter's block list goes by name."""
+    """Give every node a unique name, as the converter's block list goes by name."""
     seen: set[str] = set()
     for number, node in enumerate(model.graph):
         if not node.name or node.name in seen:
@@ -220,7 +221,7 @@ def _name_nodes(model: onnx_ir.Model) -> None:
 
 
 def _clamp_masks(model: onnx_ir.Model) -> None:
-    """Raise huge negative constants to a value that fp16 holds with room to add to."""
+    """Raise huge negative constants of masks to one that fp16 holds after a score is added."""
     values = [value for value in model.graph.initializers.values() if value.const_value is not None]
     for value in values:
         tensor = value.const_value
@@ -254,7 +255,7 @@ def _head_nodes(model: onnx_ir.Model) -> set[str]:
 
 
 def _index_nodes(model: onnx_ir.Model) -> set[str]:
-    """Return the float nodes that places in a table are computed by (MPNet's distances): 11 bits would miss some."""
+    """Return the float nodes that compute indices of a table (MPNet's distances), for which 11 bits are too few."""
     queue = [node for node in model.graph if node.op_type == "Cast" and node.outputs[0].dtype in _integers()]
     found: set[str] = set()
     while queue:
@@ -279,9 +280,9 @@ def _children(node: onnx_ir.Node) -> list[onnx_ir.Node]:
 
 
 def _drop_needless_casts(model: onnx_ir.Model) -> None:
-    """Remove Casts to the type that is there, and those back to FLOAT that follow one to FLOAT16.
+    """Remove Casts to the type that a value has, and those back to FLOAT after one to FLOAT16.
 
-    The converter puts a pair of Casts between any two neighbours in an island, which rounds where nothing must be.
+    The converter puts a pair of Casts between any two neighbours in an island, which would round to fp16 there.
     """
     from crossrank_export.passes.clean import remove_dead
 

@@ -1,4 +1,4 @@
-"""Graphs that come in less than fp32: fp16 becomes fp32 again, what is quantized is refused by name."""
+"""Handle source graphs of less than fp32: widen fp16 to fp32, refuse quantized ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crossrank.errors import ModelSourceError
 from crossrank_export.passes.report import PassReport
 
 NAME = "widen"
-# Operators of products and tables of few bits, beside those that say so in their names (DynamicQuantizeLinear, QGemm).
+# Operators with weights of few bits, beside those whose names say so (DynamicQuantizeLinear, QGemm).
 _QUANTIZED = frozenset({"MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "MatMulNBits", "MatMulBnb4"})
 _COMPUTED = frozenset(
     {
@@ -26,7 +26,7 @@ _COMPUTED = frozenset(
 
 
 def _factors() -> dict[float, float]:
-    """Return roots by what fp16 makes of them: of GELU's 2 and of 2 / pi, and of the sizes that heads have."""
+    """Return exact factors by their fp16 value: square roots of 2 and 2 / pi (GELU), and of head sizes (attention)."""
     numbers = [2 / np.pi, *(float(size) for size in range(2, 513))]
     exact = [0.044715, *np.sqrt(numbers), *(1 / np.sqrt(numbers))]
     return {float(np.float16(number)): float(number) for number in exact}
@@ -36,14 +36,14 @@ _FACTORS = _factors()
 
 
 def refuse_quantized(model: ir.Model, where: str) -> None:
-    """Refuse a graph whose weights or products are of fewer bits than fp16's.
+    """Check that no weights or products of a graph have fewer bits than fp16.
 
-    A dynamically quantized product scales its input by the largest number in the whole batch, so that a pair's score
-    depends on what it shares the batch with, and every runtime fuses it otherwise.
+    A dynamically quantized product scales its input by the largest number of the whole batch, so that the score of a
+    pair depends on the other pairs, and every runtime fuses it differently.
     Source: https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 
     Raises:
-        ModelSourceError: Says how it is quantized and what to give instead.
+        ModelSourceError: The graph is quantized; the message says how, and what to give instead.
     """
     operators = sorted({node.op_type for node in _nodes(model) if _is_quantized(node.op_type)})
     if operators:
@@ -63,12 +63,12 @@ def refuse_quantized(model: ir.Model, where: str) -> None:
 
 
 def widen_fp16(model: ir.Model) -> PassReport | None:
-    """Make every fp16 tensor of a graph fp32, which holds each of its numbers exactly, in place.
+    """Convert every fp16 tensor of a graph to fp32, in place; each number stays exactly the same.
 
-    The factors of GELU and of attention, which are no weights, get the digits back that fp16 has cut.
+    Only the constant factors of GELU and attention get back the digits that fp16 had cut.
 
     Returns:
-        None where the graph has none.
+        A report of the change; None where the graph has no fp16 tensor.
     """
     count = 0
     for value in model.graph.initializers.values():
@@ -94,7 +94,7 @@ def widen_fp16(model: ir.Model) -> PassReport | None:
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Return all nodes, those of branches and loops included."""
+    """Return all nodes, including those in branches and loops."""
     return iter(ir.traversal.RecursiveGraphIterator(model.graph))
 
 

@@ -1,4 +1,4 @@
-"""A bundle takes the place of an older one whole or not at all, and of nothing that is not a bundle."""
+"""Replace a bundle by a new one in one step, and nothing that is not a bundle."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from crossrank.bundles.bundle import MANIFEST, Manifest
 from crossrank.errors import SetupError
 
-# What `crossrank engine` leaves in a bundle beside its files, and what an interrupted write does.
+# Files that `crossrank engine` and an interrupted write leave in a bundle beside its own.
 _TIMINGS = ".cache"
 _PARTIAL = ".partial"
 
 
 def refuse_occupied(out: Path) -> None:
-    """Refuse to replace what is not a bundle, and a bundle that something else was put into.
+    """Check that a directory may be replaced: it is absent, empty, or a bundle without other files.
 
     Raises:
-        SetupError: Says what would be lost.
+        SetupError: It is not; the message says what would be lost.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -43,7 +43,7 @@ def refuse_occupied(out: Path) -> None:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """Give a directory beside `out` that takes its place when the block succeeds, and is removed when it does not.
+    """Yield a directory beside `out` that takes its place if the block succeeds, and is removed if it fails.
 
     Raises:
         SetupError: `out` cannot be written.
@@ -63,7 +63,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _swap(partial: Path, out: Path, old: Path) -> None:
-    """Move `out` aside and `partial` to its place, or leave `out` as it was."""
+    """Move `out` aside and `partial` to its place; if that fails, `out` stays as it was."""
     try:
         if out.exists():
             out.rename(old)  # fails where `out` is a mount point, before anything is lost

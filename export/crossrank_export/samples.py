@@ -1,4 +1,4 @@
-"""Pairs to compare on: built-in ones spread over all lengths, and a user's own file."""
+"""Provide pairs for comparisons: built-in ones of all lengths, or those of a user's file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUILTIN_TOKENS = 1024
 
 _DOCUMENTS = 16
 _SEED = 20240
-# Query and the words its documents draw on: some on the subject, most not.
+# Queries, and the words that their documents are made of: some on the subject, most not.
 _TOPICS = (
     (
         "how long is the life cycle of a flea",
@@ -60,10 +60,10 @@ class SampleGroup:
 
 
 def builtin_groups(max_length: int, documents: int = _DOCUMENTS) -> list[SampleGroup]:
-    """Make the same pairs every time: from three words to more than the window holds, some of them not ASCII.
+    """Return pairs that are the same each time: from three words to more than the window holds, some not ASCII.
 
     Args:
-        max_length: The window in tokens; beyond BUILTIN_TOKENS pairs grow no longer.
+        max_length: Window in tokens; pairs do not grow beyond BUILTIN_TOKENS.
         documents: Documents of each query, at least 2.
     """
     rng = random.Random(_SEED)

@@ -1,7 +1,7 @@
-"""Shape inference over a graph whose weights may be larger than the 2 GiB that protobuf holds.
+"""Infer the shapes of a graph whose weights may be larger than the 2 GiB that protobuf holds.
 
-`onnx_ir`'s own pass makes every initializer an overridable input, which hides the constants that Slice and Reshape
-depend on; here only the large ones travel as inputs.
+The pass of `onnx_ir` turns every initializer into an input, which hides the constants that Slice and Reshape depend on;
+here only large ones become inputs meanwhile.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from crossrank_export.graph_files import WEIGHT_BYTES, set_aside
 def infer_shapes(model: ir.Model) -> None:
     """Write the inferred shape and dtype into every value of the main graph.
 
-    What inference leaves open stays as the exporter noted it. A dimension's name then stands for one number wherever
-    it occurs: those that an earlier inference made up are gone.
+    Shapes that inference leaves open stay as the exporter wrote them. Afterwards a name of a dimension stands for one
+    number wherever it occurs: names that an earlier inference made up are removed.
 
     Args:
-        model: Changed in place. Shapes of its inputs are taken as given.
+        model: The graph, changed in place. The shapes of its inputs are taken as given.
     """
     skeleton = model.clone()
     set_aside(skeleton, lambda _, tensor: tensor.nbytes > WEIGHT_BYTES)
@@ -34,7 +34,7 @@ def infer_shapes(model: ir.Model) -> None:
 
 
 def dims_of(value: ir.Value | None) -> list[int | str | None] | None:
-    """Return the dimensions: numbers, names, None where unknown; None where not even the rank is known."""
+    """Return the dimensions as numbers, names, or None where unknown; None where even the rank is unknown."""
     if value is None or value.shape is None:
         return None
     return [dim if isinstance(dim, int) else dim.value for dim in value.shape]
@@ -52,7 +52,7 @@ def fixed_dims_of(value: ir.Value | None) -> list[int] | None:
 def _set_type(value: ir.Value, inferred: onnx.TypeProto.Tensor) -> None:
     if inferred.elem_type:
         value.type = ir.TensorType(ir.DataType(inferred.elem_type))
-    # Each inference counts its made-up names from the start.
+    # Each inference numbers its made-up names from the start.
     known = [None if _is_unknown(dim) else dim for dim in dims] if (dims := dims_of(value)) is not None else None
     if inferred.HasField("shape"):
         found = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in inferred.shape.dim]

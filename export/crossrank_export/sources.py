@@ -1,4 +1,4 @@
-"""Which files of a model on disk are read."""
+"""Choose the files of a model on disk that an export reads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class SourceFiles:
     """A model's files on disk.
 
     Attributes:
-        directory: Where config.json and tokenizer.json lie.
-        kind: What the graph is made from.
+        directory: Directory with config.json and tokenizer.json.
+        kind: Kind of the weights, `safetensors` or `onnx`.
         graph: The ONNX file, where kind is `onnx`.
-        source: What the manifest says of it.
+        source: Source for the manifest.
     """
 
     directory: Path
@@ -32,23 +32,23 @@ class SourceFiles:
 
 
 def find_source(path: Path, *, kind: Kind | None = None, source: Source | None = None) -> SourceFiles:
-    """Decide what of a directory (or ONNX file) is read.
+    """Return the files that are read of a directory, or beside an ONNX file.
 
-    Safetensors are preferred where the export extra is installed, because PyTorch is then the reference for
-    parity; else the directory's ONNX graph is.
+    Safetensors are preferred where the extra `export` is installed, as PyTorch is then the reference for parity;
+    otherwise the ONNX graph of the directory is.
 
     Args:
         path: A Hugging Face directory, or an ONNX file beside (or one folder below) its config.json.
-        kind: Insist on one of the two.
-        source: What to record; derived from the path if omitted.
+        kind: `safetensors` or `onnx` to read that only; None chooses.
+        source: Source for the manifest; defaults to one derived from the path.
 
     Raises:
-        ModelSourceError: Something needed is missing, or lies where it may not.
+        ModelSourceError: A file is missing, or lies outside the directory.
     """
     directory, given = locate(path)
     names = files_of(directory)
     if given is not None:
-        # The one graph among those there.
+        # Of several graphs there, only the given one.
         names = [name for name in names if name == given or not name.endswith((".onnx", ".safetensors"))]
         kind = "onnx"
     torch = kind != "onnx" and torch_is_installed()
@@ -75,7 +75,7 @@ def find_source(path: Path, *, kind: Kind | None = None, source: Source | None =
 
 
 def is_class_of_transformers(model_type: str, name: str) -> bool:
-    """Tell whether transformers has the class for cross-encoders of a family, without code of the model's own."""
+    """Return whether transformers itself has the cross-encoder class of a family, without code from the model."""
     if importlib.util.find_spec("transformers") is None:
         return is_own_class(model_type, name)
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES

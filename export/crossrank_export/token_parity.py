@@ -1,4 +1,4 @@
-"""Whether pairs have the tokens that transformers, where it is installed, gives them: it reads more files."""
+"""Compare the tokens of pairs with those of transformers, which reads more files, where it is installed."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _TEXTS = (
     "snake_case don't can't U.S.A. http://a.b/c?d=e&f=1 <b>x</b> ``quoted'' a/b-c",
 )
 _SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]", "<s>", "</s>", "<pad>", "<mask>", "<unk>")
-# Tokens of a pair over the window; a wider window cuts in the same way.
+# Tokens of the pairs that are longer than the window; a wider window truncates in the same way.
 _CUT_TOKENS = 128
-# Added tokens that are tried inside a text.
+# Number of added tokens that are tried inside a text.
 _MOST_ADDED = 32
 
 
 def refuse_other_tokens(directory: Path, tokens: PairTokens, config: ModelConfig) -> None:
-    """Compare the tokens of odd pairs with those of transformers' AutoTokenizer.
+    """Check that unusual pairs get the same tokens as from transformers' AutoTokenizer.
 
-    A tokenizer that transformers does not load is left uncompared, and so are all where transformers is missing.
+    Nothing is compared where transformers is not installed, or cannot load the tokenizer.
 
     Args:
-        directory: The model's.
-        tokens: How its pairs are tokenized here.
-        config: For the model's embeddings.
+        directory: Directory of the model.
+        tokens: Tokenization of pairs here.
+        config: Configuration of the model, for the sizes of its embeddings.
 
     Raises:
-        ModelSourceError: Some tokens differ; names the first.
+        ModelSourceError: Tokens differ; the message shows the first ones.
     """
     cut = min(tokens.max_length, _CUT_TOKENS)
     for limit, chosen in ((tokens.max_length, _pairs(tokens)), (cut, _long(cut))):
@@ -64,9 +64,9 @@ def _pairs(tokens: PairTokens) -> list[tuple[str, str]]:
 
 
 def _long(words: int) -> list[tuple[str, str]]:
-    """Return pairs over a window of so many tokens: by the document, the query, and both."""
+    """Return pairs longer than a window of so many tokens: by the document, by the query, and by both."""
     counted = " ".join(f"{i} people" for i in range(words))
-    # No longer than that: the tokenizer makes all combinations of the parts that it cuts off.
+    # No longer: the tokenizer makes all combinations of the parts that it cuts off.
     return [("museums", counted), (counted, "museums"), (counted, counted[len(counted) // 3 :])]
 
 
@@ -77,7 +77,7 @@ def _ours(tokens: PairTokens, pairs: list[tuple[str, str]], limit: int) -> list[
 
 
 def _theirs(directory: Path, pairs: Sequence[tuple[str, str]], limit: int) -> Any:
-    """Return transformers' encodings as it makes them for a batch of pairs; None, with a note, where it cannot."""
+    """Return transformers' encodings of a batch of pairs; None, with a line in the log, where it cannot make them."""
     try:
         from transformers import AutoTokenizer
     except ImportError:
@@ -86,7 +86,7 @@ def _theirs(directory: Path, pairs: Sequence[tuple[str, str]], limit: int) -> An
     try:
         tokenizer = load(directory, local_files_only=True, trust_remote_code=False)
         return tokenizer([list(pair) for pair in pairs], truncation="longest_first", max_length=limit)
-    except Exception:  # transformers raises whatever the files make it trip over
+    except Exception:  # transformers raises many types
         logger.info(
             "%s: transformers does not load its tokenizer, so that no tokens are compared", directory, exc_info=True
         )
@@ -103,10 +103,10 @@ def _compare(
     for i, (pair, (ids, types)) in enumerate(zip(pairs, ours, strict=True)):
         other = theirs["input_ids"][i]
         if max(other) >= config.architecture.vocab_size:
-            continue  # the model has no embedding for it, and so no score
+            continue  # no embedding for this token, and so no score
         if ids != other:
             raise ModelSourceError(_difference(directory, pair, "token ids", ids, other))
-        # A model that gets no types takes all for the first, and one of one type has no other.
+        # Without types a model takes all tokens for the first type, and some have one type only.
         fed = (
             theirs["token_type_ids"][i] if "token_type_ids" in theirs and config.segment_types != 1 else [0] * len(ids)
         )

@@ -1,7 +1,7 @@
-"""The graphs of a bundle, each of them compared with the source once it is written.
+"""Write the graphs of a bundle, and compare each with the source.
 
-fp32, fp16, int8          those asked for: one that does not agree ends the export
-fp16 for ONNX Runtime     beside fp16 where it can be had: every engine runs the standard one
+fp32, fp16, int8          as asked for; one that does not agree with the source ends the export
+fp16 for ONNX Runtime     beside fp16 where the graph allows; every engine can run the standard one instead
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from crossrank_export.passes.report import PassReport
 logger = logging.getLogger(__name__)
 
 FILES: dict[Precision, str] = {"fp32": "model.onnx", "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
-# Beside the fp16 graph of standard operators: the one for ONNX Runtime's CUDA provider.
+# File of the fp16 graph for ONNX Runtime's CUDA provider.
 FILE_FOR_ONNXRUNTIME = "model.fp16.onnxruntime.onnx"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a graph has to agree with.
+    """Reference that every written graph is compared with.
 
     Attributes:
-        name: Whose logits they are, for the manifest.
+        name: Origin of the logits, for the manifest.
         samples: Pairs with the source's logits.
-        num_labels: Logits a pair.
-        label: Which of them is the score.
-        pad_token_id: Fills shorter pairs.
+        num_labels: Logits of a pair.
+        label: Index of the logit that is the score.
+        pad_token_id: Id of the padding token.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Reference:
     pad_token_id: int
 
     def prove(self, entry: Graph, directory: Path) -> Graph:
-        """Return a written graph's entry with the manifest's record of how well it agrees.
+        """Score with a written graph, and return its manifest entry with the agreement.
 
         Raises:
-            SetupError: It is beyond its threshold.
-            ModelSourceError: ONNX Runtime does not accept it.
+            SetupError: The graph is beyond its threshold.
+            ModelSourceError: ONNX Runtime does not accept the graph.
         """
         scorer = session_scorer(directory / entry.file, entry, self.pad_token_id)
         record: dict[str, Any] = {
@@ -77,20 +77,20 @@ def write_fp32(
     on_step: Callable[[str], None],
     inline_bytes: int = INLINE_BYTES,
 ) -> tuple[Graph, list[PassReport], dict[str, Any]]:
-    """Optimize a graph, write and check it.
+    """Optimize a graph, write it and compare it with the reference.
 
     Args:
-        source: The graph as it was exported; left as it is.
-        reference: What it has to agree with.
-        directory: Where it is written.
-        on_step: Told what begins.
-        inline_bytes: Weights that stay in the graph file; where there are more, those of all variants lie beside it.
+        source: The graph as exported, which is not changed.
+        reference: Reference to compare with.
+        directory: Directory to write to.
+        on_step: Called with the title of each step as it begins.
+        inline_bytes: Largest size of weights inside a graph file; larger ones lie beside it, in all variants.
 
     Returns:
-        The manifest's entry, what each pass did, and the cost before and after.
+        The manifest entry, the report of each pass, and the cost before and after.
 
     Raises:
-        SetupError: It is beyond its threshold.
+        SetupError: The graph is beyond its threshold.
     """
     from crossrank_export.cost import measure_cost
     from crossrank_export.passes import optimize
@@ -112,20 +112,20 @@ def write_others(
     directory: Path,
     on_step: Callable[[str], None],
 ) -> tuple[list[Graph], list[PassReport]]:
-    """Write and check the variants that are made from the fp32 graph.
+    """Write the variants that are made from the fp32 graph, and compare them with the reference.
 
     Args:
-        precisions: Which; fp32 itself is passed over.
-        fp32: As it was written.
-        reference: What each has to agree with.
-        directory: Where the fp32 graph lies and the others go.
-        on_step: Told what begins.
+        precisions: Precisions to write; fp32 itself is skipped.
+        fp32: Manifest entry of the written fp32 graph.
+        reference: Reference to compare with.
+        directory: Directory of the fp32 graph, which the others are written to.
+        on_step: Called with the title of each step as it begins.
 
     Returns:
-        The manifest's entries, and what was done for ONNX Runtime's fp16 graph.
+        The manifest entries, and the reports on ONNX Runtime's fp16 graph.
 
     Raises:
-        SetupError: A variant cannot be made, or it is beyond its threshold.
+        SetupError: A variant cannot be made, or is beyond its threshold.
     """
     from crossrank_export.precision import fp16_from_fp32, write_int8
 
@@ -155,7 +155,7 @@ def write_others(
 def _write_for_onnxruntime(
     optimized: onnx_ir.Model, reference: Reference, directory: Path, external: bool
 ) -> tuple[Graph | None, PassReport]:
-    """Write and check the fp16 graph of ONNX Runtime's operators; whatever goes wrong, it is missing and no more."""
+    """Write and compare the fp16 graph of ONNX Runtime's operators; a failure only leaves this graph out."""
     from crossrank_export.contrib import NAME
     from crossrank_export.precision import fp16_for_onnxruntime
 
@@ -168,7 +168,7 @@ def _write_for_onnxruntime(
         entry = describe_graph(optimized, path.name, "fp16", reference.num_labels, data)
         return reference.prove(entry.model_copy(update={"operators": "onnxruntime"}), directory), report
     except Exception as error:
-        # Of any type: the rewriting meets graphs that nobody has seen, and ONNX Runtime raises types of its own.
+        # Of any type: unknown graphs may break the rewriting, and ONNX Runtime raises many types.
         logger.debug("the fp16 graph for ONNX Runtime is left out", exc_info=True)
         for file in (path, data_file(path)):
             file.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import click
 
 from crossrank.errors import CrossrankError
 from crossrank_perf.base.processes import end_children_on_sigterm
+from crossrank_server.commands.groups import DescribedGroup
 from lab.graphs.command import graphs
 from lab.guard.command import guard
 from lab.install.command import install
@@ -17,7 +18,7 @@ from lab.tiers.command import tiers
 from lab.tokenizer.command import tokenizer
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=DescribedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def lab() -> None:
     """Measure this project in its own checkout.
 

@@ -138,7 +138,7 @@ def test_bad_input_is_one_clear_message(arguments: tuple[str, ...], code: int, m
 def test_every_benchmark_has_a_make_target_and_teaches_it_with_examples() -> None:
     makefile = (ROOT / "Makefile").read_text()
     commands = re.findall(r"^  (\w+)  ", lab("--help").stdout.partition("Commands:")[2], re.MULTILINE)
-    assert sorted(commands) == ["graphs", "guard", "peers", "scaling", "tiers", "tokenizer"]
+    assert {"graphs", "guard", "peers", "scaling", "tiers", "tokenizer"} <= set(commands)
     for command in commands:
         assert f"\nbench-{command}: " in makefile
         assert f"\n    make bench-{command}" in lab(command, "--help").stdout

@@ -1,4 +1,4 @@
-"""`crossrank engine`: a TensorRT plan from a bundle's fp16 graph."""
+"""`crossrank engine`: build a TensorRT plan from a bundle's fp16 graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`crossrank export`: a model into a bundle."""
+"""`crossrank export`: convert a model to a bundle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def _precisions(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[Precision]:
-    """Read `--precision fp32,fp16 --precision int8`."""
+    """Return the precisions of options such as `--precision fp32,fp16 --precision int8`."""
     names = [name.strip() for value in values for name in value.split(",") if name.strip()]
     for name in names:
         if name not in get_args(Precision):
@@ -83,7 +83,7 @@ def export(
     kind: Kind | None,
     card: Path | None,
 ) -> None:
-    """Make MODEL as fast as it can be without changing its answers, prove that, and write a bundle.
+    """Convert MODEL to a bundle: optimize its graph, and check that the scores stay the same.
 
     MODEL is a Hugging Face directory, an ONNX file beside its config.json and tokenizer.json, or a hub id. Each variant
     is compared with the source (PyTorch, or the source's own ONNX graph) on pairs of all lengths; where they disagree
@@ -104,7 +104,7 @@ def export(
     from crossrank_export.pipeline import ExportOptions, export_model
     from crossrank_export.samples import read_groups
 
-    # The dot keeps a file called `reference` apart from the record's own entries.
+    # The dot tells a file called `reference` from the record's own entries.
     groups = {pairs.name if pairs.suffix else f"./{pairs.name}": read_groups(pairs)} if pairs else {}
     options = ExportOptions(precisions, max_length, opset, label, name, card, groups)
     try:
@@ -113,7 +113,7 @@ def export(
     except CrossrankError:
         raise
     except Exception as error:
-        # Whatever a model makes a library raise that nobody has met yet; the log has where.
+        # Libraries raise many types at unknown models; the log has the traceback.
         logger.debug("the export of %s ended", model, exc_info=True)
         raise SetupError(
             f"{model} cannot be exported, for a reason that was not foreseen: report it ({reason_of(error)})"
@@ -123,7 +123,7 @@ def export(
 
 @contextmanager
 def _source(model: str, kind: Kind | None, on_step: Callable[[str], None]) -> Iterator[SourceFiles]:
-    """Find MODEL on disk, or fetch it from the hub for the time of the export."""
+    """Yield the files of MODEL on disk, or download them from the hub for the time of the export."""
     import tempfile
 
     from crossrank_export.sources import find_source
@@ -139,13 +139,13 @@ def _source(model: str, kind: Kind | None, on_step: Callable[[str], None]) -> It
         try:
             yield fetch_source(model, Path(folder), kind)
         except CrossrankError as error:
-            # The user knows the model by its id; the folder will be gone.
+            # The user knows the model by its id; the folder is temporary.
             raise type(error)(error.message.replace(folder, model)) from error
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Print each step on stderr when it begins, and the seconds it took when the next one begins."""
+    """Print each step on stderr as it begins, and its seconds as the next one begins."""
     began = time.perf_counter()
     is_running = False
 
@@ -166,7 +166,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
 
 def _report(bundle: Bundle) -> None:
-    """Say on stderr what was done to the graph and how well each variant agrees; the bundle's path on stdout."""
+    """Print the changes to the graph and the agreement of each variant on stderr, and the bundle's path on stdout."""
     manifest = bundle.manifest
     for entry in manifest.passes:
         click.echo(f"{'+' if entry['applied'] else '-'} {entry['name']}: {entry['detail']}", err=True)

@@ -1,4 +1,4 @@
-"""`crossrank repository`: a Triton model repository from a bundle."""
+"""`crossrank repository`: write a Triton model repository for a bundle."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def repository(
     """Write a Triton model repository for BUNDLE: a bundle, a model directory, a hub id or `builtin`.
 
     It holds two models. <model> takes token ids (INT32) and gives logits (FP32), with the same inputs and outputs
-    for every target, so that a gateway does not care what computes. <model>_rerank takes a query and documents as
+    for every target, so that a gateway needs no settings for it. <model>_rerank takes a query and documents as
     text and gives scores.
 
     \b
@@ -145,7 +145,7 @@ def repository(
 
 
 def serve_command(spec: RepositorySpec, out: Path) -> str:
-    """Return the command that serves the repository where it belongs."""
+    """Return the command that serves the repository on a machine of its target."""
     if spec.target == "cpu":
         return f"crossrank triton --repository {out}"
     tag = _CURRENT_TAG

@@ -1,4 +1,4 @@
-"""`crossrank triton`: the real tritonserver on this machine."""
+"""`crossrank triton`: run the real tritonserver on this machine."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def triton(
     """Serve a model with the real tritonserver on this machine's CPU.
 
     The server is the one of the nvidia-pytriton wheel, from the directory that CROSSRANK_TRITON_HOME names or .triton;
-    without it a message tells how to install it. This process becomes tritonserver: signals and the exit code are its
-    own. On a GPU node the repository of crossrank repository is served by NVIDIA's container instead.
+    without it a message tells how to install it. This process becomes tritonserver, with its signals and its exit
+    code. On a GPU node the repository of crossrank repository is served by NVIDIA's container instead.
 
     ARGUMENTS go to tritonserver as they are.
 
@@ -104,7 +104,7 @@ def triton(
 
 
 def _write(model: str, out: Path, instances: int | None, engine: str, precision: str) -> Path:
-    """Write a fresh repository; what an earlier run left there is another model's."""
+    """Write a repository, in place of one of an earlier run."""
     import shutil
 
     from crossrank.engines.cpu import available_cores
@@ -117,7 +117,7 @@ def _write(model: str, out: Path, instances: int | None, engine: str, precision:
     spec = make_spec(
         bundle.manifest,
         "cpu",
-        # One more than cores: it computes while another hands its answers over (measured on 2 cores: 6% more).
+        # One more than cores: it computes while another returns its answers (6% more, measured on 2 cores).
         instances=instances or cores + 1,
         text_instances=2 * cores,
         engine=engine,

@@ -1,11 +1,11 @@
-"""ONNX Runtime's own operators ("com.microsoft") in place of the standard ones: fewer kernels and one attention.
+"""Rewrite a graph with ONNX Runtime's own operators ("com.microsoft"): fewer kernels, and attention as one.
 
-    padding     which masks only tell tokens from padding      attention   MultiHeadAttention
+    padding     masks that only hide padding                   attention   MultiHeadAttention
     embeddings  EmbedLayerNormalization                        skip_norm   SkipLayerNormalization
 
-They start from an optimized graph and find what they look for by structure; the rest stays as it was. Attention takes
-the number of tokens of each pair, so the graph is right for masks of ones followed by zeros, with at least a one: what
-every engine here sends.
+They start from an optimized graph and find their patterns by structure; the rest stays as it was. Attention takes the
+number of tokens of each pair, so the graph is right for masks of ones followed by zeros, with at least one 1, which is
+what every engine here sends.
 
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -29,12 +29,12 @@ from crossrank_export.shapes import infer_shapes
 NAME = "onnxruntime"
 
 
-# Two numbers that no other dimension has, so that shapes tell a sum of two [batch, sequence, hidden] from a broadcast.
+# Sizes that no other dimension has, so that a sum of two [batch, sequence, hidden] is told from a broadcast.
 _BATCH, _SEQUENCE = 3, 7
 
 
 def fuse_for_onnxruntime(model: ir.Model) -> PassReport:
-    """Rewrite attention, embeddings and residual sums, in place; without an attention block that fits, nothing."""
+    """Rewrite attention, embeddings and residual sums, in place; nothing where no attention block fits."""
     with _fixed_shapes(model):
         blocks = find_merged_attention(model.graph)
         if not blocks:
@@ -45,7 +45,7 @@ def fuse_for_onnxruntime(model: ir.Model) -> PassReport:
         embeddings = "the embeddings" if lengths is not None else "not the embeddings"
         if lengths is None:
             lengths = emit_lengths(emit, padding)
-        # Found again: the first one's source is another value now.
+        # Searched again, as the source of the first block is another value now.
         for block in find_merged_attention(model.graph):
             fuse_attention(emit, block, lengths)
         remove_dead(model)
@@ -59,7 +59,7 @@ def fuse_for_onnxruntime(model: ir.Model) -> PassReport:
 
 @contextmanager
 def _fixed_shapes(model: ir.Model) -> Iterator[None]:
-    """Infer all shapes for one batch and sequence; afterwards they are as before, and those of new values unknown."""
+    """Infer all shapes for one batch and length; afterwards they are as before, those of new values unknown."""
     computed = [value for node in model.graph for value in node.outputs]
     before = {value: value.shape for value in (*model.graph.inputs, *computed)}
     for value in computed:

@@ -1,8 +1,8 @@
-"""MultiHeadAttention in place of the attention that the pass merge_qkv writes.
+"""Replace the attention that the pass merge_qkv writes by MultiHeadAttention.
 
-Queries, keys and values are three products again: the operator takes [batch, sequence, hidden], and slices of one
-product would be copies. Of their biases one is left: a softmax ignores the keys', which adds the same to all scores of
-a query, and the values', of probabilities that sum to one, is added behind the output's product beforehand.
+Queries, keys and values become three products again: the operator takes [batch, sequence, hidden], and slices of one
+product would be copies. Only the bias of the queries remains: that of the keys adds the same to all scores of a query,
+which a softmax ignores; that of the values, as probabilities sum to one, goes into the bias of the output's product.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _SWAP_LAST = [0, 1, 3, 2]
 
 @dataclass(frozen=True)
 class MergedAttention:
-    """A block whose queries, keys and values are one product, the scale folded in.
+    """Attention block whose queries, keys and values are one product, with the scale folded in.
 
     Attributes:
         source: float32 [batch, sequence, hidden].
         weight: float32 [hidden, 3 * heads * head_dim].
         bias: float32 [3 * heads * head_dim].
-        heads: Heads.
+        heads: Number of heads.
         padding: The graph input attention_mask, int32 [batch, sequence].
         output: float32 [batch, sequence, heads * head_dim].
     """
@@ -51,7 +51,7 @@ class MergedAttention:
 
 
 def find_merged_attention(graph: ir.Graph) -> list[MergedAttention]:
-    """Return the blocks that only padding is hidden from, in the order they are computed."""
+    """Return the blocks whose mask only hides padding, in the order they are computed."""
     opset = graph.opset_imports.get("", 17)
     found = (_match(node, opset) for node in graph if node.op_type == "Softmax" and not node.domain)
     return [block for block in found if block is not None]
@@ -61,9 +61,9 @@ def fuse_attention(emit: Emitter, block: MergedAttention, lengths: ir.Value) -> 
     """Write a block as one operator.
 
     Args:
-        emit: Writes the nodes.
-        block: What is replaced.
-        lengths: int32 [batch], the tokens of each pair.
+        emit: Emitter for the nodes.
+        block: The block to replace.
+        lengths: int32 [batch], tokens of each pair.
     """
     wq, wk, wv = np.split(block.weight, 3, axis=1)
     bq, _, bv = np.split(block.bias, 3)
@@ -107,7 +107,7 @@ def _match(node: ir.Node, opset: int) -> MergedAttention | None:
 
 
 def _piece(value: ir.Value | None, position: int) -> ir.Value | None:
-    """Return what a value is that piece of, along axis 0."""
+    """Return the value that this one is piece `position` of along axis 0; None where it is no such piece."""
     gather = _made_by(value, "Gather")
     if gather is None or gather.attributes.get_int("axis", 0) != 0 or integers_of(gather.inputs[1]) != [position]:
         return None
@@ -115,7 +115,7 @@ def _piece(value: ir.Value | None, position: int) -> ir.Value | None:
 
 
 def _split(value: ir.Value | None) -> tuple[ir.Value, int, int] | None:
-    """Follow [3, batch, heads, sequence, head_dim] up to the product it was split from, heads and their size."""
+    """Return the product that [3, batch, heads, sequence, head_dim] was split from, heads and head_dim."""
     transpose = _made_by(value, "Transpose")
     reshape = _made_by(transpose.inputs[0], "Reshape") if transpose is not None else None
     if transpose is None or reshape is None or _order(transpose) != _QKV_FIRST or reshape.inputs[0] is None:
@@ -127,7 +127,7 @@ def _split(value: ir.Value | None) -> tuple[ir.Value, int, int] | None:
 
 
 def _move_bias(emit: Emitter, output: ir.Value, bias: NDArray[np.float32]) -> bool:
-    """Add the values' bias to that of the product that alone reads the block, where there is one."""
+    """Move the bias of the values into that of the product that alone reads the block; return whether there is one."""
     product = only_consumer(output)
     weight = constant_of(product.inputs[1]) if product is not None and product.op_type == "MatMul" else None
     if product is None or weight is None or weight.ndim != 2 or product.inputs[0] is not output:

@@ -1,6 +1,6 @@
-"""EmbedLayerNormalization: three lookups, their sum, its normalization, and the number of tokens of each pair.
+"""Replace embeddings by EmbedLayerNormalization: three lookups, their sum, its normalization, and tokens of each pair.
 
-The operator wants positions and segments apart, which the pass embeddings has added up: they are taken apart again.
+The operator takes positions and segments separately: the table in which the pass embeddings added them is split again.
 Embeddings of another structure (RoBERTa's, whose positions are computed) are left alone.
 """
 
@@ -14,12 +14,12 @@ from crossrank_export.contrib.norm import norm_weights
 from crossrank_export.passes.embeddings import counts_from_zero, sum_of_lookups
 from crossrank_export.passes.emit import CONTRIB, Emitter, only_consumer, operand_beside, redirect, scalar_of
 
-# Of the table's largest number: sums of float32 that were rounded once.
+# Tolerance, relative to the table's largest number: sums of float32 that were rounded once.
 _MOST_ERROR = 1e-6
 
 
 def fuse_embeddings(graph: ir.Graph, emit: Emitter, attention_mask: ir.Value) -> ir.Value | None:
-    """Replace the embeddings where they are BERT's.
+    """Replace embeddings with BERT's structure.
 
     Returns:
         int32 [batch], the tokens of each pair; None where nothing was replaced.
@@ -61,7 +61,7 @@ def _is_input(value: ir.Value | None, name: str) -> bool:
 
 
 def _split_index(index: ir.Value) -> tuple[ir.Value, int] | None:
-    """Read token_type_ids * positions + (0, 1, 2 ...): the input, and how many positions there are."""
+    """Match token_type_ids * positions + (0, 1, 2 ...); return the input and the number of positions."""
     add = index.producer()
     if add is None or add.op_type != "Add":
         return None
@@ -78,7 +78,7 @@ def _split_index(index: ir.Value) -> tuple[ir.Value, int] | None:
 
 
 def _split_table(table: NDArray[np.float32], positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """Return float32 [positions, hidden] and [segments, hidden] whose sums are the table; None where there are none."""
+    """Return float32 [positions, hidden] and [segments, hidden] whose sums make up the table; None where none do."""
     if positions < 1 or len(table) % positions:
         return None
     sums = table.astype(np.float64).reshape(-1, positions, table.shape[1])

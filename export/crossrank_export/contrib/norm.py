@@ -1,4 +1,4 @@
-"""What ONNX Runtime's normalizing operators take over from a LayerNormalization."""
+"""Read the weights of a LayerNormalization for ONNX Runtime's normalizing operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crossrank_export.passes.emit import constant_of
 
 @dataclass(frozen=True)
 class NormWeights:
-    """Constant vectors [hidden], and what is added to the variance."""
+    """Weights of a normalization: constant vectors [hidden], and the number added to the variance."""
 
     gamma: ir.Value
     beta: ir.Value
@@ -19,7 +19,7 @@ class NormWeights:
 
 
 def norm_weights(node: ir.Node) -> NormWeights | None:
-    """Read a normalization over the last of three axes whose other outputs nobody reads; None for any other node."""
+    """Return the weights of a normalization over the last of three axes with one used output; None for other nodes."""
     if node.op_type != "LayerNormalization" or node.domain or node.attributes.get_int("axis", -1) not in (-1, 2):
         return None
     if len(node.inputs) < 3 or any(value.uses() for value in node.outputs[1:]):

@@ -1,4 +1,4 @@
-"""Which masks say nothing but where the padding is, and the number of tokens before it."""
+"""Find the masks that only hide padding, and compute the number of tokens before it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from crossrank_export.passes.emit import ELEMENTWISE, Emitter, constant_of
 from crossrank_export.shapes import dims_of
 
 _INPUT = "attention_mask"
-# Softmax makes 0 of what is this far below the rest, in fp16 and in fp32.
+# Scores this far below the others become 0 in a softmax, in fp16 and in fp32.
 _MASKED = -1e4
 
 
 def padding_of(mask: ir.Value, opset: int) -> ir.Value | None:
     """Return the graph input attention_mask if adding `mask` to scores hides its zeros and changes nothing else.
 
-    What is computed element by element, with constants of one element, is a function of one number, and the mask's
-    are 0 and 1: trying both is a proof.
+    A mask that is computed element by element, with constants of one element, is a function of one number, which is 0
+    or 1: trying both proves it.
 
     Args:
         mask: float32 [batch, 1, 1, sequence].
-        opset: Of the graph.
+        opset: Opset of the graph.
     """
     dims = dims_of(mask)
     nodes: list[ir.Node] = []
@@ -43,13 +43,13 @@ def padding_of(mask: ir.Value, opset: int) -> ir.Value | None:
 
 
 def emit_lengths(emit: Emitter, attention_mask: ir.Value) -> ir.Value:
-    """Write the number of tokens of each pair, int32 [batch]."""
+    """Write nodes for the number of tokens of each pair, and return it, int32 [batch]."""
     lengths = emit.op("ReduceSum", attention_mask, emit.dims(1), like=attention_mask, keepdims=0)
     return lengths
 
 
 def _collect(value: ir.Value, nodes: list[ir.Node]) -> ir.Value | None:
-    """Gather the nodes above a mask in the order of computation; return the one input that they lead to."""
+    """Collect the nodes that compute a mask, in their order, and return the one input that they read."""
     node = value.producer()
     if node is None:
         return value if value.name == _INPUT and value.is_graph_input() else None

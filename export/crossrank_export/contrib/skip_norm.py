@@ -1,4 +1,4 @@
-"""SkipLayerNormalization: a residual sum, the bias before it and the normalization behind it."""
+"""Replace a residual sum, the bias before it and the normalization after it by SkipLayerNormalization."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from crossrank_export.shapes import fixed_dims_of
 
 
 def fuse_skip_norms(graph: ir.Graph, emit: Emitter) -> int:
-    """Replace every normalization of a sum of two values of the same shape; return how many there were.
+    """Replace every normalization of a sum of two values of the same shape; return their number.
 
     Args:
-        graph: With shapes in numbers.
-        emit: Writes the nodes.
+        graph: Graph with all shapes in numbers.
+        emit: Emitter for the nodes.
     """
     fused = 0
     for node in list(graph):
@@ -49,7 +49,7 @@ def _fuse(node: ir.Node, weights: NormWeights, emit: Emitter) -> bool:
 
 
 def _biased(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """Read a value that nothing else reads as (what it is, the constant vector added to it)."""
+    """Match x + constant vector, with no other reader; return x and the vector."""
     add = value.producer()
     if add is None or add.op_type != "Add" or only_consumer(value) is None:
         return None

@@ -1,13 +1,13 @@
-"""Graph passes over ONNX: the same answers with less arithmetic, in standard operators only.
+"""Graph passes over ONNX: the same scores with less arithmetic, in standard operators only.
 
-    opset        opset 11 - 16 rewritten as 17             narrow_mask  one row for all queries
-    clean        constants folded, dead nodes removed      first_token  the last layer for one token only
-    branches     those always taken in place of the If     merge_qkv    one product, scale folded in
-    layer_norm   its pieces made one node                  interface    int32 inputs, output `logits`
-    embeddings   constant tables added up beforehand
+    opset        rewrite opset 11 - 16 as 17               narrow_mask  keep one row for all queries
+    clean        fold constants, remove dead nodes         first_token  compute the last layer for one token
+    branches     replace an If by the branch it takes      merge_qkv    one product, scale folded in
+    layer_norm   make its pieces one node                  interface    int32 inputs, output `logits`
+    embeddings   add up constant tables beforehand
 
-They find what they look for by structure (attention.py) and write through emit.py. They need onnx, onnx_ir and numpy,
-nothing of torch: serving runs them over hub ONNX files.
+They find their patterns by structure (attention.py) and write through emit.py. They need onnx, onnx_ir and numpy, but
+not torch: serving runs them on ONNX files of the hub.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def optimize(model: ir.Model) -> tuple[ir.Model, list[PassReport]]:
     """Apply every pass that fits the graph.
 
     Args:
-        model: A sequence-classification encoder in ONNX, weights in memory; left as it is.
+        model: A sequence-classification encoder in ONNX with weights in memory. It is not changed.
 
     Returns:
         The optimized model and one report for each pass, in the order they ran.

@@ -1,4 +1,4 @@
-"""Find multi-head self-attention in a graph, however its exporter wrote it.
+"""Find multi-head self-attention in a graph, in the forms that exporters write.
 
     x [B, S, H] -> MatMul, Add -> Reshape [B, S, h, d] -> Transpose -> QK^T (scaled somewhere) -> Add(mask)
       -> Softmax -> MatMul V -> Transpose -> Reshape [B, S, h*d]
@@ -33,9 +33,9 @@ class Projection:
         weight: float32 [inputs, heads * head_dim].
         bias: float32 [heads * head_dim]; zeros where the model has none.
         scale: Factor that the exporter applied to the result.
-        heads: Heads.
-        transposed: Whether the heads are [batch, heads, head_dim, sequence] instead of the last two swapped.
-        heads_value: The value in the graph that holds the heads.
+        heads: Number of heads.
+        transposed: Whether `heads_value` is [batch, heads, head_dim, sequence], not [batch, heads, sequence, head_dim].
+        heads_value: The value in the graph that holds the split heads.
     """
 
     source: ir.Value
@@ -67,17 +67,17 @@ class Attention:
 
     @property
     def source(self) -> ir.Value:
-        """float32 [batch, sequence, hidden]: what the block reads."""
+        """Return the input of the block, float32 [batch, sequence, hidden]."""
         return self.query.source
 
     @property
     def heads(self) -> int:
-        """Number of heads."""
+        """Return the number of heads."""
         return self.query.heads
 
     @property
     def total_scale(self) -> float:
-        """What QK^T is multiplied by, wherever the exporter did it."""
+        """Return the factor on QK^T, wherever the exporter put it."""
         return self.scale * self.query.scale * self.key.scale
 
 
@@ -146,7 +146,7 @@ def _assemble(
 
 
 def _peel_scores(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.Value, ...]] | None:
-    """Walk up from a softmax's input to QK^T; masks must have been added after the scaling."""
+    """Walk up from a softmax's input to QK^T, through masks, and then the scaling."""
     node = value.producer() if value is not None else None
     if node is None or node.domain or value is None or only_consumer(value) is None:
         return None
@@ -169,7 +169,7 @@ def _peel_scores(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.Value
 
 
 def _scaled_input(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """Read a Mul or Div by one number: the other operand and the factor."""
+    """Match a Mul or Div by one number; return the other operand and the factor."""
     left, right = node.inputs
     factor = scalar_of(right)
     if factor is not None and left is not None:
@@ -208,7 +208,7 @@ def _producers(value: ir.Value | None) -> Iterator[ir.Node]:
 
 
 def _head_shape(views: list[ir.Node]) -> tuple[int, int, bool] | None:
-    """Return (heads, head_dim, transposed) if the chain of views splits heads and does nothing else."""
+    """Return (heads, head_dim, transposed) if the chain of views only splits heads; None otherwise."""
     if not views or views[0].op_type != "Reshape":
         return None
     source, split = dims_of(views[0].inputs[0]), dims_of(views[0].outputs[0])
@@ -224,7 +224,7 @@ def _head_shape(views: list[ir.Node]) -> tuple[int, int, bool] | None:
 
 
 def _composed_order(views: list[ir.Node]) -> tuple[int, ...] | None:
-    """Compose transposes of four axes; a trip through three axes may only swap the last two."""
+    """Compose transposes of four axes; one of three axes in between may only swap the last two."""
     order: tuple[int, ...] = (0, 1, 2, 3)
     while views:
         if views[0].op_type == "Transpose":
@@ -246,7 +246,7 @@ def _composed_order(views: list[ir.Node]) -> tuple[int, ...] | None:
 
 
 def linear_of(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], NDArray[np.float32]] | None:
-    """Read `x @ W + b` with constant W and b: (x, W, b)."""
+    """Match `x @ W + b` with constant W and b; return (x, W, b)."""
     node = value.producer() if value is not None else None
     bias: NDArray[Any] | None = None
     if node is not None and node.op_type == "Add":
@@ -267,7 +267,7 @@ def linear_of(value: ir.Value | None) -> tuple[ir.Value, NDArray[np.float32], ND
 
 
 def merged_heads(context: ir.Value) -> ir.Value | None:
-    """Follow [B, h, S, d] -> Transpose -> Reshape [B, S, h*d]."""
+    """Follow [B, h, S, d] -> Transpose -> Reshape [B, S, h*d], and return the last."""
     transpose = only_consumer(context)
     if transpose is None or transpose.op_type != "Transpose" or "perm" not in transpose.attributes:
         return None

@@ -1,7 +1,7 @@
-"""Put the branch that is always taken in the place of an If.
+"""Replace an If whose condition is known by the branch that it takes.
 
-Scripted functions leave them: DeBERTa asks at each layer whether queries and keys are equally many, which shape
-inference can answer, and squeezing an axis of unknown length asks whether that is 1. OpenVINO cannot load an If whose
+Scripted functions leave such nodes: DeBERTa checks in each layer whether queries and keys are equally many, which shape
+inference can answer, and squeezing an axis of unknown length checks whether that is 1. OpenVINO cannot load an If whose
 branches differ in rank, and no other pass looks into one.
 """
 
@@ -17,7 +17,7 @@ NAME = "branches"
 
 
 def fold_branches(model: ir.Model) -> PassReport:
-    """Replace every If whose condition is a constant by what its branch holds, nested ones too, in place.
+    """Replace every If with a constant condition by the nodes of its branch, nested ones too, in place.
 
     Args:
         model: A graph after clean_graph, which folds the conditions that can be decided for every batch and length.
@@ -36,13 +36,13 @@ def fold_branches(model: ir.Model) -> PassReport:
 
 
 def _condition_of(node: ir.Node) -> bool | None:
-    """Return the constant condition of an If, None where it is computed, or of any other node."""
+    """Return the constant condition of an If; None where it is computed, and for other nodes."""
     condition = constant_of(node.inputs[0]) if node.op_type == "If" and not node.domain else None
     return None if condition is None else bool(condition.reshape(-1)[0])
 
 
 def _splice(graph: ir.Graph, node: ir.Node) -> None:
-    """Move the nodes of the branch that is taken to the end of the graph, and drop the If."""
+    """Move the nodes of the taken branch to the end of the graph, and remove the If."""
     taken, other = ("then_branch", "else_branch") if _condition_of(node) else ("else_branch", "then_branch")
     results = Emitter(graph, NAME).adopt(node.attributes[taken].as_graph())
     for output, result in zip(node.outputs, results, strict=True):
@@ -52,7 +52,7 @@ def _splice(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _detach(branch: ir.Graph) -> None:
-    """Make the nodes of a dropped branch no readers of the values around it, which passes count."""
+    """Disconnect the nodes of a removed branch from the values that they read, as passes count readers."""
     for node in branch.all_nodes():
         for place in range(len(node.inputs)):
             node.replace_input_with(place, None)

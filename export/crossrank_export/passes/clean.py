@@ -1,4 +1,4 @@
-"""Fold constants, drop what does nothing and what nobody reads, infer shapes."""
+"""Fold constants, remove nodes without effect or readers, and infer shapes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crossrank_export.shapes import dims_of, infer_shapes
 
 NAME = "clean"
 _GROWTH_BYTES = 1 << 16
-# Whether they hold for two equal numbers.
+# Comparison operators, and their result for two equal numbers.
 _COMPARISONS = {"Equal": True, "LessOrEqual": True, "GreaterOrEqual": True, "Less": False, "Greater": False}
 _INT64_MAX = np.iinfo(np.int64).max
 _NEVER_FOLDED = frozenset(
@@ -26,7 +26,7 @@ _NEVER_FOLDED = frozenset(
 
 
 def inline_functions(model: ir.Model) -> None:
-    """Put the bodies of local functions and the values of Constant nodes where they are used, in place."""
+    """Replace calls of local functions by their bodies, and Constant nodes by their values, in place."""
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
@@ -48,8 +48,8 @@ def clean_graph(model: ir.Model) -> PassReport:
 
 def remove_dead(model: ir.Model) -> None:
     """Remove Identity nodes, and nodes and initializers that no output depends on, in place."""
-    # Where a branch of an If hands on a value from outside (DeBERTa), its Identity has to stay; the pass takes it out
-    # and fails. Those of the main graph are then removed by _simplify, but for one at a graph output.
+    # Where a branch of an If returns a value from outside (DeBERTa), its Identity must stay; the pass would remove it
+    # and fail. Then _simplify removes those of the main graph, except one at a graph output.
     if not any(_has_subgraph(node) for node in model.graph):
         common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
@@ -60,7 +60,7 @@ def _has_subgraph(node: ir.Node) -> bool:
 
 
 def _simplify(graph: ir.Graph, node: ir.Node) -> bool:
-    """Replace one node by its constant value or by its own input; return whether that was possible."""
+    """Replace a node by its constant value or by its own input, if possible; return whether it was."""
     if node.domain or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return False
     output = node.outputs[0]
@@ -116,7 +116,7 @@ def _fold(node: ir.Node, opset: int) -> NDArray[Any] | None:
 
 
 def _evaluate(node: ir.Node, opset: int, feeds: dict[str, NDArray[Any]]) -> NDArray[Any] | None:
-    """Run one node in numpy; None where the result would bloat the file."""
+    """Evaluate a node in numpy; None where the result would be too large for the file."""
     inputs = [
         onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in feeds.items()
@@ -130,13 +130,13 @@ def _evaluate(node: ir.Node, opset: int, feeds: dict[str, NDArray[Any]]) -> NDAr
 
 
 def _are_equal_dims(left: ir.Value | None, right: ir.Value | None) -> bool:
-    """Tell whether both are one and the same dimension, whatever its length: a name stands for one number."""
+    """Return whether both are the same dimension, whatever its length: a name stands for one number."""
     dims = _known_dims(left), _known_dims(right)
     return dims[0] == dims[1] and dims[0] is not None and len(dims[0]) == 1 and dims[0][0] is not None
 
 
 def _known_dims(value: ir.Value | None) -> list[int | str | None] | None:
-    """Return the elements of an int64 vector that is cut out of shapes, as far as they are known."""
+    """Return the elements of an int64 vector that is computed from shapes, as far as they are known."""
     node = value.producer() if value is not None else None
     if node is None:
         return list(numbers) if (numbers := integers_of(value)) is not None else None

@@ -1,7 +1,7 @@
-"""Add up beforehand the embedding tables whose rows always meet.
+"""Add up beforehand embedding tables whose rows are always added.
 
-A BERT pair has `word[id] + segment[s] + position[p]` with s of two values and p counting from 0: one table of
-`segment[s] + position[p]` holds all sums. A table that is always read at one row (RoBERTa's segments) becomes part of
+BERT computes `word[id] + segment[s] + position[p]` with two values of s, and p counting from 0: one table of
+`segment[s] + position[p]` holds all sums. A table that is always read at one row (RoBERTa's segments) is added to
 another. `token_type_ids` are read as before; only the order of two additions changes.
 """
 
@@ -23,12 +23,12 @@ _MAX_SEGMENTS = 4
 
 @dataclass(frozen=True)
 class Lookup:
-    """A term of the sum: rows of a constant table at computed places.
+    """A term of the sum: rows of a constant table.
 
     Attributes:
         table: float32 [rows, hidden].
-        index: Which rows; integers [batch or 1, sequence].
-        value: The rows in the graph; None where the table is new.
+        index: Indices of the rows, integers [batch or 1, sequence].
+        value: The value in the graph that holds the rows; None where the table is new.
     """
 
     table: NDArray[np.float32]
@@ -37,7 +37,7 @@ class Lookup:
 
     @property
     def constant_row(self) -> int | None:
-        """The one row that is ever read; None where there are several."""
+        """Return the only row that is ever read; None where there are several."""
         return 0 if len(self.table) == 1 else _only_element(self.index)
 
 
@@ -68,7 +68,7 @@ def fold_embeddings(model: ir.Model) -> PassReport:
 
 
 def sum_of_lookups(root: ir.Node) -> list[Lookup]:
-    """Return the terms of a whole tree of Adds whose leaves are all lookups; [] for anything else."""
+    """Return the terms of a tree of Adds whose leaves are all lookups; an empty list otherwise."""
     reader = only_consumer(root.outputs[0]) if root.op_type == "Add" else root
     if root.op_type != "Add" or (reader is not None and reader.op_type == "Add"):
         return []
@@ -91,7 +91,7 @@ def sum_of_lookups(root: ir.Node) -> list[Lookup]:
 
 
 def _fold_constant_rows(terms: list[Lookup]) -> list[Lookup]:
-    """Add tables that are read at one row only to the smallest of the others."""
+    """Add the row of tables that are read at one row only to the smallest of the other tables."""
     rows = [term for term in terms if term.constant_row is not None]
     others = [term for term in terms if term.constant_row is None]
     if not rows or not others:
@@ -103,7 +103,7 @@ def _fold_constant_rows(terms: list[Lookup]) -> list[Lookup]:
 
 
 def _fold_segments(emit: Emitter, terms: list[Lookup]) -> list[Lookup]:
-    """Write one table of all sums of a segment and a position, read at segment * positions + position."""
+    """Write a table of all sums of a segment and a position, read at segment * positions + position."""
     segments = next((term for term in terms if len(term.table) <= _MAX_SEGMENTS), None)
     counted = next((term for term in terms if term is not segments and counts_from_zero(term.index)), None)
     if segments is None or counted is None or segments.index.dtype is None:
@@ -122,7 +122,7 @@ def _fold_segments(emit: Emitter, terms: list[Lookup]) -> list[Lookup]:
 
 
 def counts_from_zero(index: ir.Value) -> bool:
-    """Tell whether an index is 0, 1, 2 ... up to the length of the sequence, for every pair: [1, sequence]."""
+    """Return whether an index is 0, 1, 2 ... over the sequence, the same for every pair: [1, sequence]."""
     node = index.producer()
     numbers: NDArray[Any] | None = constant_of(node.inputs[0]) if node is not None and node.inputs else None
     if node is None or node.op_type != "Slice" or numbers is None or numbers.ndim != 2 or len(numbers) != 1:
@@ -133,7 +133,7 @@ def counts_from_zero(index: ir.Value) -> bool:
 
 
 def _only_element(index: ir.Value) -> int | None:
-    """Return the one number that an index consists of, through slices and expansions; None where there are more."""
+    """Return the only number in an index, through slices and expansions; None where there are several."""
     array = constant_of(index)
     if array is not None:
         return int(array.flat[0]) if array.size and (array == array.flat[0]).all() else None

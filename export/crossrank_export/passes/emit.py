@@ -1,4 +1,4 @@
-"""Small helpers to read constants out of a graph and to write new nodes into it."""
+"""Read constants of a graph, and write new nodes into it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTRIB = "com.microsoft"
 
 
 class Emitter:
-    """Appends nodes and constants under names that are free; the caller sorts the graph once at the end."""
+    """Appends nodes and constants under unused names; the caller sorts the graph once at the end."""
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self._graph = graph
@@ -50,12 +50,12 @@ class Emitter:
         return self._append(node, ir.DataType.FLOAT if like is None else like.dtype)
 
     def copy(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Value:
-        """Append a node of the same operator and attributes over other inputs and return its output."""
+        """Append a copy of a node with other inputs, and return its output."""
         copied = ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=1)
         return self._append(copied, node.outputs[0].dtype)[0]
 
     def constant(self, array: NDArray[Any], name: str) -> ir.Value:
-        """Register an initializer and return it."""
+        """Add an initializer and return it."""
         name = self._free_name(name)
         value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
         value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
@@ -64,22 +64,19 @@ class Emitter:
         return value
 
     def dims(self, *dims: int) -> ir.Value:
-        """Register an int64 vector, as Reshape and Slice read it."""
+        """Add an int64 vector, as Reshape and Slice take it, and return it."""
         return self.constant(np.array(dims, np.int64), "dims_" + "_".join(str(dim) for dim in dims))
 
     def reshape(self, value: ir.Value, *dims: int) -> ir.Value:
-        """Append a Reshape; 0 copies a dimension, -1 is what is left."""
+        """Append a Reshape and return its output; 0 copies a dimension, -1 is inferred."""
         return self.op("Reshape", value, self.dims(*dims))
 
     def first(self, value: ir.Value, axis: int) -> ir.Value:
-        """Append a Gather that keeps position 0 of an axis, with the axis (whose length inference then knows)."""
+        """Append a Gather of position 0 of an axis, which stays with length 1, and return its output."""
         return self.op("Gather", value, self.dims(0), like=value, axis=axis)
 
     def adopt(self, subgraph: ir.Graph) -> list[ir.Value]:
-        """Move the nodes and initializers of a subgraph without inputs here; return what were its outputs.
-
-        Their names were free in the subgraph only, so they get new ones.
-        """
+        """Move the nodes and initializers of a subgraph without inputs here, renamed, and return its outputs."""
         outputs, nodes = list(subgraph.outputs), list(subgraph)
         subgraph.outputs.clear()
         for value in list(subgraph.initializers.values()):
@@ -112,7 +109,7 @@ class Emitter:
 
 
 def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
-    """Return the array of an initializer or a Constant node; None where the value is computed."""
+    """Return the array of an initializer or a Constant node; None for a computed value."""
     if value is None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
@@ -120,7 +117,7 @@ def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
 
 
 def integers_of(value: ir.Value | None) -> list[int] | None:
-    """Return a constant's elements as numbers; None where the value is computed or is not integral."""
+    """Return the elements of a constant as integers; None for a computed value or other numbers."""
     array = constant_of(value)
     if array is None or array.dtype.kind not in "iu":
         return None
@@ -128,33 +125,33 @@ def integers_of(value: ir.Value | None) -> list[int] | None:
 
 
 def scalar_of(value: ir.Value | None) -> float | None:
-    """Return a constant of one element as a number; None for everything else."""
+    """Return a constant of one element as a number; None for other values."""
     array = constant_of(value)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def operand_beside(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    """Return the other input of a node of two inputs."""
+    """Return the other input of a node with two inputs."""
     left, right = node.inputs
     return right if left is value else left
 
 
 def only_consumer(value: ir.Value) -> ir.Node | None:
-    """Return the node that reads the value, if exactly one does and the graph itself does not return it.
+    """Return the node that reads the value, if it is the only one and the value is no output of the graph.
 
-    Shape nodes do not count: they read no element.
+    Shape nodes do not count, as they read no element.
     """
     readers = {node for node, _ in value.uses() if node.op_type != "Shape"}
     return readers.pop() if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def axes_of(node: ir.Node, position: int = 1) -> list[int] | None:
-    """Return the axes of a Reduce, Squeeze or Unsqueeze node, whether attribute or input."""
+    """Return the axes of a Reduce, Squeeze or Unsqueeze node, from its attribute or its input."""
     if "axes" in node.attributes:
         return list(node.attributes["axes"].as_ints())
     return integers_of(node.inputs[position]) if len(node.inputs) > position else None
 
 
 def redirect(old: ir.Value, new: ir.Value) -> None:
-    """Make every reader of `old`, the graph's outputs included, read `new`."""
+    """Replace `old` by `new` in all readers and in the outputs of the graph."""
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

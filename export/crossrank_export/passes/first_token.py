@@ -1,13 +1,13 @@
 """Compute everything after the last layer's attention for the first token only.
 
-A classifier over [CLS] reads position 0 of the last hidden states and nothing else. The selection is pushed from there
-up through whatever treats tokens one by one (residual sums, layer normalization, products with constant matrices,
-activations) to the last attention, where only the first query is left. Keys and values are then not needed as such:
+A classifier over [CLS] reads only position 0 of the last hidden states. The selection moves from there up through all
+operators that treat tokens one by one (residual sums, layer normalization, products with constant matrices,
+activations) to the last attention, where only the first query remains. Keys and values then need not be computed:
 
     scores_h = (x Wk_h + bk_h) q0_h = x (Wk_h q0_h) + constant          (a softmax ignores the constant)
     context_h = p_h (x Wv_h + bv_h) = (p_h x) Wv_h + bv_h               (p_h sums to one)
 
-Both are exact but for rounding. Their cost is 4 h H S + 4 H^2 operations a layer against 4 H^2 S + 4 H S.
+Both are exact except for rounding. Their cost is 4 h H S + 4 H^2 operations a layer against 4 H^2 S + 4 H S.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAME = "first_token"
 
 
 def prune_to_first_token(model: ir.Model) -> PassReport:
-    """Rewrite the last layer for one token, in place, where nothing but the first token is read."""
+    """Rewrite the last layer for one token, in place, if only the first token is read."""
     selectors = [node for node in model.graph if _selects_first_token(node)]
     if not selectors:
         return PassReport(NAME, False, "Nothing selects the first token (mean pooling, perhaps): left as it is.")
@@ -43,7 +43,7 @@ def prune_to_first_token(model: ir.Model) -> PassReport:
 
 
 def _selects_first_token(node: ir.Node) -> bool:
-    """Tell whether a node reads position 0 of axis 1 of [batch, sequence, hidden]."""
+    """Return whether a node selects position 0 of axis 1 of [batch, sequence, hidden]."""
     if node.domain or node.op_type not in ("Gather", "Slice"):
         return False
     dims = dims_of(node.inputs[0])
@@ -56,7 +56,7 @@ def _selects_first_token(node: ir.Node) -> bool:
 
 
 def _last_attention(value: ir.Value | None, blocks: list[Attention]) -> Attention | None:
-    """Return the last of the attention blocks from which token-wise operators alone lead to the value."""
+    """Return the last attention block from which only token-wise operators lead to the value."""
     order = {block.output: position for position, block in enumerate(blocks)}
     seen: set[ir.Value] = set()
     queue = [value]
@@ -68,13 +68,13 @@ def _last_attention(value: ir.Value | None, blocks: list[Attention]) -> Attentio
         node = current.producer()
         if current not in order and node is not None:
             queue.extend(_token_operands(node) or ())
-    # Residual connections lead on to earlier blocks: the last one in the order of computation is the one that counts.
+    # Residual connections lead to earlier blocks too: take the last one in the order of computation.
     reached = [order[output] for output in seen & set(order)]
     return blocks[max(reached)] if reached else None
 
 
 def _token_operands(node: ir.Node) -> list[ir.Value] | None:
-    """Return the operands [batch, sequence, ...] of a node that treats tokens one by one; None for other nodes."""
+    """Return the operands [batch, sequence, ...] of a token-wise node; None for other nodes."""
     dims = dims_of(node.outputs[0])
     if node.domain or len(node.outputs) > 1 or dims is None or len(dims) != 3:
         return None
@@ -95,7 +95,7 @@ def _token_operands(node: ir.Node) -> list[ir.Value] | None:
 
 
 class _Pruner:
-    """Writes, for values [batch, sequence, ...], their first token [batch, 1, ...]; each one once."""
+    """Writes the first token [batch, 1, ...] of values [batch, sequence, ...], each once."""
 
     def __init__(self, emit: Emitter, last: Attention) -> None:
         self._emit = emit
@@ -103,7 +103,7 @@ class _Pruner:
         self._done: dict[ir.Value, ir.Value] = {}
 
     def first(self, value: ir.Value) -> ir.Value:
-        """Return the first token of a value, computing as little as can be."""
+        """Return the first token of a value, computed for that token alone where possible."""
         if value not in self._done:
             self._done[value] = self._compute(value)
         return self._done[value]
@@ -113,7 +113,7 @@ class _Pruner:
             return emit_first_query(self._emit, self._last, self.first(self._last.source))
         node = value.producer()
         operands = _token_operands(node) if node is not None else None
-        # The attention reads its source for every token: there is nothing left to save above it.
+        # The attention reads every token of its source: nothing can be saved above it.
         if value is self._last.source or node is None or operands is None:
             return self._emit.first(value, axis=1)
         reduced = {operand: self.first(operand) for operand in operands}

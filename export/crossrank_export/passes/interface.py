@@ -1,4 +1,4 @@
-"""One signature for all bundles: int32 [batch, sequence] in, float32 `logits` [batch, labels] out."""
+"""Give all bundles the same signature: inputs int32 [batch, sequence], output float32 `logits` [batch, labels]."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from crossrank_export.passes.report import PassReport
 NAME = "interface"
 OUTPUT = "logits"
 
-# Operators that take int32 where they took int64, by the position of that input: the result is the same.
+# Operators that give the same result with int32 in place of int64, with the position of that input.
 _INDIFFERENT = {("Gather", 1), ("Cast", 0), ("Shape", 0)}
-# Operators that pass their first input's elements on.
+# Operators that return the elements of their first input.
 _MOVING = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Expand", "Slice", "Transpose", "Identity"})
 
 
 def unify_interface(model: ir.Model) -> PassReport:
-    """Make integer inputs int32, name the output `logits` and the axes `batch` and `sequence`, in place."""
+    """Convert integer inputs to int32, name the output `logits` and the axes `batch` and `sequence`, in place."""
     graph = model.graph
     done = []
     emit = Emitter(graph, NAME)
@@ -40,7 +40,7 @@ def unify_interface(model: ir.Model) -> PassReport:
 
 
 def _widen_where_needed(value: ir.Value, emit: Emitter) -> None:
-    """Cast an int32 value back to int64 before readers that mix it with other int64 values."""
+    """Insert a Cast back to int64 before readers that combine an int32 value with int64 ones."""
     widened: ir.Value | None = None
     for node, position in list(value.uses()):
         if (node.op_type, position) in _INDIFFERENT:
@@ -57,7 +57,7 @@ def _widen_where_needed(value: ir.Value, emit: Emitter) -> None:
 
 
 def _keep_logits(graph: ir.Graph) -> ir.Value | None:
-    """Drop the outputs beside the logits; return the logits, None where it cannot be told which they are."""
+    """Remove all outputs but the logits, and return the logits; None where they cannot be identified."""
     named = [value for value in graph.outputs if value.name == OUTPUT] or list(graph.outputs)
     if len(named) != 1:
         return None
@@ -67,7 +67,7 @@ def _keep_logits(graph: ir.Graph) -> ir.Value | None:
 
 
 def _free_name(graph: ir.Graph, output: ir.Value) -> None:
-    """Give another name to whatever inner value is called as the output will be."""
+    """Rename an inner value that has the name of the output."""
     for node in graph:
         for value in node.outputs:
             if value.name == OUTPUT and value is not output:
@@ -78,7 +78,7 @@ def _free_name(graph: ir.Graph, output: ir.Value) -> None:
 
 
 def _named(shape: ir.Shape, names: tuple[str, ...]) -> list[int | str | None]:
-    """Name the leading axes that are not fixed."""
+    """Return the shape with names for its leading axes that are not fixed."""
     dims = [dim if isinstance(dim, int) else dim.value for dim in shape]
     return [name if not isinstance(dim, int) else dim for dim, name in zip(dims, names, strict=False)] + dims[
         len(names) :

@@ -1,6 +1,6 @@
-"""Write a layer normalization that was exported piece by piece as one LayerNormalization (opset 17).
+"""Replace a layer normalization in separate operators by one LayerNormalization (opset 17).
 
-The engines fuse the pieces themselves; one node lets converters keep it in float32 by name.
+The engines fuse the operators themselves; with one node, converters can keep it in float32 by name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fuse_layer_norm(model: ir.Model) -> PassReport:
 
 
 def _fuse(final: ir.Node, emit: Emitter) -> bool:
-    """Match upwards from the Add of beta."""
+    """Replace a layer normalization, matched upwards from its Add of beta; return whether it is one."""
     shifted = _split_constant(final)
     scaled = _split_constant(_above(shifted[0], "Mul")) if shifted is not None else None
     if shifted is None or scaled is None:
@@ -62,7 +62,7 @@ def _fuse(final: ir.Node, emit: Emitter) -> bool:
 
 
 def _epsilon(variance: ir.Value | None, centred: ir.Value) -> float | None:
-    """Match mean(centred^2) + epsilon."""
+    """Match mean(centred^2) + epsilon, and return epsilon."""
     addition = _above(variance, "Add")
     if addition is None:
         return None

@@ -1,7 +1,7 @@
 """Keep the attention mask at one row for all queries: [batch, 1, 1, sequence].
 
-Exporters of scaled_dot_product_attention expand it to [batch, 1, sequence, sequence] before they turn it into a
-bias, which costs as much memory traffic as the scores themselves.
+Exporters of scaled_dot_product_attention expand it to [batch, 1, sequence, sequence] before they compute the bias,
+which costs as much memory traffic as the scores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "narrow_mask"
 
 
 def narrow_masks(model: ir.Model) -> PassReport:
-    """Take the expansion out of masks that attention blocks add to their scores, in place."""
+    """Remove the expansion of masks that attention blocks add to their scores, in place."""
     masks = {mask for block in find_attention(model.graph) for mask in block.masks}
     wide = [mask for mask in masks if (dims := dims_of(mask)) is None or len(dims) != 4 or dims[2] != 1]
     if not wide:
@@ -37,7 +37,7 @@ def narrow_masks(model: ir.Model) -> PassReport:
 
 
 def _narrow(value: ir.Value, emit: Emitter, done: dict[ir.Value, ir.Value | None]) -> ir.Value | None:
-    """Return the value with one row, rebuilt from what was expanded; None where that is not possible."""
+    """Return the value with one row, computed without the expansion; None where that is not possible."""
     if value in done:
         return done[value]
     done[value] = _rebuild(value, emit, done)

@@ -13,7 +13,7 @@ NAME = "merge_qkv"
 
 
 def merge_projections(model: ir.Model) -> PassReport:
-    """Rewrite every attention block that is recognised, in place."""
+    """Rewrite every attention block that is found, in place."""
     blocks = find_attention(model.graph)
     if not blocks:
         return PassReport(NAME, False, "No attention block was recognised.")
@@ -31,7 +31,7 @@ def _merge(block: Attention, emit: Emitter) -> None:
     bias = np.concatenate([(q.bias * scale).astype(np.float32), k.bias, v.bias])
     merged = emit.op("MatMul", block.source, emit.constant(weight, "qkv_weight"))
     merged = emit.op("Add", merged, emit.constant(bias, "qkv_bias"))
-    # One transpose for all three; each of them is then a contiguous piece of it.
+    # One transpose for all three: each is then a contiguous piece of the result.
     merged = emit.reshape(merged, 0, 0, 3, block.heads, weight.shape[1] // (3 * block.heads))
     merged = emit.op("Transpose", merged, perm=[2, 0, 3, 1, 4])
     query, key, value = (

@@ -1,4 +1,4 @@
-"""Raise old graphs to opset 17, which has LayerNormalization and one form of every operator used here."""
+"""Convert old graphs to opset 17, which has LayerNormalization and one form of every operator used here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNCHANGED = frozenset({
 
 
 def raise_opset(model: ir.Model) -> PassReport:
-    """Rewrite a graph of opset 11 to 16 as opset 17, in place; leave every other graph alone."""
+    """Convert a graph of opset 11 to 16 to opset 17, in place; other graphs stay as they are."""
     opset = model.opset_imports.get("", 0)
     if opset >= TARGET:
         return PassReport(NAME, False, f"The graph is of opset {opset} already.")
@@ -50,7 +50,7 @@ def raise_opset(model: ir.Model) -> PassReport:
 
 
 def _convert(model: ir.Model) -> None:
-    """Move attributes that became inputs, in branches too, which read the constants of the graph around them."""
+    """Turn attributes that became inputs into constants, also for the nodes of branches."""
     emit = Emitter(model.graph, NAME)
     for node in list(model.graph.all_nodes()):
         attribute = _AXES_TO_INPUT.get(node.op_type)
@@ -62,7 +62,7 @@ def _convert(model: ir.Model) -> None:
 
 
 def _is_flattening_softmax(node: ir.Node) -> bool:
-    """Before opset 13 a softmax ran over all axes from `axis` on: the same only where that is the last one."""
+    """Return whether a softmax may run over several axes: before opset 13 it runs over all from `axis` on."""
     axis = node.attributes.get_int("axis", 1)
     if node.op_type not in _SOFTMAX or axis == -1:
         return False

@@ -1,4 +1,4 @@
-"""What a pass says of itself; the exporter writes it to the bundle's manifest."""
+"""The report of a graph pass, which the exporter writes to the bundle's manifest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class PassReport:
     """The outcome of one graph pass.
 
     Attributes:
-        name: The pass, in the words of the manifest: `first_token`, `merge_qkv` ...
+        name: Name of the pass in the manifest: `first_token`, `merge_qkv` ...
         applied: Whether the graph was changed.
-        detail: One sentence: what was changed, or why nothing was.
+        detail: A sentence: what was changed, or why nothing was.
     """
 
     name: str

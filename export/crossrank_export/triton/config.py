@@ -1,4 +1,4 @@
-"""Triton's ModelConfig as protobuf: wrong fields cannot be written.
+"""Build Triton's ModelConfig as protobuf, which holds no wrong field.
 
 Source: https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto and
 https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
@@ -15,7 +15,7 @@ from crossrank.bundles.bundle import TOKENIZER, Manifest
 from crossrank_export.triton.spec import MIXED_ROWS, RepositorySpec
 
 _ACCELERATOR_WORKSPACE_BYTES = 4 << 30
-# Inside the container; a volume mounted there keeps the engines between starts.
+# Directory inside the container; a volume mounted there keeps the engines between starts.
 ACCELERATOR_CACHE = "/var/cache/crossrank"
 
 
@@ -57,7 +57,7 @@ def text_config(spec: RepositorySpec, manifest: Manifest) -> Any:
     config = pb.ModelConfig(
         name=spec.text_name,
         backend="python",
-        # Documents are not a batch: each request is one query with its own list.
+        # A request is one query with its list of documents: not a row of a batch.
         max_batch_size=0,
         input=[
             pb.ModelInput(name="QUERY", data_type=pb.TYPE_STRING, dims=[1]),
@@ -77,7 +77,7 @@ def text_config(spec: RepositorySpec, manifest: Manifest) -> Any:
 
 
 def text_from_config(config: Any) -> str:
-    """Return the content of a config.pbtxt; map entries are sorted, so that it is the same each time."""
+    """Return a configuration as text for config.pbtxt, with sorted map entries, so that equal ones give equal text."""
     return str(text_format.MessageToString(config))
 
 
@@ -114,7 +114,7 @@ def _on_onnxruntime(config: Any, spec: RepositorySpec) -> None:
             "trt_timing_cache_path": ACCELERATOR_CACHE,
             "trt_layer_norm_fp32_fallback": "1",
             "trt_builder_optimization_level": "5",
-            # One wide profile: engines are otherwise built again for every new shape, in the middle of a request.
+            # One wide profile: otherwise an engine is built for every new shape, during a request.
             **{
                 f"trt_profile_{point}_shapes": ",".join(
                     f"{tensor.name}:{rows}x{length}" for tensor in spec.graph.inputs
@@ -127,10 +127,10 @@ def _on_onnxruntime(config: Any, spec: RepositorySpec) -> None:
 
 def _on_tensorrt(config: Any, spec: RepositorySpec) -> None:
     """Source: https://github.com/triton-inference-server/tensorrt_backend (README.md)."""
-    assert spec.plan is not None  # make_spec gives the target one; this tells mypy
+    assert spec.plan is not None  # make_spec always sets it for this target; for mypy
     config.platform = "tensorrt_plan"
     config.backend = "tensorrt"
-    # Triton takes the default where it has no plan for the GPU: this name is what its error message then shows.
+    # Triton falls back to the default name where it has no plan for the GPU; its error message shows this name.
     config.default_model_filename = f"no-plan-for-this-gpu.the-one-here-is-{spec.plan['file']}"
     config.cc_model_filenames[f"{spec.plan['sm'] // 10}.{spec.plan['sm'] % 10}"] = spec.plan["file"]
     config.instance_group.add(
@@ -138,7 +138,7 @@ def _on_tensorrt(config: Any, spec: RepositorySpec) -> None:
         kind=pb.ModelInstanceGroup.KIND_GPU,
         profile=[str(i) for i in range(len(spec.buckets))],
     )
-    # Activations for the profile in use, not for the largest of all.
+    # Memory for the activations of the profile in use, not of the largest.
     _add_parameters(config, {"execution_context_allocation_strategy": "ON_PROFILE_CHANGE"})
     cuda = config.optimization.cuda
     cuda.graphs = True
@@ -159,7 +159,7 @@ def _enabled() -> Any:
 
 
 def _warmup(spec: RepositorySpec, i: int) -> Any:
-    """Return a batch of zeros of bucket i; the kernels it runs depend on the shape alone."""
+    """Return a warm-up batch of zeros for bucket i: only the shape decides which kernels run."""
     tensor = pb.ModelWarmup.Input(data_type=pb.TYPE_INT32, dims=[spec.buckets[i]], zero_data=True)
     return pb.ModelWarmup(
         name=f"bucket_{spec.buckets[i]}",
@@ -170,13 +170,13 @@ def _warmup(spec: RepositorySpec, i: int) -> Any:
 
 
 def _facts(spec: RepositorySpec, manifest: Manifest) -> dict[str, str]:
-    """Return what a client checks before it sends ids: same model, same tokenizer, same buckets."""
+    """Return the parameters that a client checks before it sends ids: model, tokenizer, buckets."""
     return {
         "crossrank_model_id": manifest.model_id,
         "crossrank_tokenizer_sha256": manifest.files[TOKENIZER],
         "crossrank_max_length": str(manifest.max_length),
         "crossrank_buckets": ",".join(map(str, spec.buckets)),
-        # Rows of a request of mixed lengths that serve best, or 0: one bucket a request.
+        # Best number of rows of a request with mixed lengths; 0 where a request must be of one bucket.
         "crossrank_mixed_rows": str(min(MIXED_ROWS, spec.max_batch) if spec.merges_lengths else 0),
     }
 

@@ -1,4 +1,4 @@
-"""ONNX graphs with int32 inputs: Triton requires a graph's own types, and its clients send int32 for every target."""
+"""Write ONNX graphs with int32 inputs: Triton requires the graph's types, and clients send int32 to every target."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def write_int32_inputs(source: Path, target: Path) -> None:
     """Write a copy of a graph whose int64 inputs are int32; a Cast behind each keeps the rest as it was.
 
     Args:
-        source: The graph.
-        target: The copy. A file with weights must lie beside it already, under the name that it has in `source`.
+        source: File of the graph.
+        target: File to write. A file of weights must lie beside it already, under the name that it has in `source`.
     """
     import onnx
     from onnx import TensorProto, helper

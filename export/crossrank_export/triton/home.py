@@ -1,8 +1,8 @@
-"""The tritonserver of the nvidia-pytriton wheel, and a Python for its stub.
+"""Find the tritonserver of the nvidia-pytriton wheel, and prepare a Python for its stub.
 
-The wheel is installed into a directory of its own, as its requirements (numpy below 2 and other old pins) do not go
-with the rest. Its Python stub reads arrays of numpy 2 wrongly, so that the stub alone gets numpy 1.26: a small virtual
-environment puts the wheel's directory before the project's.
+The wheel is installed into a directory of its own, as its requirements (numpy below 2 and other old pins) conflict with
+the rest. Its Python stub reads arrays of numpy 2 wrongly, so the stub gets numpy 1.26: a small virtual environment puts
+the wheel's directory before the project's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from crossrank.errors import SetupError
 
 HOME_VARIABLE = "CROSSRANK_TRITON_HOME"
 DEFAULT_HOME = ".triton"
-# Holds tritonserver 2.51.0 (Triton 24.10). numpy 1.26 has wheels for Python up to 3.12.
+# With tritonserver 2.51.0 (Triton 24.10). numpy 1.26 has wheels for Python up to 3.12.
 WHEEL = "nvidia-pytriton==0.7.0"
 NUMPY = "numpy==1.26.4"
 _NEWEST_PYTHON = (3, 12)
@@ -29,14 +29,14 @@ _NEWEST_PYTHON = (3, 12)
 
 @dataclass(frozen=True)
 class TritonHome:
-    """Where the parts of the wheel lie.
+    """Paths of the installed wheel.
 
     Attributes:
-        path: The directory that the wheel was installed into.
+        path: Directory that the wheel was installed into.
         server: The tritonserver binary.
-        python_backend: The directory of the Python backend's library.
-        libraries: Shared libraries of all of them.
-        stub: The process that runs a Python model, for the running Python's version.
+        python_backend: Directory of the Python backend's library.
+        libraries: Directories of shared libraries that these need.
+        stub: Program that runs a Python model, for the version of the running Python.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class TritonHome:
 
 
 def install_command(path: Path) -> str:
-    """Return the command that installs what `find_home` looks for."""
+    """Return the command that installs the files that `find_home` looks for."""
     return f"{Path(sys.executable).name} -m pip install --no-deps --target {path} {WHEEL} {NUMPY}"
 
 
@@ -65,7 +65,7 @@ def find_home() -> TritonHome:
     """Return the installed tritonserver.
 
     Raises:
-        SetupError: It, the stub for this Python or the stub's numpy is missing; the message has the command.
+        SetupError: Server, stub for this Python or the stub's numpy is missing; the message says how to install them.
     """
     path = home_path()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -102,7 +102,7 @@ def find_home() -> TritonHome:
 
 
 def prepare_backends(home: TritonHome, directory: Path) -> None:
-    """Make the backend directory that tritonserver is given: the Python backend with the stub for this Python."""
+    """Make the backend directory for tritonserver: the Python backend with the stub for this Python."""
     python = directory / "python"
     shutil.rmtree(directory, ignore_errors=True)
     python.mkdir(parents=True)
@@ -120,7 +120,7 @@ def prepare_server(home: TritonHome, directory: Path) -> Path:
 
 
 def _copy_executable(file: Path, directory: Path) -> Path:
-    """Copy with the executable bit, which not every installer keeps."""
+    """Copy a file and make it executable, as not every installer keeps that bit."""
     copy = directory / file.name
     shutil.copyfile(file, copy)
     copy.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The real tritonserver on this machine, serving a repository on the CPU."""
+"""Prepare the command that runs the real tritonserver on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crossrank_export.triton.home import TritonHome, library_path, prepare_backe
 
 @dataclass(frozen=True)
 class Ports:
-    """Where tritonserver listens."""
+    """Address and ports of tritonserver."""
 
     host: str
     http: int
@@ -22,20 +22,20 @@ class Ports:
     metrics: int
 
     def named(self) -> dict[str, int]:
-        """Return each port by its flag."""
+        """Return the ports by the flag that sets them."""
         return {"--http-port": self.http, "--grpc-port": self.grpc, "--metrics-port": self.metrics}
 
 
 @dataclass(frozen=True)
 class Command:
-    """What is executed, with its environment."""
+    """Command line and environment variables of a process."""
 
     arguments: list[str]
     environment: dict[str, str]
 
 
 def check_ports(ports: Ports) -> None:
-    """Refuse ports that something listens on already: tritonserver would load all models before it finds out.
+    """Check that the ports are free: tritonserver itself would load all models before it finds out.
 
     Raises:
         SetupError: A port is taken or given twice, or the address is not of this machine.
@@ -47,7 +47,7 @@ def check_ports(ports: Ports) -> None:
             raise SetupError(f"{flag} and {twice[0]} are both {port}: give each its own")
         try:
             with socket.socket(socket.AF_INET6 if ":" in ports.host else socket.AF_INET) as probe:
-                # As tritonserver does; a port in TIME_WAIT is free.
+                # As tritonserver sets it: a port in TIME_WAIT is free.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((ports.host, port))
         except OSError as error:
@@ -62,10 +62,10 @@ def make_command(
 
     Args:
         home: The installed tritonserver.
-        repository: The model repository.
-        ports: Where to listen.
-        run_dir: Gets the backend directory and the environment of the Python stub.
-        arguments: Further options of tritonserver, after ours.
+        repository: Model repository to serve.
+        ports: Address and ports to listen on.
+        run_dir: Directory for the backend directory and the environment of the Python stub.
+        arguments: Further options of tritonserver, after those set here.
 
     Raises:
         SetupError: This Python has no shared library.
@@ -81,7 +81,7 @@ def make_command(
         "http-port": ports.http,
         "grpc-port": ports.grpc,
         "metrics-port": ports.metrics,
-        # There is no GPU to pin memory for or to measure.
+        # Without a GPU there is nothing to pin memory for or to measure.
         "pinned-memory-pool-byte-size": 0,
         "allow-gpu-metrics": "false",
         # A second server on the same port would otherwise take half of the requests.
@@ -94,6 +94,6 @@ def make_command(
     environment["LD_LIBRARY_PATH"] = library_path(home)
     environment["PATH"] = f"{(run_dir / 'python' / 'bin').resolve()}:{environment.get('PATH', '')}"
     server = prepare_server(home, run_dir / "bin")
-    # Our configurations are complete: no model need be started once more to be asked for its own.
+    # Configurations of this project are complete: no model need be started once to be asked for its own.
     flags = [*(f"--{name}={value}" for name, value in options.items()), "--disable-auto-complete-config"]
     return Command([str(server), *flags, *arguments], environment)

@@ -1,4 +1,4 @@
-"""Every decision about a model repository, made before a file is written."""
+"""Decide all parameters of a model repository before a file is written."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from crossrank_export.trt.gpus import GPUS
 Target = Literal["tensorrt", "onnxruntime-gpu", "cpu"]
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime-gpu", "cpu")
 
-# More buckets pad less and merge less; passages of MS MARCO have 95 tokens on average.
+# More buckets pad less but merge fewer requests; pairs of MS MARCO have 95 tokens on average.
 DEFAULT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 TEXT_SUFFIX = "_rerank"
-# A batch on a CPU is cut to what its caches like anyway, after sorting it by length.
+# On a CPU a batch is sorted by length and divided to suit the caches anyway.
 _MAX_BATCH = 128
-# Rows of a request to an engine model that merges requests of all lengths: small enough to keep all instances busy
-# with one client's documents.
+# Rows of a request to an engine model that merges requests of all lengths: few enough that the documents of one client
+# keep all instances busy.
 MIXED_ROWS = 32
 # Two instances overlap one batch's copies with another's kernels; on CPUs `crossrank triton` takes one more than cores.
 _INSTANCES = 2
 _TEXT_INSTANCES = 4
-# Launch overhead, which CUDA graphs remove, matters in small batches; every graph costs GPU memory.
+# CUDA graphs remove launch overhead, which matters in small batches; each takes GPU memory.
 _GRAPH_BATCHES = (1, 2, 4, 8, 16, 32)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class Queue:
-    """What waits in front of the engine model, and for how long.
+    """Parameters of the queue in front of the engine model.
 
     Attributes:
-        max_requests: Requests that may wait; one more is refused at once with UNAVAILABLE.
-        timeout_us: After which a waiting request is refused; a client may ask for less.
-        delay_us: How long a batch waits for company. Under load batches fill without any.
+        max_requests: Most waiting requests; one more is refused at once with UNAVAILABLE.
+        timeout_us: Microseconds after which a waiting request is refused; a client may ask for less.
+        delay_us: Microseconds that a batch waits for more requests. Under load batches fill without waiting.
     """
 
     max_requests: int = 2048
@@ -49,22 +49,22 @@ class Queue:
 
 @dataclass(frozen=True)
 class RepositorySpec:
-    """A repository to be written.
+    """Parameters of a repository.
 
     Attributes:
-        name: The engine model; the text model is `<name>_rerank`.
-        target: What computes the logits.
-        graph: The graph it runs, or that its plan was built from.
+        name: Name of the engine model; the text model is `<name>_rerank`.
+        target: Backend that computes the logits.
+        graph: Graph that it runs, or that its plan was built from.
         buckets: Sequence lengths in tokens, ascending.
-        max_batch: Rows of a batch at most.
-        opt_batches: Rows that kernels are tuned for, one a bucket; also the batches that warm it up.
+        max_batch: Most rows of a batch.
+        opt_batches: Rows that kernels are tuned for, for each bucket; also those of the warm-up.
         graph_batches: Rows for which a CUDA graph of each bucket is captured; `tensorrt` only.
-        queue: The dynamic batcher's queue.
+        queue: Queue of the dynamic batcher.
         instances: Instances of the engine model (on each GPU).
-        text_instances: Instances of the text model, each working on one request at a time; 0 leaves it out.
+        text_instances: Instances of the text model, each for one request at a time; 0 leaves it out.
         engine: Embedded engine of the `cpu` target.
-        precision: Arithmetic of the `cpu` target.
-        plan: The manifest's entry of the TensorRT plan; `tensorrt` only.
+        precision: Precision of the `cpu` target.
+        plan: Manifest entry of the TensorRT plan; `tensorrt` only.
     """
 
     name: str
@@ -83,12 +83,12 @@ class RepositorySpec:
 
     @property
     def merges_lengths(self) -> bool:
-        """Whether requests of different lengths merge: the Python backend hands over each request's own tensors."""
+        """Return whether requests of different lengths merge: the Python backend gets the tensors of each request."""
         return self.target == "cpu"
 
     @property
     def text_name(self) -> str:
-        """Name of the text model."""
+        """Return the name of the text model."""
         return self.name + TEXT_SUFFIX
 
 
@@ -107,21 +107,21 @@ def make_spec(
     gpu: str | None = None,
     tensorrt: str | None = None,
 ) -> RepositorySpec:
-    """Decide everything about a repository for this bundle.
+    """Return the parameters of a repository for a bundle.
 
     Args:
-        manifest: Of the bundle.
-        target: What computes the logits.
-        name: Of the engine model; the model id without its owner if omitted.
+        manifest: Manifest of the bundle.
+        target: Backend that computes the logits.
+        name: Name of the engine model; defaults to the model id without its owner.
         buckets: Sequence lengths in tokens; for `tensorrt` they are those of the plan.
-        max_batch: Rows of a batch at most; for `tensorrt` it is that of the plan.
-        queue: The dynamic batcher's queue.
+        max_batch: Most rows of a batch; for `tensorrt` it is that of the plan.
+        queue: Queue of the dynamic batcher.
         instances: Instances of the engine model.
         text_instances: Instances of the text model; 0 leaves it out.
         engine: Embedded engine of the `cpu` target: auto, native, openvino or onnxruntime.
-        precision: Arithmetic of the `cpu` target; see `crossrank.engines.names`.
-        gpu: Whose plan to take, where the bundle has several.
-        tensorrt: Version in the serving container; that of the GPU's usual container if omitted and `gpu` is given.
+        precision: Precision of the `cpu` target; see `crossrank.engines.names`.
+        gpu: GPU whose plan to take, where the bundle has several.
+        tensorrt: Version in the serving container; with `gpu` it defaults to that of the GPU's usual container.
 
     Raises:
         SetupError: An option does not fit the bundle or the target.
@@ -170,7 +170,7 @@ def check_buckets(buckets: Sequence[int] | None, max_length: int) -> list[int]:
     """Return the buckets, or the usual ones up to `max_length` tokens.
 
     Raises:
-        SetupError: They are not ascending, or do not end at `max_length`.
+        SetupError: The buckets are not ascending, or do not end at `max_length`.
     """
     if buckets is None:
         return [*(bucket for bucket in DEFAULT_BUCKETS if bucket < max_length), max_length]
@@ -189,8 +189,8 @@ def choose_plan(manifest: Manifest, gpu: str | None, tensorrt: str | None) -> di
     """Return the manifest's plan for a GPU, or its only one.
 
     Raises:
-        SetupError: There is none, or several and no choice.
-        BundleError: It cannot be loaded by that GPU or TensorRT version.
+        SetupError: There is no plan, or several and none was chosen.
+        BundleError: That GPU or TensorRT version cannot load the plan.
     """
     names = ", ".join(str(plan.get("file", "?")) for plan in manifest.plans)
     if not manifest.plans:
@@ -229,7 +229,7 @@ def _planned_graph(manifest: Manifest, plan: dict[str, Any]) -> Graph:
 
 
 def _graph_for(manifest: Manifest, target: Target) -> Graph:
-    """Return fp16 for GPUs where the bundle has it, else fp32; of standard operators, which any release runs."""
+    """Return a graph of standard operators, which any release runs: fp16 for GPUs if the bundle has it, else fp32."""
     wanted = ("fp16", "fp32") if target == "onnxruntime-gpu" else ("fp32",)
     standard = {graph.precision: graph for graph in manifest.graphs if graph.operators == "onnx"}
     return next(standard[precision] for precision in wanted if precision in standard)

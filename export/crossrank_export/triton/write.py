@@ -1,8 +1,8 @@
-"""A Triton model repository on disk.
+"""Write a Triton model repository.
 
 OUT/<model>/config.pbtxt           the engine model: token ids to logits
 OUT/<model>/1/model.py, bundle/    target cpu
-OUT/<model>/1/model.onnx           target onnxruntime-gpu, and the file with its weights where they lie outside it
+OUT/<model>/1/model.onnx           target onnxruntime-gpu, and the file of its weights where they lie outside
 OUT/<model>/1/model.sm70...plan    target tensorrt
 OUT/<model>_rerank/config.pbtxt    the text model: a query and documents to scores
 OUT/<model>_rerank/1/model.py, bundle/   its bundle holds the manifest and the tokenizer only
@@ -31,12 +31,12 @@ def write_repository(bundle: Bundle, spec: RepositorySpec, out: Path, version: i
 
     Args:
         bundle: The model.
-        spec: What to write, from `make_spec`.
-        out: The repository: new, or one that holds other models too.
-        version: Directory of this version; Triton serves the highest.
+        spec: Parameters of the repository, from `make_spec`.
+        out: Directory of the repository, which may hold other models.
+        version: Number of this version; Triton serves the highest.
 
     Returns:
-        The directories of the models.
+        Directories of the models.
 
     Raises:
         SetupError: `out` cannot be written, or Triton's client library is not installed.
@@ -68,7 +68,7 @@ def _engine_files(bundle: Bundle, spec: RepositorySpec) -> Callable[[Path], None
                 shutil.copyfile(bundle.file(spec.graph.data_file), directory / spec.graph.data_file)
             write_int32_inputs(bundle.file(spec.graph.file), directory / "model.onnx")
         else:
-            assert spec.plan is not None  # make_spec gives the target one; this tells mypy
+            assert spec.plan is not None  # make_spec always sets it for this target; for mypy
             shutil.copyfile(bundle.file(spec.plan["file"]), directory / spec.plan["file"])
 
     return write
@@ -87,13 +87,13 @@ def _write_python_model(directory: Path, source: str, bundle: Bundle, names: Ite
 
 
 def _write_model(out: Path, config: Any, version: int, write_files: Callable[[Path], None]) -> Path:
-    """Write one model's version directory and its config; both are moved into place."""
+    """Write the version directory of a model and its configuration, and move both into place."""
     from crossrank_export.triton.config import text_from_config
 
     model = out / str(config.name)
     try:
         model.mkdir(parents=True, exist_ok=True)
-        # Beside the repository: whatever lies in it is a model to Triton.
+        # Beside the repository: Triton takes every directory in it for a model.
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             partial = Path(folder) / "version"
             partial.mkdir()

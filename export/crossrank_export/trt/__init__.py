@@ -1,9 +1,9 @@
-"""TensorRT plans from a bundle's strongly typed fp16 graph.
+"""Build TensorRT plans from a bundle's strongly typed fp16 graph.
 
-gpus, device      which GPUs there are, what each needs, and which one this machine has
-operators         is every operator and dtype of the graph one that TensorRT's parser publishes as supported?
-spec              every decision of a build: name, profiles, flags, the equivalent trtexec command
+gpus, device      supported GPUs, the TensorRT releases for each, and the GPU of this machine
+operators         check that TensorRT's parser supports every operator and dtype of the graph
+spec              all parameters of a build: name, profiles, flags, the equivalent trtexec command
 bindings          the only module that touches TensorRT's untyped Python API (10.4 and 11.4)
-build, parity     build, compare with ONNX Runtime, write the plan and record it in the manifest
-check             may this plan be loaded here? Imports nothing heavy: for serving and the repository writer
+build, parity     build a plan, compare it with ONNX Runtime, write it and record it in the manifest
+check             check that a plan can be loaded here; imports nothing heavy, for serving and the repository writer
 """

@@ -1,6 +1,6 @@
 """The only module that touches TensorRT's Python API, which is untyped; it keeps to what 10.4 and 11.4 share.
 
-tests/fake_tensorrt.py holds it to the recorded API of both releases.
+tests/fake_tensorrt.py checks it against the recorded API of both releases.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def build_plan(trt: Any, onnx_path: Path, spec: EngineSpec) -> bytes:
 
 @contextmanager
 def plan_runner(trt: Any, plan: bytes, spec: EngineSpec) -> Iterator[Any]:
-    """Load a plan onto the GPU; the value takes `run_plan`'s calls until the context ends.
+    """Load a plan onto the GPU, and yield a runner for `run_plan` until the context ends.
 
     Raises:
         SetupError: TensorRT cannot load the plan.
     """
     from polygraphy.backend.trt import TrtRunner
 
-    # The runtime must outlive its engine: hold it in this frame.
+    # The runtime must outlive its engine: this frame holds it.
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
@@ -94,13 +94,13 @@ def run_plan(runner: Any, profile: int, feed: Feed, output: str) -> NDArray[np.f
     """Run one batch on a profile.
 
     Args:
-        runner: From `plan_runner`.
+        runner: Runner from `plan_runner`.
         profile: Index of the bucket.
         feed: Inputs by name, int32 or int64 [pairs, tokens].
         output: Name of the logits.
 
     Returns:
-        float32, of the output's own shape.
+        float32, in the shape of the output.
 
     Raises:
         SetupError: The batch did not run.
@@ -108,13 +108,13 @@ def run_plan(runner: Any, profile: int, feed: Feed, output: str) -> NDArray[np.f
     shape = "x".join(map(str, next(iter(feed.values())).shape))
     with _told(f"the plan's profile {profile} did not run a batch of {shape}"):
         runner.set_profile(profile)
-        # The runner hands out a buffer that the next call writes to.
+        # The runner returns a buffer that the next call overwrites.
         return np.array(runner.infer(dict(feed))[output], dtype=np.float32)
 
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Tell Polygraphy's failures as errors of this command."""
+    """Turn Polygraphy's errors into SetupError."""
     from polygraphy.exception import PolygraphyException
 
     try:
@@ -132,7 +132,7 @@ def _parse(trt: Any, network: Any, logger: Any, onnx_path: Path) -> None:
 
 
 def _load_timings(config: Any, path: Path) -> None:
-    # A cache of another device or release is refused (False) and an empty one begun: nothing is lost but time.
+    # A cache of another device or release is refused (False), and an empty one begun: only time is lost.
     saved = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(saved)
     if cache is None or not config.set_timing_cache(cache, False):

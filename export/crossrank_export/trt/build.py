@@ -1,4 +1,4 @@
-"""From a bundle to a recorded plan: check, build, compare, write."""
+"""Build a plan from a bundle: check, build, compare, write and record it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from crossrank_export.trt.spec import EngineSpec
 def build_engine(trt: Any, device: Device, bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:
     """Build the plan, compare it with ONNX Runtime, and add it to the bundle.
 
-    The plan appears under its name only once it has passed; the manifest is replaced in one step. A plan of the
-    same name is replaced.
+    The plan gets its name only after it has passed, in place of an older one of that name; the manifest is replaced in
+    one step.
 
     Args:
         trt: The `tensorrt` module.
         device: The GPU of this machine.
         bundle: A verified bundle.
-        spec: What to build.
+        spec: Parameters of the build.
 
     Returns:
-        The manifest's entry of the plan.
+        The manifest entry of the plan.
 
     Raises:
         SetupError: GPU, TensorRT, graph and plan do not fit one another, or the plan scores differently.
@@ -74,10 +74,10 @@ def _record(bundle: Bundle, entry: dict[str, Any], plan: bytes) -> None:
 
 
 def require_machine(trt: Any | None, device: Device | None, gpu: Gpu, container_command: str) -> Device:
-    """Return the GPU of a machine that can build; refuse any other, naming the command that can.
+    """Return the GPU of this machine, after checking that the machine can build for `gpu`.
 
     Raises:
-        SetupError: TensorRT, Polygraphy or a GPU is absent.
+        SetupError: TensorRT, Polygraphy or a GPU is absent; the message holds the command that builds in a container.
     """
     missing = []
     if trt is None:
@@ -99,8 +99,8 @@ def container_command(bundle_path: Path, gpu: Gpu, arguments: Sequence[str], tim
     """Return the docker command that builds the same plan in NVIDIA's container.
 
     Args:
-        bundle_path: The bundle on the host, which is mounted.
-        gpu: Decides the image.
+        bundle_path: Bundle on the host, which is mounted.
+        gpu: GPU that decides the image.
         arguments: Further options of `crossrank engine`, as the user gave them.
         timing_cache: The user's `--timing-cache`, whose directory is mounted too.
     """

@@ -1,4 +1,4 @@
-"""May this plan be loaded here? For serving and the repository writer: imports neither TensorRT nor numpy."""
+"""Check that a plan can be loaded here; imports neither TensorRT nor numpy, for serving and the repository writer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def _same_version(left: str, right: str) -> bool:
 
 
 def check_plan(plan_entry: Mapping[str, Any], sm: int, tensorrt_version: str) -> None:
-    """Refuse a plan that the GPU or the TensorRT at hand cannot load, before TensorRT is asked to.
+    """Check that the GPU and the TensorRT at hand can load a plan, before TensorRT tries to.
 
-    TensorRT itself answers such a plan with an error of its own or a crash of the process that loads it.
+    TensorRT itself fails with an error of its own, or crashes the process.
 
     Args:
         plan_entry: One of `Manifest.plans`.

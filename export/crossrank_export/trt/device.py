@@ -1,4 +1,4 @@
-"""The GPU of this machine, asked of the CUDA driver directly: no torch, no nvidia-smi."""
+"""Find the GPU of this machine through the CUDA driver, without torch or nvidia-smi."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Device:
     """The first GPU that CUDA shows to this process (CUDA_VISIBLE_DEVICES is respected).
 
     Attributes:
-        name: What the driver calls it, such as `Tesla V100-SXM2-16GB`.
+        name: Name by the driver, such as `Tesla V100-SXM2-16GB`.
         sm: Compute capability times ten.
     """
 
@@ -50,7 +50,7 @@ def find_device() -> Device | None:
 
 
 def check_device(gpu: Gpu, device: Device) -> None:
-    """Refuse to tune kernels for one GPU on another.
+    """Check that kernels are tuned on the GPU that they are for.
 
     Raises:
         SetupError: The GPU asked for is not the one present.

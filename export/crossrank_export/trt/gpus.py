@@ -1,4 +1,4 @@
-"""The GPUs a plan can be built for, and the TensorRT releases that support each."""
+"""List the GPUs that a plan can be built for, and the TensorRT releases that support each."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Container:
 
     @property
     def image(self) -> str:
-        """The full name that docker pulls."""
+        """Return the full name of the image."""
         return f"{REGISTRY}:{self.tag}"
 
 
-# The last months of Volta, and the newest whose TensorRT version was confirmed when this was written.
+# The last container for Volta, and the newest one whose TensorRT version was confirmed when this was written.
 VOLTA = Container("24.09-py3", "10.4.0")
 CURRENT = Container("26.08-py3", "11.2.1")
 
@@ -37,12 +37,12 @@ class Gpu:
     """A GPU model.
 
     Attributes:
-        name: What `--gpu` takes.
-        label: What NVIDIA calls it.
-        sm: Compute capability times ten; a plan runs on this one alone.
+        name: Name for `--gpu`.
+        label: Name by NVIDIA.
+        sm: Compute capability times ten; a plan runs on this one only.
         oldest: First TensorRT release (major, minor) that a plan is built with.
         newest: Last TensorRT release that supports it, or None while it is supported.
-        container: Where to build if TensorRT is not installed.
+        container: Container to build in where TensorRT is not installed.
     """
 
     name: str
@@ -78,7 +78,7 @@ def release_of(version: str) -> tuple[int, int]:
     """Return (major, minor) of a version such as `10.4.0`.
 
     Raises:
-        SetupError: It does not begin with two numbers.
+        SetupError: The version does not begin with two numbers.
     """
     parts = version.split(".")
     if len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
@@ -92,10 +92,10 @@ def sm_text(sm: int) -> str:
 
 
 def check_release(gpu: Gpu, version: str) -> None:
-    """Refuse a TensorRT release that does not support the GPU.
+    """Check that a TensorRT release supports the GPU.
 
     Raises:
-        SetupError: The release is too old or too new for it; the message names a container that fits.
+        SetupError: The release is too old or too new for the GPU; the message names a container that fits.
     """
     release = release_of(version)
     remedy = f"build in {gpu.container.image}, which holds TensorRT {gpu.container.tensorrt}"

@@ -1,4 +1,4 @@
-"""TensorRT's published ONNX operator support, and a check of a graph against it before building.
+"""Check a graph against TensorRT's published ONNX operator support, before building.
 
 The table is that of TensorRT 10.6, the nearest published one to 10.4 (between the two only STFT was added, by
 10.5, and it is left out here); nothing in it was withdrawn in 10.15. tests/golden holds both tables.
@@ -48,7 +48,7 @@ SUPPORTED: dict[str, frozenset[str]] = {
 _OPSETS = (((10, 15), 24), ((10, 6), 22), ((10, 0), 20))
 _OLDEST_OPSET = 9
 
-# Restrictions of the same table that an encoder could meet: this input must be known when the plan is built.
+# Inputs that must be known when the plan is built: those restrictions of the table that an encoder could meet.
 _CONSTANT_INPUT = dict.fromkeys(["Squeeze", "Unsqueeze", *(name for name in SUPPORTED if name.startswith("Reduce"))], 1)
 
 _DTYPES = {
@@ -66,12 +66,12 @@ def newest_opset(tensorrt_version: str) -> int:
 
 
 def graph_dtypes(model: onnx.ModelProto) -> dict[str, set[str]]:
-    """Return, for each operator of the graph, the dtypes that its values have, in TensorRT's words.
+    """Return the dtypes of the values of each operator in the graph, in TensorRT's words.
 
     Operators of another domain than ONNX's own are listed as `domain::name`.
 
     Raises:
-        SetupError: The graph contradicts itself.
+        SetupError: The types of the graph contradict each other.
     """
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -92,14 +92,14 @@ def graph_dtypes(model: onnx.ModelProto) -> dict[str, set[str]]:
 
 
 def check_operators(path: Path, tensorrt_version: str) -> dict[str, set[str]]:
-    """Refuse a graph that TensorRT's ONNX parser does not publish as supported, before minutes are spent.
+    """Check that TensorRT's ONNX parser supports a graph, before minutes are spent building.
 
     Args:
         path: The ONNX file.
-        tensorrt_version: The release that will parse it.
+        tensorrt_version: Release that will parse it.
 
     Returns:
-        The operators found, each with the dtypes it is used at.
+        Operators of the graph, each with the dtypes that it is used with.
 
     Raises:
         SetupError: An operator, a dtype of one, the opset, or an input that must be constant is not supported.
@@ -132,10 +132,10 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def _typed_values(node: onnx.NodeProto, opset: int) -> list[str]:
-    """Return the names of the values whose dtype the table speaks of.
+    """Return the names of the values whose dtype the table restricts.
 
-    These are the outputs, but the first input where the output's dtype is given by the operator (Equal, Shape),
-    and both for a Cast.
+    These are the outputs; the first input where the operator decides the dtype of the output (Equal, Shape); both for a
+    Cast.
     """
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     output = schema.outputs[0].type_str

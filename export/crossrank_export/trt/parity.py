@@ -1,4 +1,4 @@
-"""How far a plan's logits are from ONNX Runtime's, on the built-in pairs, every pair on its own bucket's profile."""
+"""Compare a plan's logits with ONNX Runtime's on the built-in pairs, each on the profile of its bucket."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from crossrank_export.samples import SampleGroup, builtin_groups
 from crossrank_export.trt.bindings import Feed, plan_runner, run_plan
 from crossrank_export.trt.spec import EngineSpec
 
-# The fp16 graph itself may be 0.02 away from fp32; TensorRT adds its own order of summation to that.
+# The fp16 graph itself may be 0.02 off fp32; TensorRT adds in yet another order.
 MAX_DELTA_LOGIT = 0.05
 
 
 def measure_parity(trt: Any, plan: bytes, bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:
-    """Run the plan on every profile that a built-in pair falls into and compare it with ONNX Runtime on the CPU.
+    """Score the built-in pairs with the plan, and compare the logits with ONNX Runtime's on the CPU.
 
-    The reference is the bundle's fp32 graph, so that the figure is the whole way from fp32 to the plan, or the
-    graph that the plan was built from where the bundle has no fp32.
+    The reference is the bundle's fp32 graph, so that the difference is that of the plan from fp32; where the bundle has
+    none, it is the graph that the plan was built from.
 
     Returns:
         `reference`, the fields of `Agreement`, and per bucket `pairs_by_bucket` and `max_abs_delta_by_bucket`.
@@ -69,7 +69,7 @@ def measure_parity(trt: Any, plan: bytes, bundle: Bundle, spec: EngineSpec) -> d
 
 
 def check_parity(parity: dict[str, Any], spec: EngineSpec) -> None:
-    """Refuse a plan that scores differently.
+    """Check that a plan's logits are within the limit.
 
     Raises:
         SetupError: The largest difference is over the limit.
@@ -83,7 +83,7 @@ def check_parity(parity: dict[str, Any], spec: EngineSpec) -> None:
 
 
 def make_feed(graph: Graph, batch: PairBatch, length: int, pad_token_id: int) -> Feed:
-    """Return the graph's inputs, padded to `length` tokens, in the dtypes the manifest states."""
+    """Return the graph's inputs, padded to `length` tokens, in the dtypes of the manifest."""
     ids, types, mask = pad(batch, length, pad_token_id)
     values = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
     return {tensor.name: values[tensor.name].astype(tensor.dtype) for tensor in graph.inputs}
@@ -101,7 +101,7 @@ def _encode(bundle: Bundle, groups: list[SampleGroup]) -> PairBatch:
 
 
 def _by_bucket(lengths: NDArray[np.int64], spec: EngineSpec) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield (profile, indices of pairs), no more pairs at a time than the profile takes."""
+    """Yield (profile, indices of pairs), at most as many pairs at a time as the profile takes."""
     profiles = np.searchsorted([bucket.length for bucket in spec.buckets], lengths)
     for profile, bucket in enumerate(spec.buckets):
         chosen = np.flatnonzero(profiles == profile)

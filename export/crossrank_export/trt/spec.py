@@ -1,4 +1,4 @@
-"""Every decision of a build, made before TensorRT is touched: what `--dry-run` prints is what is built."""
+"""Decide all parameters of a build before TensorRT is used: `--dry-run` prints exactly what is built."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DEFAULT_MAX_BATCH = 128
 DEFAULT_WORKSPACE_MIB = 4096
 OPTIMIZATION_LEVEL = 5
 
-# TensorRT tunes its kernels at the OPT point. This many tokens per launch keep a data-centre GPU busy with an
-# encoder of hidden size 128 to 768, and more would only add latency; it is the batch a full queue produces.
+# TensorRT tunes its kernels at the OPT point. So many tokens in a launch keep a data-centre GPU busy with an encoder of
+# hidden size 128 to 768, and more would only add latency; a full queue makes batches of this size.
 OPT_TOKENS = 8192
 
 Shape = tuple[int, int]
@@ -27,13 +27,13 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Bucket:
-    """One optimization profile: pairs padded to one length.
+    """An optimization profile: pairs padded to one length.
 
     Attributes:
         length: Tokens that pairs are padded to: OPT and MAX of the profile.
-        min_length: One more than the bucket below, so that each length has exactly one profile.
+        min_length: One more than the length of the bucket below, so that each length has exactly one profile.
         opt_batch: Pairs of the batch that kernels are tuned for.
-        max_batch: Pairs of the largest batch.
+        max_batch: Most pairs of a batch.
     """
 
     length: int
@@ -43,20 +43,20 @@ class Bucket:
 
     @property
     def shapes(self) -> tuple[Shape, Shape, Shape]:
-        """MIN, OPT and MAX, each (pairs, tokens)."""
+        """Return MIN, OPT and MAX, each (pairs, tokens)."""
         return (1, self.min_length), (self.opt_batch, self.length), (self.max_batch, self.length)
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """A plan to be built.
+    """Parameters of a plan.
 
     Attributes:
-        gpu: The GPU it is for.
+        gpu: GPU that the plan is for.
         tensorrt: Version of the TensorRT that builds it.
-        graph: The graph it is built from.
-        buckets: One profile each, shortest first.
-        workspace_mib: Memory a kernel may use beside weights and activations, in MiB.
+        graph: Graph that it is built from.
+        buckets: Profiles, shortest first.
+        workspace_mib: Memory that a kernel may use beside weights and activations, in MiB.
         timing_cache: File that keeps kernel timings between builds.
     """
 
@@ -69,16 +69,16 @@ class EngineSpec:
 
     @property
     def plan_name(self) -> str:
-        """File name of the plan: it can be loaded by exactly this SM and this TensorRT."""
+        """Return the file name of the plan, with the SM and the TensorRT that alone can load it."""
         return f"model.sm{self.gpu.sm}.trt{self.tensorrt}.{self.graph.precision}.plan"
 
     @property
     def inputs(self) -> list[str]:
-        """Names of the graph's inputs, each int [pairs, tokens]."""
+        """Return the names of the graph's inputs, each int [pairs, tokens]."""
         return [tensor.name for tensor in self.graph.inputs]
 
     def as_entry(self) -> dict[str, Any]:
-        """Return what the manifest records of the plan, its measured parity aside."""
+        """Return the manifest entry of the plan, without its measured parity."""
         return {
             "file": self.plan_name,
             "gpu": self.gpu.name,
@@ -96,12 +96,12 @@ class EngineSpec:
 
 
 def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int) -> tuple[Bucket, ...]:
-    """Return one bucket per length.
+    """Return a bucket for each length.
 
     Args:
         lengths: Tokens of each bucket, ascending; None takes the usual ones up to `max_length`.
-        max_length: The bundle's longest pair in tokens, which the last bucket must hold.
-        max_batch: Pairs of the largest batch.
+        max_length: Tokens of the bundle's longest pair, which the last bucket must hold.
+        max_batch: Most pairs of a batch.
 
     Raises:
         SetupError: The lengths are not ascending, or do not end at `max_length`.
@@ -136,7 +136,7 @@ def make_spec(
     workspace_mib: int = DEFAULT_WORKSPACE_MIB,
     timing_cache: Path | None = None,
 ) -> EngineSpec:
-    """Decide everything about a plan for this bundle.
+    """Return the parameters of a plan for a bundle.
 
     Raises:
         SetupError: The bundle has no fp16 graph, or an option does not fit it.
@@ -157,8 +157,8 @@ def make_spec(
         graph=graph,
         buckets=make_buckets(buckets, manifest.max_length, max_batch),
         workspace_mib=workspace_mib,
-        # Timings hold for one device and release only, hence the name; beside the plan, so that they outlive
-        # the container that the plan was built in.
+        # Timings are valid for one device and release, hence the name; beside the plan they outlive the container
+        # that it was built in.
         timing_cache=timing_cache or bundle_path / f"timing.sm{gpu.sm}.trt{tensorrt}.cache",
     )
 
@@ -178,7 +178,7 @@ def trtexec_command(spec: EngineSpec, bundle_path: Path) -> str:
         "--noTF32",
         "--skipInference",
     ]
-    if release_of(spec.tensorrt) < (11, 0):  # 11 knows no other networks
+    if release_of(spec.tensorrt) < (11, 0):  # TensorRT 11 has no other networks
         words.insert(3, "--stronglyTyped")
     lines = [" ".join(map(shlex.quote, words))]
     for index, bucket in enumerate(spec.buckets):
@@ -191,7 +191,7 @@ def trtexec_command(spec: EngineSpec, bundle_path: Path) -> str:
 
 
 def describe(spec: EngineSpec, bundle_path: Path) -> str:
-    """Return the whole plan of the build as text, one decision a line."""
+    """Return all parameters of the build as text, one a line."""
     lines = [
         f"plan       {bundle_path / spec.plan_name}",
         f"for        {spec.gpu.label}, SM {sm_text(spec.gpu.sm)}, TensorRT {spec.tensorrt}",

@@ -1,9 +1,8 @@
 """Triton model: a query and documents as text to scores, by inferences of the engine model beside it.
 
-The pairs are made by the same code as the gateway's. Each bucket of sequence lengths is one inference of the engine
-model, or each few pairs where that merges requests of all lengths; all of them are under way at once, and Triton merges
-them with those of other clients. Copied into the repository
-by `crossrank repository`; edit it there and it is overwritten.
+The pairs are made by the same code as in the gateway. Each bucket of sequence lengths is an inference of the engine
+model, or several where that merges requests of all lengths; all are under way at once, and Triton merges them with
+those of other clients. `crossrank repository` copies this file into the repository, and overwrites changes there.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from crossrank.packed import PairBatch, take_pairs
 from crossrank.text.encoding import PairEncoder
 
 ACTIVATIONS = ("identity", "sigmoid")
-# How Triton's queue policy words a full queue and a timeout.
+# Words of Triton's messages for a full queue and for a timeout.
 _QUEUE_REFUSALS = ("Exceeds maximum queue size", "Request timeout expired")
 
 
@@ -38,7 +37,7 @@ class _Failed(Exception):
 
 
 class TritonPythonModel:
-    """One instance: a process of its own with a tokenizer. It works on one request at a time."""
+    """An instance of the model: a process of its own with a tokenizer, for one request at a time."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer and the manifest beside this file; Triton refuses the model if that fails."""
@@ -55,7 +54,7 @@ class TritonPythonModel:
         self._mixed_rows = int(parameters["crossrank_mixed_rows"])
 
     async def execute(self, requests: list[Any]) -> list[Any]:
-        """Return one response for each request."""
+        """Return a response for each request."""
         return list(await asyncio.gather(*(self._respond(request) for request in requests)))
 
     async def _respond(self, request: Any) -> Any:
@@ -103,7 +102,7 @@ class TritonPythonModel:
 
 
 def _failed_inference(error: Any) -> _Failed:
-    """Return the engine model's error; the Python backend reports every one as INTERNAL, whatever it was."""
+    """Return the engine model's error with its status: the Python backend reports every error as INTERNAL."""
     message, code = error.message(), error.code()
     if code == pb_utils.TritonError.INTERNAL and any(words in message for words in _QUEUE_REFUSALS):
         code = pb_utils.TritonError.UNAVAILABLE
@@ -111,7 +110,7 @@ def _failed_inference(error: Any) -> _Failed:
 
 
 def _load(path: Path) -> Bundle:
-    """Read the part of a bundle that text needs: the manifest and the tokenizer it names."""
+    """Load the part of a bundle that texts need: manifest and tokenizer."""
     manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
     if sha256_of(path / TOKENIZER) != manifest.files[TOKENIZER]:
         raise BundleError(f"{path / TOKENIZER} is not the one of its manifest: write the repository again")

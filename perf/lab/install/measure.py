@@ -1,12 +1,11 @@
-"""Fresh virtual environments, each with one way to install this project, and what lies in them."""
+"""Install this project in fresh virtual environments, in each way, and measure their size and import time."""
 
 from __future__ import annotations
 
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from pathlib import Path
 from crossrank.errors import SetupError
 
 ROOT = Path(__file__).resolve().parents[3]
-# What to install -> what its user imports first.
+# Statement that a user of each installation imports first.
 INSTALLATIONS = {
     "crossrank-client": "import crossrank_client",
-    "crossrank": "import crossrank",
-    "crossrank[openvino]": "import crossrank",
+    "crossrank": "from crossrank import CrossEncoder",
+    "crossrank[openvino]": "from crossrank import CrossEncoder",
     "crossrank[server]": "import crossrank_server.http.app",
     "crossrank[server,openvino,grpc]": "import crossrank_server.http.app",
 }
@@ -27,14 +26,14 @@ _IMPORTS = 15
 
 @dataclass(frozen=True)
 class Installation:
-    """One way to install this project.
+    """Figures of one way to install this project.
 
     Attributes:
-        requirement: As given to pip.
-        packages: Distributions installed, ours among them.
-        bytes: Of their files, without what Python compiles at the first import.
-        statement: What was timed.
-        import_s: Seconds that the statement adds to an empty Python process, median; everything was imported before.
+        requirement: Requirement as given to pip.
+        packages: Installed distributions, this project's own included.
+        bytes: Size of their files, without bytecode that Python compiles at the first import.
+        statement: The import that was timed.
+        import_s: CPU seconds that the import adds to an empty Python process, median; all was imported before.
     """
 
     requirement: str
@@ -48,7 +47,7 @@ def measure_installations(say: Callable[[str], None]) -> Iterator[Installation]:
     """Build both wheels of the last commit, and measure each installation in a virtual environment of its own.
 
     Args:
-        say: Told what is being done.
+        say: Called with the progress.
 
     Raises:
         SetupError: A step failed; the message has its output.
@@ -90,13 +89,14 @@ def _wheels(folder: Path, requirement: str) -> list[str]:
 
 
 def _seconds(python: str, statement: str) -> float:
-    """Return the median time of a Python process that runs a statement; the first run, which compiles, is left out."""
+    """Return the CPU time of a Python process that runs a statement, the least of several: others use this machine."""
     seconds = []
-    for _ in range(1 + _IMPORTS):
-        began = time.perf_counter()
+    for _ in range(_IMPORTS):
+        before = os.times()
         _run(python, "-I", "-c", statement)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(seconds)
 
 
 def _run(*command: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank.activations import sigmoid
+from crossrank.cross_encoder.activations import sigmoid
 from crossrank.errors import BackendTimeout, InvalidRequest
 from crossrank.request import RerankRequest, ScoreRequest, Truncation
 from crossrank.scheduling.tiers import BULK, REALTIME, Tier

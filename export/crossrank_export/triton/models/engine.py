@@ -2,7 +2,7 @@
 
 It has the inputs and outputs that a TensorRT plan of the same bundle has: INT32 [rows, bucket] in, FP32 [rows, 1] out.
 `execute` gets all requests that the dynamic batcher merged; their rows are stripped of padding, sorted by length and
-run together. Copied into the repository by `crossrank repository`; edit it there and it is overwritten.
+scored together. `crossrank repository` copies this file into the repository, and overwrites changes there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MIN_BATCH_TOKENS = 4096
 
 
 class TritonPythonModel:
-    """One instance: a process of its own with a single-threaded engine."""
+    """An instance of the model: a process of its own with a single-threaded engine."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the bundle beside this file; Triton refuses the model if that fails."""
@@ -49,7 +49,7 @@ class TritonPythonModel:
         self._max_length = bundle.manifest.max_length
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Return one response for each request; a request at fault does not fail the others."""
+        """Return a response for each request; an invalid request does not fail the others."""
         responses: list[Any] = [None] * len(requests)
         sound: list[int] = []
         batches: list[PairBatch] = []
@@ -77,7 +77,7 @@ class TritonPythonModel:
             raise InvalidRequest(str(error)) from None
 
     def _answer(self, batch: PairBatch, sizes: list[int], sound: list[int], responses: list[Any]) -> None:
-        """Score the merged rows and hand every request its own."""
+        """Score the merged rows and set the response of every request."""
         try:
             logits = self._score(batch)
         except CrossrankError as error:
@@ -88,7 +88,7 @@ class TritonPythonModel:
             responses[i] = pb_utils.InferenceResponse([pb_utils.Tensor(self._output, own[:, None])])
 
     def _score(self, batch: PairBatch) -> NDArray[np.float32]:
-        """Return float32 [rows]; rows of similar length run together, unless the engine does not pad."""
+        """Return the logits, float32 [rows]; rows of similar length are scored together where the engine pads."""
         if not self._engine.pads:
             return self._engine.infer(batch)
         most_tokens = max(self._engine.batch_tokens, _MIN_BATCH_TOKENS)
