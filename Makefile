@@ -207,4 +207,5 @@ proto: $(VENV)/.dev ## generate the Python code of the .proto files anew
 	$(PROTOC) --grpc_python_out client client/crossrank_client/proto/crossrank_v1.proto
 
 clean: ## remove environments and caches
-	rm -rf $(VENV) .venv-* .triton .perf-analyzer .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	rm -rf $(VENV) .venv-* .triton .perf-analyzer .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage \
+		build client/build client/dist server/*.egg-info client/*.egg-info

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from onnx_ir import external_data
 from safetensors import SafetensorError
 
+from crossrank.checkpoints.emitter import OPSET
 from crossrank.errors import ModelSourceError
 from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, put_back
 from crossrank_export.graphs import Scorer, load_graph, score_in_batches
 
-# The first opset with LayerNormalization as one operator; TensorRT 10.4 reads up to 20.
-DEFAULT_OPSET = 17
 # Rows of an embedding table that is cut for the tracer: more than the positions of optimum's example pairs.
 _TABLE_ROWS = 1024
 
@@ -69,7 +68,7 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
 
     Args:
         model: Checkpoint from `load_checkpoint`.
-        opset: ONNX opset; defaults to DEFAULT_OPSET.
+        opset: ONNX opset; defaults to OPSET.
         inline_bytes: Largest size of weights that the tracer writes itself. Where they take more, the graph refers to
             the weights of `model` in memory.
 
@@ -94,7 +93,7 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
             # The tracer warns of every shape that it reads; whether that matters is what the parity check finds out.
             warnings.simplefilter("ignore")
             file = Path(folder) / "model.onnx"
-            _trace(model, configure(model.config), file, opset or DEFAULT_OPSET, with_weights=not is_large)
+            _trace(model, configure(model.config), file, opset or OPSET, with_weights=not is_large)
             # The tracer may put weights beside the file, whose folder is removed.
             graph = external_data.load_to_model(load_graph(file, None))
         if is_large:
@@ -105,7 +104,7 @@ def graph_from_checkpoint(model: Any, opset: int | None, inline_bytes: int = INL
         raise
     except Exception as error:
         raise ModelSourceError(
-            f"{model.config.model_type} cannot be exported to ONNX opset {opset or DEFAULT_OPSET} ({reason_of(error)})"
+            f"{model.config.model_type} cannot be exported to ONNX opset {opset or OPSET} ({reason_of(error)})"
         ) from error
 
 

@@ -18,20 +18,15 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
-    from crossrank.cross_encoder import CrossEncoder
-    from crossrank.results import Prediction
+    from crossrank.cross_encoder import CrossEncoder, Prediction
 
 __all__ = ["CrossEncoder", "Prediction"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import crossrank` alone costs next to nothing."""
-    if name == "CrossEncoder":
-        from crossrank.cross_encoder import CrossEncoder
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import crossrank.cross_encoder
 
-        return CrossEncoder
-    if name == "Prediction":
-        from crossrank.results import Prediction
-
-        return Prediction
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(crossrank.cross_encoder, name)

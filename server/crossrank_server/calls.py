@@ -11,12 +11,10 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from crossrank.errors import InvalidRequest
+from crossrank.scheduling.tiers import BULK, REALTIME, Tier
 from crossrank_server.accounts.base import Account, Accounts
-
-Tier = Literal["realtime", "batch"]
 
 # The stages of a request, in order.
 STAGES = ("parse", "tokenize", "queue", "inference", "respond")
@@ -50,7 +48,7 @@ class Call:
 
     request_id: str = ""
     account: Account | None = None
-    tier: Tier = "realtime"
+    tier: Tier = REALTIME
     wait_s: float = 0.0
     stages_s: dict[str, float] = field(default_factory=dict)
     stage_starts: dict[str, float] = field(default_factory=dict)
@@ -93,14 +91,14 @@ async def open_call(accounts: Accounts, headers: Mapping[str, str], request_id: 
         Unauthorized: The key is missing, unknown, expired or revoked.
         InvalidRequest: There is no such tier.
     """
-    tier = headers.get("x-tier", "").strip().lower() or "realtime"
-    if tier not in ("realtime", "batch"):
+    tier = headers.get("x-tier", "").strip().lower() or REALTIME
+    if tier not in (REALTIME, BULK):
         raise InvalidRequest(f"x-tier is {tier[:40]!r}; send realtime or batch, or leave it out", param="x-tier")
     wait = _PREFER_WAIT.search(headers.get("prefer", ""))
     return Call(
         request_id=request_id or usable_request_id(headers.get("x-request-id", "")),
         account=await accounts.identify(bearer_token(headers)),
-        tier="batch" if tier == "batch" else "realtime",
+        tier=BULK if tier == BULK else REALTIME,
         wait_s=min(float(wait[1]), MAX_WAIT_S) if wait else 0.0,
     )
 

@@ -133,6 +133,22 @@ def test_a_directory_opens_where_nothing_else_is_installed(tmp_path: Path):
         np.testing.assert_allclose(logits[engine], reference(), atol=1e-4, err_msg=engine)
 
 
+def test_a_vocabulary_serves_in_place_of_a_fast_tokenizer(tmp_path: Path):
+    """As tokenizers of before 2020 were saved."""
+    source = write_checkpoint(tmp_path / "m")
+    definition = json.loads((source / "tokenizer.json").read_text())
+    vocabulary: dict[str, int] = definition["model"]["vocab"]
+    (source / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.__getitem__)) + "\n")
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    with FakeHub() as hub:
+        hub.repositories["owner/m"] = Repository({path.name: path.read_bytes() for path in source.iterdir()})
+        for spec in (str(source), "owner/m"):
+            bundle = resolve_model(spec, cache_dir=tmp_path / "cache", endpoint=hub.url)
+            assert "vocab.txt" in bundle.manifest.source.sha256
+            np.testing.assert_allclose(logits_of(bundle), reference(), atol=1e-4)
+
+
 def test_a_directory_is_ranked_by_the_command_without_pytorch(tmp_path: Path):
     source = write_checkpoint(tmp_path / "m")
     # The command line reads the names of all subcommands, those of the export package among them.

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,43 @@ def test_a_model_of_more_than_2_gb_is_exported_and_served_in_little_memory(tmp_p
         assert status["VmHWM"] <= 2.5 * size
         # Two threads share the file's own pages.
         assert status["RssAnon"] <= 0.5 * size
+
+
+_OPEN = """
+import json
+import sys
+from pathlib import Path
+
+from crossrank.engines.onnxruntime import OnnxRuntimeEngine
+from crossrank.resolve import resolve_model
+from crossrank.text.encoding import PairEncoder
+
+source, cache, query, *documents = sys.argv[1:]
+bundle = resolve_model(source, cache_dir=Path(cache))
+status = Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+logits = OnnxRuntimeEngine(bundle, "fp32", 1).infer(PairEncoder(bundle).encode(query, documents).batch)
+print(json.dumps({"peak": peak, "logits": logits.tolist()}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_checkpoint_of_more_than_2_gb_opens_in_little_memory(tmp_path: Path):
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached_bytes()
+    if shutil.disk_usage(tmp_path).free < _NEEDS_DISK or available < _NEEDS_MEMORY:
+        pytest.skip(f"{_NEEDS_DISK >> 30} GiB of disk and {_NEEDS_MEMORY >> 30} GiB of memory are not free")
+    source = _write_large_checkpoint(tmp_path / "source")
+    size = (source / "model.safetensors").stat().st_size
+    assert size > 2 << 30
+    expected = logits_of_pytorch(source)
+    command = [sys.executable, "-c", _OPEN, str(source), str(tmp_path / "cache"), QUERY, *DOCUMENTS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    print(f"opened: {answer['peak'] / size:.2f} times the model")
+    assert answer["peak"] <= 1.5 * size  # the files' own pages among it
+    np.testing.assert_allclose(answer["logits"], expected, atol=1e-4, rtol=0)
 
 
 def _write_large_checkpoint(path: Path) -> Path:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crossrank import CrossEncoder
 from crossrank.errors import EngineFailure, SetupError
 from crossrank_perf.base.topics import Topic
 from crossrank_perf.eval.trec import strictly_falling
-
-if TYPE_CHECKING:
-    from crossrank import CrossEncoder
 
 # Enough topics at a time that tokenizing one overlaps with scoring another.
 _TOPICS_AT_A_TIME = 4

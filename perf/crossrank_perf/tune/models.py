@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
+from crossrank.cross_encoder.loaded import LoadedModel
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.engines.names import EngineName, PrecisionName
 from crossrank.engines.select import make_engine
 from crossrank.engines.tuning import EngineConfig, apply_config, config_of
-from crossrank.loaded import LoadedModel
 from crossrank.request import Truncation
 from crossrank_perf.base.workload import Request
 

@@ -22,8 +22,10 @@ def install() -> None:
 
     with Progress("building wheels") as progress:
         measured = list(measure_installations(progress.say))
-    table = Table("pip install", "packages", "MB", "statement", "ms", box=None)
+    table = Table(box=None)
+    for title in ("pip install", "packages", "MB", "statement", "CPU ms"):
+        table.add_column(title, no_wrap=True)
     for found in measured:
         row = (str(found.packages), f"{found.bytes / 1e6:.0f}", found.statement, f"{found.import_s * 1000:.0f}")
         table.add_row(escape(found.requirement), *row)
-    Console().print(table)
+    Console(width=100).print(table)

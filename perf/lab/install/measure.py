@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[3]
 # Statement that a user of each installation imports first.
 INSTALLATIONS = {
     "crossrank-client": "import crossrank_client",
-    "crossrank": "import crossrank",
-    "crossrank[openvino]": "import crossrank",
+    "crossrank": "from crossrank import CrossEncoder",
+    "crossrank[openvino]": "from crossrank import CrossEncoder",
     "crossrank[server]": "import crossrank_server.http.app",
     "crossrank[server,openvino,grpc]": "import crossrank_server.http.app",
 }
@@ -34,7 +33,7 @@ class Installation:
         packages: Installed distributions, this project's own included.
         bytes: Size of their files, without bytecode that Python compiles at the first import.
         statement: The import that was timed.
-        import_s: Seconds that the import adds to an empty Python process, median; all was imported before.
+        import_s: CPU seconds that the import adds to an empty Python process, median; all was imported before.
     """
 
     requirement: str
@@ -90,13 +89,14 @@ def _wheels(folder: Path, requirement: str) -> list[str]:
 
 
 def _seconds(python: str, statement: str) -> float:
-    """Return the median time of a Python process that runs a statement; the first run, which compiles, is left out."""
+    """Return the CPU time of a Python process that runs a statement, the least of several: others use this machine."""
     seconds = []
-    for _ in range(1 + _IMPORTS):
-        began = time.perf_counter()
+    for _ in range(_IMPORTS):
+        before = os.times()
         _run(python, "-I", "-c", statement)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(seconds)
 
 
 def _run(*command: str) -> None:

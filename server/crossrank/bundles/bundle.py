@@ -1,11 +1,11 @@
-"""A bundle: the directory that export writes and every engine reads.
+"""A bundle: the directory that conversion writes and every engine reads.
 
     BUNDLE/
         manifest.json   what the model is, and the sha256 of every other file
         tokenizer.json  a Hugging Face fast tokenizer
         model.onnx      the fp32 graph; further variants (model.fp16.onnx, ...) beside it, of standard operators or
                         of ONNX Runtime's own (model.fp16.onnxruntime.onnx)
-        model.onnx_data the weights of a graph that protobuf cannot hold with them (over 2 GB)
+        model.onnx_data the weights of a graph where they lie beside it, as protobuf holds no more than 2 GB
     weights.safetensors  the fp32 weights by role, for the native engine (of the shapes that it serves)
         README.md       the model card (optional)
 
@@ -131,7 +131,7 @@ class Weights(_Frozen):
     segments: int = Field(gt=0, description="rows of the segment embeddings")
     epsilon: float = Field(gt=0, description="of every layer normalization")
     shared: dict[str, SharedTensor] = Field(default_factory=dict, description="roles that lie in other files")
-    read_back: bool = Field(False, description="whether the agreement is that of the written file, not of its source")
+    read_back: bool = Field(False, description="false where the file may hold other weights than were measured")
     parity: dict[str, Any] = Field(default_factory=dict, description="agreement with the source, as measured at export")
 
 

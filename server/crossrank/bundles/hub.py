@@ -13,7 +13,7 @@ from typing import Any
 
 from crossrank.bundles.bundle import sha256_of
 from crossrank.bundles.hub_ref import COMMIT, HubListing, HubRef, hub_errors
-from crossrank.bundles.layout import ADAPTER, CONFIG, Kind, ReadsWeights, choose_files
+from crossrank.bundles.layout import ADAPTER, CONFIG, VOCABULARY, Kind, ReadsWeights, choose_files
 from crossrank.bundles.model_directory import checked_files, external_locations, files_of
 from crossrank.errors import ModelSourceError
 
@@ -132,7 +132,7 @@ def download_model(
         return (into / name).read_bytes()
 
     files = choose_files(listing.files.keys(), ref.model_id, read, kind=kind, reads_weights=reads_weights)
-    small = [name for name in files.names if name.endswith(".json")]
+    small = [name for name in files.names if name.endswith(".json") or name == VOCABULARY]
     sha256 = fetch(small)
     check(into, files.kind)
     large = [name for name in (*files.names, *files.data, *more) if name in listing.files and name not in sha256]

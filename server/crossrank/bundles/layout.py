@@ -1,6 +1,6 @@
 """Which files of a model are read, in whatever layout its owner keeps them, and why a model cannot be read.
 
-    config.json, tokenizer.json           always
+    config.json, tokenizer.json           always; vocab.txt in place of tokenizer.json, of BERT's tokenizers
     onnx/model.onnx, model.onnx           its graph; else the only other one, fp16 before nothing
     onnx/model.onnx_data                  the graph's external data, under any name
     model.safetensors                     its weights, whole or in the shards of model.safetensors.index.json
@@ -21,6 +21,7 @@ from crossrank.errors import ModelSourceError
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+VOCABULARY = "vocab.txt"
 MODULES = "modules.json"
 CARD = "README.md"
 # Read where they are there.
@@ -95,7 +96,8 @@ def choose_files(
     if not weights and graph is None:
         raise ModelSourceError(_why_nothing(present, where, read, kind))
     _refuse_incomplete(present, where)
-    common = [CONFIG, TOKENIZER, *(name for name in COMPANIONS if name in present)]
+    tokenizer = TOKENIZER if TOKENIZER in present else VOCABULARY
+    common = [CONFIG, tokenizer, *(name for name in COMPANIONS if name in present)]
     if graph is None:
         return ModelFiles("safetensors", None, [*common, *weights], [])
     return ModelFiles("onnx", graph, [*common, graph], _data_beside(graph, present))
@@ -208,11 +210,16 @@ def _refuse_incomplete(present: set[str], where: str) -> None:
         raise ModelSourceError(
             f"{where} has no {CONFIG}, from which the shape and the number of labels are read: give the whole model"
         )
-    if TOKENIZER not in present:
-        raise ModelSourceError(
-            f"{where} has no {TOKENIZER}: save a fast tokenizer there, with "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers"
-        )
+    if not {TOKENIZER, VOCABULARY} & present:
+        raise ModelSourceError(why_no_tokenizer(where))
+
+
+def why_no_tokenizer(where: str) -> str:
+    """Return the sentence that refuses a model without a tokenizer that is read here."""
+    return (
+        f"{where} has no {TOKENIZER}: save a fast tokenizer there, with "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers"
+    )
 
 
 def _why_nothing(present: set[str], where: str, read: Read, kind: Kind | None) -> str:

@@ -19,8 +19,8 @@ from crossrank.checkpoints.weights import CheckpointWeights
 
 IDS, MASK, TYPES, LOGITS = "input_ids", "attention_mask", "token_type_ids", "logits"
 _SUMS = "embeddings.segment_and_position"
-# Of segments that are added to every position beforehand; more would make a long table.
-_MOST_FOLDED_SEGMENTS = 4
+# Rows of the table of segments added to positions, which takes three times its size to make: 4 in a window of 8,192.
+_MOST_SUMS = 4 * 8192
 
 
 class GraphBuilder:
@@ -63,20 +63,22 @@ class GraphBuilder:
     def _embeddings(self) -> str:
         emit, weights = self._emit, self._weights
         words = emit.op("Gather", emit.tensor("embeddings.word", weights.array("embeddings.word")), IDS)
-        places = self._counted_positions() if weights.family.counts_padding else self._positions()
+        counts = weights.family.counts_padding
+        places = self._counted_positions() if counts else self._positions()
         name, positions = "embeddings.position", weights.array("embeddings.position")
         total = words
-        if weights.segments == 1:
-            name, positions = _SUMS, _sum(positions, weights.array("embeddings.segment"))
-        elif weights.segments > 1:
+        if weights.segments:
             segments = weights.array("embeddings.segment")
-            if weights.segments <= _MOST_FOLDED_SEGMENTS and not weights.family.counts_padding:
+            if weights.segments * weights.positions <= _MOST_SUMS and (weights.segments == 1 or not counts):
                 sums = _sum(segments[:, None, :], positions[None, :, :])
                 name, positions = _SUMS, sums.reshape(-1, positions.shape[1])
-                stride = emit.tensor("positions_stride", np.array(weights.positions, np.int32))
-                places = emit.op("Add", emit.op("Mul", TYPES, stride), places)
+                if weights.segments > 1:
+                    stride = emit.tensor("positions_stride", np.array(weights.positions, np.int32))
+                    places = emit.op("Add", emit.op("Mul", TYPES, stride), places)
             else:
-                total = emit.op("Add", words, emit.op("Gather", emit.tensor("embeddings.segment", segments), TYPES))
+                table = emit.tensor("embeddings.segment", segments)
+                added = emit.op("Gather", table, TYPES) if weights.segments > 1 else table
+                total = emit.op("Add", words, added)
         rows = emit.op("Gather", emit.tensor(name, positions), places)
         state = self._norm("embeddings.norm", emit.op("Add", total, rows))
         if weights.embedding_size != weights.sizes.hidden:

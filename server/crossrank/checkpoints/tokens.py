@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from crossrank.bundles.bundle import TOKENIZER, PairTemplate
-from crossrank.bundles.layout import CONFIG, MODULES, Kind, read_object
+from crossrank.bundles.layout import CONFIG, MODULES, VOCABULARY, Kind, read_object
 from crossrank.checkpoints.config import ModelConfig, read_config
 from crossrank.checkpoints.families import is_own_class
 from crossrank.checkpoints.pair_template import check_template, read_template
@@ -24,6 +24,7 @@ from crossrank.checkpoints.tokenizer_settings import (
     split_special_tokens,
     truncation_side,
 )
+from crossrank.checkpoints.vocabulary import definition_from_vocabulary
 from crossrank.errors import ModelSourceError
 from crossrank.packed import PairBatch
 from crossrank.reasons import reason_of
@@ -86,19 +87,18 @@ class PairTokens:
 
 
 def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) -> PairTokens:
-    """Read tokenizer.json and its companions, and check the template against the tokenizer itself.
+    """Read tokenizer.json (or vocab.txt) and its companions, and check the template against the tokenizer itself.
 
     Args:
-        directory: Holds tokenizer.json, perhaps the files beside it, and config.json.
+        directory: Holds tokenizer.json (or the vocab.txt of a BERT), perhaps the files beside it, and config.json.
         config: For the encoder's window, its segments and its padding id.
         max_length: The user's cap in tokens, None for the whole window.
 
     Raises:
         ModelSourceError: The tokenizer is unreadable, frames no pairs, or the cap does not fit the window.
     """
-    path = directory / TOKENIZER
-    definition = _read(directory, TOKENIZER)
     files = TokenizerFiles(*(_read(directory, name) for name in _BESIDE))
+    path, definition = _read_definition(directory, files)
     modules = _read(directory, "sentence_bert_config.json") if (directory / MODULES).is_file() else {}
     side = truncation_side(definition, files.settings)
     definition["truncation"] = None
@@ -147,6 +147,13 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
     if name != TOKENIZER and not (directory / name).is_file():
         return {}
     return read_object(name, str(directory), lambda file: (directory / file).read_bytes())
+
+
+def _read_definition(directory: Path, files: TokenizerFiles) -> tuple[Path, dict[str, Any]]:
+    """Return the tokenizer's file and the content of its tokenizer.json, made of vocab.txt where only that is there."""
+    if (directory / TOKENIZER).is_file() or not (directory / VOCABULARY).is_file():
+        return directory / TOKENIZER, _read(directory, TOKENIZER)
+    return directory / VOCABULARY, definition_from_vocabulary(directory, files)
 
 
 def _lower_first(definition: dict[str, Any]) -> None:

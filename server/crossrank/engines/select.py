@@ -13,7 +13,7 @@ from crossrank.engines.agreement import Expected, check_logits, expect_logits
 from crossrank.engines.candidates import CANDIDATES, Candidate, Fault, considered, precisions_of
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.engines.memory import return_memory
-from crossrank.engines.names import DEVICES, EngineName, PrecisionName
+from crossrank.engines.names import DEVICES, Device, EngineName, PrecisionName
 from crossrank.engines.native import KernelFault
 from crossrank.errors import BundleError, CrossrankError, EngineFailure, SetupError
 from crossrank.reasons import reason_of
@@ -60,7 +60,11 @@ class Choice:
 
 
 def make_engine(
-    bundle: Bundle, name: EngineName = "auto", precision: PrecisionName = "auto", threads: int | None = None
+    bundle: Bundle,
+    name: EngineName = "auto",
+    precision: PrecisionName = "auto",
+    threads: int | None = None,
+    device: Device | None = None,
 ) -> EmbeddedEngine:
     """Load a bundle into the engine asked for, or into the fastest one of this machine that works.
 
@@ -72,13 +76,14 @@ def make_engine(
         name: Of an engine of this process, or `auto`.
         precision: The arithmetic, or `auto`.
         threads: Inferences at the same time; defaults to one for each available core, two on a GPU.
+        device: Leave out engines that compute elsewhere.
 
     Raises:
         SetupError: The engine is not installed or cannot compute in that precision here, or no engine can serve.
         BundleError: The bundle does not fit its manifest.
         EngineFailure: The engine asked for computes something else than the bundle's fp32 graph.
     """
-    choice = choose_engine(bundle, name, precision, threads)
+    choice = choose_engine(bundle, name, precision, threads, device)
     for message in _messages(choice, bundle, name, precision):
         _say_once(message)
     if choice.engine is not None:
@@ -89,14 +94,19 @@ def make_engine(
 
 
 def choose_engine(
-    bundle: Bundle, name: EngineName = "auto", precision: PrecisionName = "auto", threads: int | None = None
+    bundle: Bundle,
+    name: EngineName = "auto",
+    precision: PrecisionName = "auto",
+    threads: int | None = None,
+    device: Device | None = None,
 ) -> Choice:
     """Go through the table until a line serves; see `make_engine`. Nothing is logged or raised for lines that fail."""
     choice = Choice()
     reference = _Reference(bundle)
     lost: set[tuple[str, ...]] = set()  # what failed in a way that other lines share
     for candidate in CANDIDATES:
-        if not candidate.considered(name, precision):
+        elsewhere = device not in (None, DEVICES[candidate.engine])
+        if elsewhere or not candidate.considered(name, precision):
             verdict = Verdict(candidate, "not asked", candidate.why if candidate.asked else "")
         elif fault := candidate.fault(bundle) or _disagreement(candidate, bundle, name):
             verdict = Verdict(candidate, "unfit", fault.reason, fault.absent)

@@ -22,7 +22,7 @@ from crossrank.bundles.bundle import MANIFEST, Bundle, sha256_of
 from crossrank.bundles.cache import bundle_name, default_cache_dir
 from crossrank.engines.cpu import available_cores, cpu_flags, cpu_name
 from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.engines.names import EngineName, PrecisionName
+from crossrank.engines.names import DEVICES, Device, EngineName, PrecisionName
 from crossrank.engines.select import make_engine
 from crossrank.errors import SetupError
 
@@ -121,6 +121,53 @@ def make_tuned_engine(bundle: Bundle, config: EngineConfig, threads: int | None 
     """
     engine = make_engine(bundle, config.engine, config.precision, threads or config.threads)
     apply_config(engine, config)
+    return engine
+
+
+def load_engine(
+    bundle: Bundle,
+    name: EngineName = "auto",
+    precision: PrecisionName = "auto",
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+    device: Device | None = None,
+) -> EmbeddedEngine:
+    """Load a bundle as `crossrank tune` found it fastest here, unless what is asked for rules that out.
+
+    Otherwise, and without a tuning, as `make_engine` does.
+
+    Args:
+        bundle: The model.
+        name: Of an engine of this process, or `auto`.
+        precision: The arithmetic, or `auto`.
+        threads: Inferences at the same time, in place of those found fastest.
+        cache_dir: Where tunings are kept; defaults to `default_cache_dir()`.
+        device: Leave out engines that compute elsewhere.
+
+    Raises:
+        SetupError, BundleError, EngineFailure: See `make_engine`.
+    """
+    tuning = read_tuning(bundle, cache_dir)
+    if tuning is None or device not in (None, DEVICES[tuning.config.engine]):
+        return make_engine(bundle, name, precision, threads, device)
+    wanted, found = (name, precision), (tuning.config.engine, tuning.config.precision)
+    if any(asked not in ("auto", value) for asked, value in zip(wanted, found, strict=True)):
+        _log.info(
+            "%s: crossrank tune found %s %s fastest here, which --engine and --precision rule out: not used",
+            bundle.manifest.model_id,
+            *found,
+        )
+        return make_engine(bundle, name, precision, threads, device)
+    engine = make_tuned_engine(bundle, tuning.config, threads)
+    _log.info(
+        "%s: as crossrank tune found fastest on %s: %d threads, batches of %d tokens, padded to %d tokens, %d rows",
+        bundle.manifest.model_id,
+        tuning.date,
+        engine.concurrency,
+        engine.batch_tokens,
+        engine.length_step,
+        engine.row_step,
+    )
     return engine
 
 

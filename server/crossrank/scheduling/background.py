@@ -49,7 +49,7 @@ class BackgroundBatcher:
         Raises:
             EngineFailure: The engine broke, or a logit is not finite.
         """
-        small = len(batch) == 1 or len(batch) * int(batch.lengths.max()) <= _SMALL_TOKENS
+        small = len(batch) == 1 or self._engine.padded_tokens(batch) <= _SMALL_TOKENS
         # Not ahead of calls that wait already.
         if small and self._batcher.idle and self._slots.acquire(blocking=False):
             try:

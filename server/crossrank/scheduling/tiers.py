@@ -5,5 +5,8 @@ In code the second one is called bulk, as a batch is a group of pairs.
 
 from __future__ import annotations
 
-REALTIME = "realtime"
-BULK = "batch"
+from typing import Final, Literal
+
+Tier = Literal["realtime", "batch"]
+REALTIME: Final = "realtime"
+BULK: Final = "batch"

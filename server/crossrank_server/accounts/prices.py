@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from crossrank.bundles.catalog import canonical_model_id, catalog_model
 from crossrank.errors import SetupError
+from crossrank.scheduling.tiers import BULK
 
 NANO_PER_USD = 10**9
 DEFAULT_USD_PER_1000 = 0.008
@@ -21,10 +22,10 @@ _NANO_PER_DOCUMENT = NANO_PER_USD // 1000
 
 @dataclass(frozen=True)
 class Price:
-    """Hold the price of one model in USD per 1,000 documents; without `batch` the price list's factor gives it."""
+    """Hold the price of one model in USD per 1,000 documents; without `bulk` the price list's factor gives it."""
 
     realtime: float
-    batch: float | None = None
+    bulk: float | None = None
 
 
 class Prices:
@@ -35,7 +36,7 @@ class Prices:
     Args:
         named: Prices by model id, as `parse_prices` reads them.
         usd_per_1000: Price of all models that are not named; None takes the catalogue's.
-        batch_factor: The price of tier `batch` as a share of the realtime price, where none is named.
+        bulk_factor: The price of tier `batch` as a share of the realtime price, where none is named.
     """
 
     def __init__(
@@ -43,11 +44,11 @@ class Prices:
         named: Mapping[str, Price] | None = None,
         *,
         usd_per_1000: float | None = None,
-        batch_factor: float = 0.5,
+        bulk_factor: float = 0.5,
     ) -> None:
         self.named = dict(named or {})
         self._usd_per_1000 = usd_per_1000
-        self._batch_factor = batch_factor
+        self._bulk_factor = bulk_factor
 
     def usd_per_1000(self, model_id: str, tier: str) -> float:
         """Return the price of 1,000 documents in USD, a multiple of 0.000001.
@@ -72,8 +73,8 @@ class Prices:
     def _nano_usd_per_document(self, model_id: str, tier: str) -> int:
         price = self.named.get(model_id) or Price(self._unnamed(model_id))
         usd = price.realtime
-        if tier == "batch":
-            usd = price.realtime * self._batch_factor if price.batch is None else price.batch
+        if tier == BULK:
+            usd = price.realtime * self._bulk_factor if price.bulk is None else price.bulk
         return round(usd * _NANO_PER_DOCUMENT)
 
     def _unnamed(self, model_id: str) -> float:

@@ -68,7 +68,7 @@ def _rank(
     """Return facts of the ranking, and (score, index, document) of the best documents."""
     # Not at the top: the other commands start without them.
     from crossrank import CrossEncoder
-    from crossrank.activations import sigmoid
+    from crossrank.cross_encoder.activations import sigmoid
 
     with CrossEncoder(
         model,

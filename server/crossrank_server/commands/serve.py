@@ -68,7 +68,6 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     settings = settings_from_options(ServeSettings, options)
     configure_logging(settings.log_level, settings.log_format)
     _refuse_open_to_all(settings)
-    _state_terms(models)
     tls = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
     workers = worker_count(settings)
     if workers > 1:
@@ -80,6 +79,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
             # gRPC binds it when the models are loaded.
             with listen(settings.host, settings.grpc_port, "--grpc-port") as probe:
                 grpc_port = port_of(probe)
+        _state_terms(models)
         _run(models, settings, tls, listener, grpc_port, partial(_announce, settings, listener, grpc_port, tls))
 
 
@@ -98,6 +98,7 @@ def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: TlsFiles
                 "one that can be written in TMPDIR, or use --workers 1"
             ) from None
         os.environ[COUNTS_VARIABLE] = counts
+        _state_terms(models)
         share = worker_settings(settings, count)
 
         def work(listening: Callable[[], None]) -> None:

@@ -10,6 +10,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
 from crossrank.errors import CrossrankError
+from crossrank.scheduling.tiers import BULK
 from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call
 from crossrank_server.http.body import BodyReader, JsonResponse
@@ -61,7 +62,7 @@ class HttpHandler:
         request.state.body_unread = True
         call = await self.open(request)
         try:
-            async with self.bodies.read(request, yields=call.tier == "batch") as body:
+            async with self.bodies.read(request, yields=call.tier == BULK) as body:
                 with call.stage("parse"):
                     data = parse_object(body)
                 content = await _unless_disconnected(request, respond(data, call))

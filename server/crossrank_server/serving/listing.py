@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, get_args
 
-from crossrank_server.calls import Tier
+from crossrank.scheduling.tiers import Tier
 from crossrank_server.serving.service import RerankService
 from crossrank_server.serving.slot import ModelSlot
 

@@ -21,7 +21,8 @@ class ServedModel:
         bundle: The model.
         engine: Computes its logits.
         max_waiting_documents: Limit of documents in the queue; a request beyond it is refused.
-        max_waiting_batch_documents: The same for the tier `batch`; defaults to `max_waiting_documents`.
+        max_waiting_bulk_documents: The same for bulk requests (tier `batch`); defaults to
+            `max_waiting_documents`.
         cores: Shared by the models of a server, whose engines use the same cores.
         observers: Notified of every scored batch.
     """
@@ -31,7 +32,7 @@ class ServedModel:
         bundle: Bundle,
         engine: Engine,
         max_waiting_documents: int,
-        max_waiting_batch_documents: int | None = None,
+        max_waiting_bulk_documents: int | None = None,
         *,
         cores: Cores | None = None,
         observers: Observers | None = None,
@@ -40,7 +41,7 @@ class ServedModel:
         self.engine = engine
         self.encoder = PairEncoder(bundle)
         self.cores = cores or Cores()
-        limits = max_waiting_documents, max_waiting_batch_documents
+        limits = max_waiting_documents, max_waiting_bulk_documents
         self.batcher: Batcher | Passthrough
         if isinstance(engine, BatchedEngine):
             report = _reporter(self.id, engine, observers or Observers())

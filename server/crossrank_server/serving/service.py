@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank.activations import sigmoid
+from crossrank.cross_encoder.activations import sigmoid
 from crossrank.errors import BackendTimeout, InvalidRequest
 from crossrank.request import RerankRequest, ScoreRequest, Truncation
+from crossrank.scheduling.tiers import BULK, REALTIME, Tier
 from crossrank.text.encoding import EncodedPairs
 from crossrank_server.accounts.base import Accounts, Charge, OpenAccounts
 from crossrank_server.accounts.prices import Prices
-from crossrank_server.calls import Call, Tier
+from crossrank_server.calls import Call
 from crossrank_server.serving.pool import ModelPool
 from crossrank_server.serving.served import ServedModel
 from crossrank_server.telemetry.base import Observers
@@ -82,7 +83,8 @@ class RerankService:
         pool: The models served.
         max_documents: Limit of documents in one request.
         timeout_s: Seconds after which a request is given up; the wait for a model to be loaded does not count.
-        batch_timeout_s: The same for the tier `batch`, which waits for idle cores; defaults to `timeout_s`.
+        bulk_timeout_s: The same for bulk requests (tier `batch`), which wait for idle cores; defaults to
+            `timeout_s`.
         accounts: Check keys and limits, and record usage; by default anybody is served.
         prices: The price list that is shown to callers.
         observers: Notified of every request.
@@ -97,7 +99,7 @@ class RerankService:
         *,
         max_documents: int,
         timeout_s: float,
-        batch_timeout_s: float | None = None,
+        bulk_timeout_s: float | None = None,
         accounts: Accounts | None = None,
         prices: Prices | None = None,
         observers: Observers | None = None,
@@ -108,11 +110,12 @@ class RerankService:
         self.observers = observers or Observers()
         self.draining = False
         self.max_documents = max_documents
-        self._timeout_s = {"realtime": timeout_s, "batch": timeout_s if batch_timeout_s is None else batch_timeout_s}
-        # The tier `batch` has a thread of its own, so that realtime texts do not queue behind its texts.
+        bulk_s = timeout_s if bulk_timeout_s is None else bulk_timeout_s
+        self._timeout_s = {REALTIME: timeout_s, BULK: bulk_s}
+        # Bulk texts have a thread of their own, so that realtime texts do not queue behind them.
         self._tokenizers = {
-            "realtime": ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize"),
-            "batch": ThreadPoolExecutor(1, thread_name_prefix="crossrank-tokenize-batch"),
+            REALTIME: ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize"),
+            BULK: ThreadPoolExecutor(1, thread_name_prefix="crossrank-tokenize-bulk"),
         }
 
     def ready(self) -> bool:
@@ -236,7 +239,7 @@ class RerankService:
 
 
 def _timeout(tier: Tier, timeout_s: float) -> BackendTimeout:
-    if tier == "batch":
+    if tier == BULK:
         return BackendTimeout(
             f"the request of the tier batch took longer than {timeout_s:g} s, as it waits for idle cores; send it "
             "again later, without x-tier, or raise --batch-timeout-s"

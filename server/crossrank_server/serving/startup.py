@@ -10,9 +10,7 @@ from crossrank.bundles.bundle import Bundle
 from crossrank.bundles.catalog import canonical_model_id
 from crossrank.engines.base import Engine
 from crossrank.engines.candidates import device_of
-from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.engines.select import make_engine
-from crossrank.engines.tuning import Tuning, make_tuned_engine, read_tuning
+from crossrank.engines.tuning import load_engine
 from crossrank.errors import SetupError
 from crossrank.resolve import resolve_model
 from crossrank.scheduling.cores import Cores
@@ -81,7 +79,7 @@ def load_service(models: Sequence[str], settings: ServeSettings, observers: Obse
         pool,
         max_documents=settings.max_documents,
         timeout_s=settings.request_timeout_s,
-        batch_timeout_s=settings.batch_timeout_s,
+        bulk_timeout_s=settings.batch_timeout_s,
         accounts=open_accounts(settings, prices),
         prices=prices,
         observers=observers,
@@ -142,7 +140,7 @@ def prices_from_settings(settings: ServeSettings) -> Prices:
     return Prices(
         parse_prices(settings.prices),
         usd_per_1000=settings.usd_per_1000_documents,
-        batch_factor=settings.batch_price_factor,
+        bulk_factor=settings.batch_price_factor,
     )
 
 
@@ -172,7 +170,11 @@ def open_accounts(settings: ServeSettings, prices: Prices) -> Accounts:
 
 def _load_engine(bundle: Bundle, settings: ServeSettings) -> Engine:
     if device_of(settings.engine) != "server":
-        return _load_embedded(bundle, settings)
+        embedded = load_engine(
+            bundle, settings.engine, settings.precision, settings.threads or None, settings.cache_dir
+        )
+        embedded.warm_up()
+        return embedded
     from crossrank.engines.triton.engine import connect_triton
 
     engine = connect_triton(
@@ -188,39 +190,3 @@ def _load_engine(bundle: Bundle, settings: ServeSettings) -> Engine:
             "write its repository with that precision, or leave --precision out"
         )
     return engine
-
-
-def _load_embedded(bundle: Bundle, settings: ServeSettings) -> EmbeddedEngine:
-    tuning = _tuning_for(bundle, settings)
-    if tuning is None:
-        engine = make_engine(bundle, settings.engine, settings.precision, settings.threads or None)
-    else:
-        engine = make_tuned_engine(bundle, tuning.config, settings.threads or None)
-        _log.info(
-            "%s: as crossrank tune found fastest on %s: %d threads, batches of %d tokens, padded to %d tokens, %d rows",
-            bundle.manifest.model_id,
-            tuning.date,
-            engine.concurrency,
-            engine.batch_tokens,
-            engine.length_step,
-            engine.row_step,
-        )
-    engine.warm_up()
-    return engine
-
-
-def _tuning_for(bundle: Bundle, settings: ServeSettings) -> Tuning | None:
-    """Return the tuning measured on this machine; None without one, or where the flags rule it out."""
-    tuning = read_tuning(bundle, settings.cache_dir)
-    if tuning is None:
-        return None
-    wanted = (settings.engine, settings.precision)
-    found = (tuning.config.engine, tuning.config.precision)
-    if all(flag in ("auto", value) for flag, value in zip(wanted, found, strict=True)):
-        return tuning
-    _log.info(
-        "%s: crossrank tune found %s %s fastest here, which --engine and --precision rule out: not used",
-        bundle.manifest.model_id,
-        *found,
-    )
-    return None

@@ -168,6 +168,50 @@ def test_tokens_are_those_of_transformers(tmp_path: Path, case: dict[str, Any]) 
     refuse_other_tokens(directory, tokens, read_config(directory))
 
 
+VOCABULARIES: dict[str, dict[str, Any]] = {
+    "by the class": {"settings": BERT},
+    "by the model type": {"settings": {}},
+    "upper case": {"settings": {**BERT, "do_lower_case": False}},
+    "accents and Chinese": {"settings": {**BERT, "strip_accents": False, "tokenize_chinese_chars": False}},
+    "ELECTRA": {"settings": {"tokenizer_class": "ElectraTokenizer"}},
+    "DistilBERT": {"settings": {"tokenizer_class": "DistilBertTokenizer"}},
+    "special tokens as objects": {
+        "settings": {**BERT, "cls_token": {**UNUSED, "__type": "AddedToken", "content": "[CLS]"}},
+    },
+    "added tokens": {"settings": BERT, "added_tokens": {"museums here": len(WORDS)}},
+}
+
+
+@pytest.mark.parametrize("case", VOCABULARIES.values(), ids=list(VOCABULARIES))
+@pytest.mark.parametrize("end", ["\n", "", "\r\n"], ids=["lines", "unended", "windows"])
+def test_a_vocabulary_alone_gives_the_tokens_of_transformers(tmp_path: Path, case: dict[str, Any], end: str) -> None:
+    directory = write(tmp_path, **case)
+    (directory / "tokenizer.json").unlink()
+    separator = end or "\n"
+    (directory / "vocab.txt").write_bytes((separator.join(WORDS) + end).encode())
+    tokens = read(directory)
+    assert ours(tokens) == theirs(directory, WINDOW)
+    refuse_other_tokens(directory, tokens, read_config(directory))
+
+
+@pytest.mark.parametrize(
+    ("settings", "content", "words"),
+    [
+        ({"tokenizer_class": "MPNetTokenizer"}, b"a\nb", r"has no tokenizer\.json: save a fast tokenizer there"),
+        (BERT, b"a\nb", r"vocab\.txt has no '\[UNK\]' among its 2 words: it is no WordPiece file"),
+        (BERT, b"\xff\xfe", r"vocab\.txt cannot be read as UTF-8"),
+    ],
+)
+def test_a_vocabulary_of_another_kind_is_refused(
+    tmp_path: Path, settings: dict[str, Any], content: bytes, words: str
+) -> None:
+    directory = write(tmp_path, settings=settings)
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.txt").write_bytes(content)
+    with pytest.raises(ModelSourceError, match=words):
+        read(directory)
+
+
 @pytest.mark.parametrize("stated", [True, False, None])
 @pytest.mark.parametrize("written", [True, False])
 @pytest.mark.parametrize("name", ["RobertaTokenizer", "PreTrainedTokenizerFast"])

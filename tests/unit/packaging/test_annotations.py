@@ -17,9 +17,9 @@ PACKAGES = ("crossrank", "crossrank_server", "crossrank_client", "crossrank_expo
 # Behind CrossEncoder, they name classes of modules that are loaded with the first model: an import of crossrank would
 # load pydantic, tokenizers and engines for these annotations.
 LOADED_LATER = {
-    "crossrank.config.config_from_manifest",
-    "crossrank.handle.ModelHandle.model",
-    "crossrank.opening.Opening.open",
+    "crossrank.cross_encoder.config.config_from_manifest",
+    "crossrank.cross_encoder.handle.ModelHandle.model",
+    "crossrank.cross_encoder.opening.Opening.open",
 }
 
 

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from crossrank.activations import sigmoid
 from crossrank.bundles.bundle import Bundle
+from crossrank.cross_encoder.activations import sigmoid
 from crossrank.packed import PairBatch
 from crossrank_server.accounts.base import Account, Charge
 from tests.http_app import client_of, make_app

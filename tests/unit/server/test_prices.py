@@ -19,7 +19,7 @@ MINILM = "cross-encoder/ms-marco-MiniLM-L6-v2"
         (Prices(), MINILM, 0.04, 0.02),  # the catalogue's
         (Prices(), "somebody/else", 0.008, 0.004),  # not in the catalogue
         (Prices(usd_per_1000=0.1), MINILM, 0.1, 0.05),
-        (Prices(usd_per_1000=0.1, batch_factor=0.25), "somebody/else", 0.1, 0.025),
+        (Prices(usd_per_1000=0.1, bulk_factor=0.25), "somebody/else", 0.1, 0.025),
         (Prices(parse_prices(f"{MINILM}=0.2"), usd_per_1000=0.1), MINILM, 0.2, 0.1),
         (Prices(parse_prices("ms-marco-MiniLM-L-6-v2=0.2/0.01,x=0"), usd_per_1000=0.1), MINILM, 0.2, 0.01),
         (Prices(parse_prices("x=0")), "x", 0.0, 0.0),

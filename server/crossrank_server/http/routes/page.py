@@ -13,8 +13,8 @@ from typing import Any, get_args
 from fastapi import APIRouter, Request, Response
 
 from crossrank.bundles.catalog import CatalogModel, catalog_model
+from crossrank.scheduling.tiers import Tier
 from crossrank_server.accounts.prices import Prices
-from crossrank_server.calls import Tier
 from crossrank_server.http.body import JsonResponse
 from crossrank_server.http.handler import HttpHandler
 from crossrank_server.serving.slot import ModelSlot

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from crossrank.activations import Activation, ActivationFunction, activation_from, default_activation
-from crossrank.config import ModelConfig, config_from_manifest
-from crossrank.handle import ModelHandle
-from crossrank.inputs import Group, as_documents, as_pairs, check_text, group_documents, group_pairs
-from crossrank.model_card import ModelCardData
-from crossrank.old_names import accepts_old_names
-from crossrank.opening import Opening, engine_for, refuse_options
-from crossrank.progress import progress
+from crossrank.cross_encoder.activations import Activation, ActivationFunction, activation_from, default_activation
+from crossrank.cross_encoder.config import ModelConfig, config_from_manifest
+from crossrank.cross_encoder.handle import ModelHandle
+from crossrank.cross_encoder.inputs import Group, as_documents, as_pairs, check_text, group_documents, group_pairs
+from crossrank.cross_encoder.model_card import ModelCardData
+from crossrank.cross_encoder.old_names import accepts_old_names
+from crossrank.cross_encoder.opening import Opening, checked_name, engine_and_device, refuse_options
+from crossrank.cross_encoder.progress import progress
+from crossrank.cross_encoder.results import Prediction, check_batch_size, checked_top_k, converted, ranked
+from crossrank.engines.names import PRECISIONS
 from crossrank.request import Truncation
-from crossrank.results import Prediction, check_batch_size, checked_top_k, converted, ranked
 
 if TYPE_CHECKING:
     from crossrank.bundles.bundle import Manifest
-    from crossrank.loaded import Scored
+    from crossrank.cross_encoder.loaded import Scored
 
 Result = TypeVar("Result")
 # One pair (query, document), or pairs.
@@ -139,6 +140,7 @@ class CrossEncoder:
                 "config_kwargs": config_kwargs,
             },
         )
+        chosen_engine, chosen_device = engine_and_device(engine, device, backend)
         opening = Opening(
             os.fspath(model_name_or_path),
             cache_folder=None if cache_folder is None else os.fspath(cache_folder),
@@ -146,9 +148,10 @@ class CrossEncoder:
             offline=local_files_only,
             token=token if isinstance(token, str) else None,
             label=label,
-            engine=engine_for(engine, device, backend),
-            precision=precision,
+            engine=chosen_engine,
+            precision=checked_name("precision", precision, PRECISIONS),
             threads=threads,
+            device=chosen_device,
         )
         self.prompts = dict(prompts or {})
         self.default_prompt_name = default_prompt_name
@@ -187,7 +190,7 @@ class CrossEncoder:
             prompt: Text that is put before each query; goes before `prompt_name`.
             batch_size: No effect beyond being checked: batches are made of what all callers wait for, in the size that
                 suits the engine.
-            show_progress_bar: Show one, where tqdm is installed.
+            show_progress_bar: Show one.
             activation_fn: In place of the encoder's.
             apply_softmax: No effect, as there is one label.
             convert_to_numpy: False returns a list with a tensor for each pair, of NumPy's float32 where PyTorch is not

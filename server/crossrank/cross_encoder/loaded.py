@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
+from crossrank.cross_encoder.inputs import Group
 from crossrank.engines.embedded import EmbeddedEngine
-from crossrank.inputs import Group
 from crossrank.request import Truncation
 from crossrank.scheduling.background import BackgroundBatcher
 from crossrank.text.encoding import EncodedPairs, PairEncoder
@@ -81,7 +81,7 @@ class LoadedModel:
             EngineFailure: The engine broke, or a logit is not finite.
             RuntimeError: The model is closed.
         """
-        if not groups:
+        if not any(documents for _, documents in groups):
             return _joined([])
         with self._call():
             if self._inline(groups) and advance is None:

@@ -6,13 +6,17 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from crossrank.engines.names import DEVICES, EMBEDDED_ENGINES, Device, EngineName, PrecisionName
 
 if TYPE_CHECKING:
-    from crossrank.loaded import LoadedModel
+    from crossrank.cross_encoder.loaded import LoadedModel
 
 # By back end of sentence-transformers, the engine that is meant.
-_BACKENDS: dict[str, str] = {"torch": "auto", "onnx": "onnxruntime", "openvino": "openvino"}
+_BACKENDS: dict[str, EngineName] = {"torch": "auto", "onnx": "onnxruntime", "openvino": "openvino"}
+_PLACES: dict[str | None, Device | None] = {None: None, "cpu": "cpu", "cuda": "gpu", "cuda:0": "gpu"}
+Name = TypeVar("Name", bound=str)
 # Options of transformers that change no score.
 _WITHOUT_EFFECT = {"attn_implementation", "low_cpu_mem_usage", "use_safetensors"}
 _REMEDIES = {
@@ -38,9 +42,10 @@ class Opening:
         offline: Whether no network is used.
         token: For private repositories; None is huggingface_hub's own.
         label: Which logit is the score, where a model gives several.
-        engine: See `crossrank.engines.select`.
-        precision: See `crossrank.engines.select`.
+        engine: Of this process, or `auto`.
+        precision: The arithmetic, or `auto`.
         threads: Inferences at the same time; None is one for each core.
+        device: Where it computes; None is wherever it is fastest.
     """
 
     model: str
@@ -49,9 +54,10 @@ class Opening:
     offline: bool = False
     token: str | None = field(default=None, repr=False)
     label: int | None = None
-    engine: str = "auto"
-    precision: str = "auto"
+    engine: EngineName = "auto"
+    precision: PrecisionName = "auto"
     threads: int | None = None
+    device: Device | None = None
 
     def open(self) -> LoadedModel:
         """Return the model, loaded into an engine.
@@ -62,23 +68,25 @@ class Opening:
             SetupError: No engine of this machine can serve it as asked.
         """
         # Not at the top: `import crossrank` loads no tokenizer, no engine and no pydantic.
-        from crossrank.engines.select import make_engine
-        from crossrank.loaded import LoadedModel
+        from crossrank.cross_encoder.loaded import LoadedModel
+        from crossrank.engines.tuning import load_engine
         from crossrank.resolve import resolve_model
 
+        cache_dir = None if self.cache_folder is None else Path(self.cache_folder)
         bundle = resolve_model(
             self.model,
-            cache_dir=None if self.cache_folder is None else Path(self.cache_folder),
+            cache_dir=cache_dir,
             offline=self.offline,
             label=self.label,
             revision=self.revision,
             token=self.token,
         )
-        return LoadedModel(bundle, make_engine(bundle, self.engine, self.precision, self.threads))  # type: ignore[arg-type]
+        engine = load_engine(bundle, self.engine, self.precision, self.threads, cache_dir, self.device)
+        return LoadedModel(bundle, engine)
 
 
-def engine_for(engine: str, device: Any, backend: str) -> str:
-    """Return the engine that three arguments ask for together.
+def engine_and_device(engine: str, device: Any, backend: str) -> tuple[EngineName, Device | None]:
+    """Return the engine and the device that three arguments ask for together.
 
     Args:
         engine: Ours, which has the last word.
@@ -90,16 +98,27 @@ def engine_for(engine: str, device: Any, backend: str) -> str:
     """
     if backend not in _BACKENDS:
         raise ValueError(f"Unsupported backend {backend!r}: use one of {', '.join(_BACKENDS)}, or choose with engine")
-    place = "" if device is None else str(device)
-    if place not in ("", "cpu", "cuda", "cuda:0"):
+    place = None if device is None else str(device)
+    if place not in _PLACES:
         raise ValueError(f"device {place!r} is not supported: use 'cpu' or 'cuda', which is the first GPU")
-    if place.startswith("cuda"):
-        if engine not in ("auto", "cuda"):
-            raise ValueError(f"device {place!r} and engine {engine!r} contradict each other: leave one of them out")
-        return "cuda"
-    if place == "cpu" and engine == "cuda":
-        raise ValueError("device 'cpu' and engine 'cuda' contradict each other: leave one of them out")
-    return engine if engine != "auto" else _BACKENDS[backend]
+    known = checked_name("engine", engine, EMBEDDED_ENGINES)
+    chosen = known if known != "auto" else _BACKENDS[backend]
+    wanted = _PLACES[place]
+    if wanted and DEVICES.get(chosen, wanted) != wanted:
+        raise ValueError(f"device {place!r} and engine {chosen!r} contradict each other: leave one of them out")
+    return ("cuda" if wanted == "gpu" else chosen), wanted
+
+
+def checked_name(argument: str, name: str, known: tuple[Name, ...]) -> Name:
+    """Return a name that is one of those known.
+
+    Raises:
+        ValueError: It is not.
+    """
+    for each in known:
+        if each == name:
+            return each
+    raise ValueError(f"{argument} {name!r} is not known: use one of {', '.join(known)}")
 
 
 def refuse_options(

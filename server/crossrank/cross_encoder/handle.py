@@ -8,10 +8,10 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from crossrank.opening import Opening
+from crossrank.cross_encoder.opening import Opening
 
 if TYPE_CHECKING:
-    from crossrank.loaded import LoadedModel
+    from crossrank.cross_encoder.loaded import LoadedModel
 
 
 class ModelHandle:
