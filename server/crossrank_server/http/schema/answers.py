@@ -29,7 +29,7 @@ class Result(BaseModel):
 
 
 class Usage(BaseModel):
-    """What was scored; the query counts once for each document."""
+    """Tokens and documents of the request; the query counts once for each document."""
 
     prompt_tokens: int = Field(description="tokens scored, special tokens included")
     total_tokens: int
@@ -44,7 +44,7 @@ class ApiVersion(BaseModel):
 
 
 class BilledUnits(BaseModel):
-    """What is billed."""
+    """The billed units."""
 
     search_units: int
     documents: int = Field(description="documents scored; each chunk counts as one")
@@ -58,14 +58,14 @@ class Tokens(BaseModel):
 
 
 class Truncations(BaseModel):
-    """What was cut off before scoring."""
+    """What was truncated before scoring."""
 
     truncated_documents: list[int] = Field(description="indices of the documents that were truncated")
     query_truncated: bool = Field(description="whether the query was truncated too")
 
 
 class Meta(Truncations):
-    """Cohere's `meta`, and what was cut off before scoring."""
+    """Cohere's `meta`, and what was truncated before scoring."""
 
     api_version: ApiVersion
     billed_units: BilledUnits
@@ -91,7 +91,7 @@ class RerankResponse(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, in the form of OpenAI's API."""
+    """An error in the form of OpenAI's API."""
 
     message: str = Field(description="the value, the limit and the remedy")
     type: str
@@ -126,7 +126,7 @@ def document_object(given: Any, text: str) -> dict[str, Any]:
 
     Args:
         given: The document as it was sent.
-        text: What of it was scored.
+        text: The text of it that was scored.
     """
     if not isinstance(given, dict):
         return {"text": text}
@@ -161,5 +161,5 @@ def meta_of(scores: Scores, version: str) -> dict[str, Any]:
 
 
 def search_units(scores: Scores) -> int:
-    """Return what Cohere calls search units."""
+    """Return the number of Cohere's search units."""
     return math.ceil(scores.billed / _DOCUMENTS_PER_SEARCH_UNIT)

@@ -1,4 +1,4 @@
-"""Requests: the options that every dialect shares, and how a body is read into them."""
+"""Read the bodies of rerank requests: the options that all dialects share, and validation errors as messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIDES: dict[str | None, TruncationDirection] = {"START": "left", "END": "right"
 
 
 class Options(BaseModel):
-    """What every dialect can ask for, by any of its names. Null is as good as left out; unknown fields are ignored."""
+    """The options of all dialects, under all their names. Null counts as left out; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
     _required: ClassVar[frozenset[str]] = frozenset()
@@ -57,7 +57,7 @@ class Options(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Remember which fields must not be null."""
+        """Note which fields are required, for which null is an error."""
         cls._required = frozenset(name for name, field in cls.model_fields.items() if field.is_required())
 
     @classmethod
@@ -76,12 +76,12 @@ class Options(BaseModel):
 
     @property
     def returned(self) -> int | None:
-        """How many results are asked for; None is all."""
+        """Number of results to return; None is all."""
         return self.top_n or self.top_k
 
     @property
     def raw(self) -> bool:
-        """Whether logits are asked for."""
+        """Whether scores are logits."""
         return self.raw_scores or not self.use_activation
 
     def with_documents(self, default: bool = False) -> bool:
@@ -90,7 +90,7 @@ class Options(BaseModel):
         return default if asked is None else asked
 
     def limits(self) -> Truncation:
-        """Return what happens to long texts."""
+        """Return the truncation of the request."""
         side = self.truncation_direction or self.truncation_side
         return Truncation(
             allowed=self.truncation and self.truncate != "NONE",
@@ -102,7 +102,7 @@ class Options(BaseModel):
         )
 
     def rerank_request(self, query: str, documents: list[str], field: str) -> RerankRequest:
-        """Return what is asked of the service; `field` is what this dialect calls the documents."""
+        """Build the request to the service; `field` is the dialect's name of the documents."""
         return RerankRequest(query, documents, self.model, self.returned, self.limits(), field)
 
 
@@ -119,7 +119,7 @@ class RerankBody(Options):
     )
 
     def request(self) -> RerankRequest:
-        """Return what is asked of the service."""
+        """Build the request to the service."""
         return self.rerank_request(self.query, self.documents, "documents")
 
 

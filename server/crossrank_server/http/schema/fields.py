@@ -25,7 +25,7 @@ class Problem(PydanticCustomError):
 
 
 def shown(value: Any) -> str:
-    """Describe a JSON value in an error message, short."""
+    """Describe a JSON value briefly, for an error message."""
     if value is None:
         return "null"
     if isinstance(value, (bool, int, float)):
@@ -57,7 +57,7 @@ def _documents(value: Any, info: ValidationInfo) -> list[str]:
 
 
 def _text(document: Any, where: str, place: str, rank_fields: list[str] | None = None) -> str:
-    """Return what is scored of a document."""
+    """Return the text of a document that is scored."""
     if isinstance(document, str):
         return document
     if not isinstance(document, dict):
@@ -77,7 +77,7 @@ def _text(document: Any, where: str, place: str, rank_fields: list[str] | None =
 
 
 def _joined(document: dict[str, Any], where: str, place: str, rank_fields: list[str]) -> str:
-    """Return the fields to rank on: the value of a single one, else lines of `field: value`, as YAML has them.
+    """Join the fields to rank on: the value of a single one, else lines of `field: value`, as in YAML.
 
     Source: https://docs.cohere.com/docs/rerank-overview (semi-structured data)
     """
@@ -128,7 +128,7 @@ def _pair_tokens(value: Any, info: ValidationInfo) -> int | None:
 
 
 def _truncate(value: Any, info: ValidationInfo) -> str | None:
-    """Return None where texts may be cut and the side is not said."""
+    """Return NONE, START or END; None where texts may be truncated on the model's own side."""
     if isinstance(value, str):
         word = value.strip().upper()
         if word in ("TRUE", "1"):

@@ -27,7 +27,7 @@ class ScoreBody(Options):
     items: Texts | None = Field(None, description="another of vLLM's names for documents")
 
     def request(self) -> ScoreRequest:
-        """Return what is asked of the service.
+        """Build the request to the service.
 
         Raises:
             InvalidRequest: A side is missing, a query is blank, or the sides do not match.
