@@ -12,8 +12,8 @@ import pytest
 from crossrank.errors import SetupError
 from crossrank_perf.base.report import Progress
 from crossrank_perf.base.workload import Workload, load_workload
-from lab.peers.contestants import WorkerContestant
 from lab.peers.entrants import Lineup, own_contestants
+from lab.peers.in_process import WorkerContestant
 from lab.peers.report import plot_peers
 from lab.peers.rounds import Rounds, compare
 from lab.peers.systems import PEERS, export_plain_onnx

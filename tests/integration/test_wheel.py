@@ -184,6 +184,14 @@ def test_three_lines_rank_with_the_library_alone(library: FreshEnvironment, tmp_
     assert done.returncode == 0, done.stderr
 
 
+def test_a_command_ranks_with_the_library_alone(library: FreshEnvironment, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("Berlin has museums.\nBerlin has 3,520,031 inhabitants.\n")
+    words = ("rerank", "--query", "How many people live in Berlin?", "--top-n", "1", "texts.txt")
+    done = library.run("-m", "crossrank_server", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[2] == "texts.txt:2"
+
+
 def test_every_module_of_the_library_is_there_without_the_server(library: FreshEnvironment, tmp_path: Path) -> None:
     code = (
         "import importlib, pkgutil, crossrank\n"
@@ -214,7 +222,7 @@ def test_the_list_of_commands_is_whole_without_the_server(library: FreshEnvironm
     done = library.run("-m", "crossrank_server", "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "pip install 'crossrank[server]'" in done.stdout
-    assert {"serve", "rerank", "export", "bench"} <= {
+    assert {"serve", "rerank", "engines", "export", "bench"} <= {
         line.split()[0] for line in done.stdout.splitlines() if line.strip()
     }
 

@@ -28,7 +28,7 @@ from crossrank_server.settings import ServeSettings
 if TYPE_CHECKING:
     from crossrank_perf.base.server import StartedServer
     from crossrank_perf.base.workload import Workload
-    from crossrank_perf.load.generator import LoadPlan
+    from crossrank_perf.load.plan import LoadPlan
 
 _SHARES_PERCENT = "10,30,50,60,70,80,90"
 
@@ -103,7 +103,7 @@ def load(
     from crossrank_perf.base.processes import find_pid
     from crossrank_perf.base.report import check_writable, write_json
     from crossrank_perf.base.server import started_server
-    from crossrank_perf.load.generator import LoadPlan
+    from crossrank_perf.load.plan import LoadPlan
     from crossrank_perf.load.report import print_load_report
     from crossrank_perf.load.senders import check_url
     from crossrank_perf.load.sweep import check_shares, sweep_rates

@@ -8,7 +8,8 @@ from typing import Any
 
 from crossrank_perf.base.latency import latency_ms
 from crossrank_perf.base.processes import Usage
-from crossrank_perf.load.generator import LoadPlan, LoadResult, OnTick, Tick, run_load
+from crossrank_perf.load.generator import run_load
+from crossrank_perf.load.plan import LoadPlan, LoadResult, OnTick, Tick
 from crossrank_perf.load.senders import is_grpc
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from crossrank_perf.base.report import Progress, count_documents, print_header, print_table, show_errors
-from crossrank_perf.load.generator import Tick
+from crossrank_perf.load.plan import Tick
 
 # The measurements of `bench load` that a report may hold.
 LOADS = ("load", "grpc_load", "single_document", "grpc_single_document")

@@ -9,7 +9,7 @@ from typing import Any
 from crossrank.errors import SetupError
 from crossrank_perf.base.latency import known_percentiles
 from crossrank_perf.base.workload import Workload, single_documents
-from crossrank_perf.load.generator import LoadPlan
+from crossrank_perf.load.plan import LoadPlan
 
 _ALONE_SHARE = 0.25  # of the duration
 _ALONE_WARM_UP_S = 1.0

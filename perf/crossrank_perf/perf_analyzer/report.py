@@ -1,4 +1,4 @@
-"""A sweep as a table, as CSV and as a plot of throughput against latency."""
+"""Show a sweep as a table, as CSV and as a plot of latency against throughput."""
 
 from __future__ import annotations
 
@@ -38,12 +38,16 @@ _COLUMNS = (
     "client_cpu_s",
     "triton_cpu_us_per_document",
 )
-# Told apart by most colour-blind readers too (Okabe and Ito).
+# Distinguishable for most colour-blind readers (Okabe and Ito).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 
 
 def check_directory(out: Path) -> None:
-    """Raise SetupError now, not after minutes of measuring, where a result could not be written."""
+    """Check that the directory of the results exists, before minutes are spent measuring.
+
+    Raises:
+        SetupError: It does not.
+    """
     if not out.is_dir():
         raise SetupError(f"--out {out}: there is no such directory; create it first")
 
@@ -65,7 +69,7 @@ def write_results(out: Path, report: Mapping[str, Any]) -> list[Path]:
 
 
 def csv_from_report(report: Mapping[str, Any]) -> str:
-    """Return one line for each point of the sweep."""
+    """Return the points of the sweep as CSV, a line for each."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -81,7 +85,7 @@ def _rows(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def plot_report(report: Mapping[str, Any], path: Path) -> None:
-    """Draw latency over throughput: a panel for each model, a colour for each bucket, p50 whole and p99 dashed."""
+    """Draw latency over throughput: a panel for each model, a colour for each bucket, p50 solid and p99 dashed."""
     models = list(dict.fromkeys(series["model"] for series in report["series"]))
     figure, axes = new_figure(len(models), row_height_in=3.8)
     for model, axis in zip(models, axes, strict=True):
@@ -109,7 +113,7 @@ def _draw(series: Mapping[str, Any], color: str, axis: Axes) -> None:
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """Print a line for each series: its best point, and what the bare engine did."""
+    """Print a line for each series: its best point, and its ratios to the bare engine."""
     from rich.console import Console
     from rich.table import Table
 
@@ -151,7 +155,7 @@ def _percent(ratio: float | None) -> str:
 
 
 def summarize(series: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Return the medians over all buckets of what Triton leaves of the bare engine, None where it was not measured."""
+    """Return the medians over all buckets of the ratios to the bare engine; None where they were not measured."""
     compared = [each["bare_engine"] for each in series if "bare_engine" in each]
     ratios = {name: [each[name] for each in compared if each[name] is not None] for name in ("rate_ratio", "cpu_ratio")}
     return {name: round(median(values), 3) if values else None for name, values in ratios.items()}

@@ -15,7 +15,8 @@ from typing import Any
 from crossrank_perf.base.report import Progress, count_documents
 from crossrank_perf.base.server import StartedServer
 from crossrank_perf.base.workload import Workload
-from lab.peers.contestants import Contestant, HttpContestant, Setting
+from lab.peers.contestants import Contestant, Setting
+from lab.peers.over_http import HttpContestant
 from lab.peers.rounds import Rounds, compare
 
 LEAST_ROUNDS = 5

@@ -12,13 +12,9 @@ from typing import Any
 
 from crossrank_perf.base.server import free_ports, running_server_process, served_models, started_server
 from crossrank_perf.base.workload import Workload
-from lab.peers.contestants import (
-    Contestant,
-    HttpContestant,
-    Setting,
-    WorkerContestant,
-    offline_environment,
-)
+from lab.peers.contestants import Contestant, Setting, offline_environment
+from lab.peers.in_process import WorkerContestant
+from lab.peers.over_http import HttpContestant
 from lab.peers.systems import PeerSystem
 
 

@@ -14,7 +14,8 @@ from crossrank.errors import SetupError
 from crossrank_perf.base.latency import latency_ms
 from crossrank_perf.base.server import StartedServer, started_server
 from crossrank_perf.base.workload import Workload
-from crossrank_perf.load.generator import LoadPlan, LoadResult, run_load
+from crossrank_perf.load.generator import run_load
+from crossrank_perf.load.plan import LoadPlan, LoadResult
 
 DOCUMENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 TOKENS = (16, 32, 64, 128, 256, 512)

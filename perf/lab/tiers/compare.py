@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from crossrank_perf.load.generator import LoadPlan, run_load
+from crossrank_perf.load.generator import run_load
 from crossrank_perf.load.measure import summarize
+from crossrank_perf.load.plan import LoadPlan
 
 _WARM_UP_S = 2.0
 

@@ -211,12 +211,12 @@ def _triton_fault(bundle: Bundle) -> Fault | None:
     return Fault("it computes in a Triton server: crossrank serve --engine triton --triton-url grpc://HOST:8001")
 
 
-def _amx_is_elsewhere(bundle: Bundle) -> str:
+def _amx_is_idle(bundle: Bundle) -> str:
     if "amx_bf16" not in cpu_flags():
         return ""
     return (
-        f"engine native serves {bundle.manifest.model_id} in bf16 without AMX, as it was not measured with that; "
-        "OpenVINO may be faster here: pip install 'crossrank[openvino]'"
+        f"engine native serves {bundle.manifest.model_id} in bf16 without this CPU's AMX; OpenVINO uses it and may be "
+        "faster: pip install 'crossrank[openvino]'"
     )
 
 
@@ -227,7 +227,7 @@ CANDIDATES: tuple[Candidate, ...] = (
     _cuda("fp32", "onnx", "a GPU is faster than any CPU"),
     _native("amx", "2.2 times as fast as OpenVINO with AMX or more", _TINYBERT_L2),
     _openvino("bf16", "amx_bf16", "AMX multiplies faster than AVX-512; the native encoder was not measured with it"),
-    _native("avx512_bf16", "1.4 times as fast as OpenVINO with AVX-512 BF16 or more", note=_amx_is_elsewhere),
+    _native("avx512_bf16", "1.4 times as fast as OpenVINO with AVX-512 BF16 or more", note=_amx_is_idle),
     _openvino("bf16", "avx512_bf16", "bf16 is about twice as fast as fp32"),
     _native("avx512", "1.3 times as fast as OpenVINO in fp32 or more"),
     _native("avx2", "1.4 times as fast as OpenVINO in fp32 or more"),

@@ -210,21 +210,19 @@ def _messages(choice: Choice, bundle: Bundle, name: EngineName, precision: Preci
 
 
 def _unfit_engines(choice: Choice) -> dict[str, Verdict]:
-    """Return the engines that none was tried of before a line was taken, with the verdict on the last of their lines.
+    """Return the engines that come before the one taken and cannot serve, with the verdict on the last of their lines.
 
     That one needs least: its reason holds for the lines above it too.
     """
     found: dict[str, Verdict] = {}
-    tried = set()
+    before = True
     for verdict in choice.verdicts:
         engine = verdict.candidate.engine
-        if verdict.state == "taken":
-            break
-        if verdict.state == "failed":
-            tried.add(engine)
-        elif verdict.state == "unfit" and not verdict.absent:
+        before = before and verdict.state != "taken"
+        if verdict.state == "unfit" and not verdict.absent and (before or engine in found):
             found[engine] = verdict
-    return {engine: verdict for engine, verdict in found.items() if engine not in tried}
+    fit = {verdict.candidate.engine for verdict in choice.verdicts if verdict.state in ("taken", "usable", "failed")}
+    return {engine: verdict for engine, verdict in found.items() if engine not in fit}
 
 
 def _refusal(choice: Choice, bundle: Bundle, name: EngineName, precision: PrecisionName) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import crossrank
@@ -445,6 +445,7 @@ def test_progress_is_shown_where_it_is_asked_for(encoder: CrossEncoder, capsys: 
 TEXTS = st.text(max_size=60)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(TEXTS, TEXTS), max_size=8), st.randoms())
 def test_scores_follow_their_pairs(encoder: CrossEncoder, pairs: list[tuple[str, str]], random: Any) -> None:
     order = list(range(len(pairs)))

@@ -205,6 +205,26 @@ def test_what_is_passed_over_is_said_once_and_what_is_not_installed_is_not(
     ]
 
 
+def test_an_engine_that_serves_or_could_serve_with_another_line_is_not_said_to_be_unused(
+    builtin: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(monkeypatch, {"portable", "avx2"}, openvino=True)
+    scripted = Scripted(monkeypatch)
+    lines = [
+        scripted.line("onnxruntime", "bf16", "", Fault("no such thing")),
+        scripted.line("openvino", "bf16", "amx", Fault("no AMX")),
+        scripted.line("native", "bf16", "amx", Fault("no AMX")),
+        scripted.real,
+        scripted.line("openvino", "fp32", "", None),
+        scripted.line("native", "fp32", "avx2", Fault("no AVX2")),
+    ]
+    monkeypatch.setattr(select, "CANDIDATES", tuple(lines))
+    select._say_once.cache_clear()
+    with caplog.at_level("INFO", "crossrank"):
+        make_engine(builtin, threads=1)
+    assert caplog.messages == ["engine native is not used: no AVX2"]
+
+
 def test_an_engine_asked_for_fails_with_its_own_error(builtin: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = Scripted(monkeypatch)
     first = scripted.line("native", "bf16", "amx", KernelFault("the first reason"))
@@ -227,3 +247,18 @@ def test_an_engine_that_was_found_to_differ_at_export_serves_only_where_it_is_as
     assert choice.taken.engine != "native"
     assert {verdict.state for verdict in choice.verdicts if verdict.candidate.kernel == "avx2"} == {"unfit"}
     assert make_engine(bundle, "native", "fp32", threads=1).name == "native"
+
+
+@pytest.mark.skipif("avx512_bf16" not in usable_kernels(), reason="no AVX-512 BF16")
+def test_where_amx_stays_idle_openvino_is_recommended(
+    builtin: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend(monkeypatch, ZEN_5, openvino=False)
+    monkeypatch.setattr(candidates, "cpu_flags", lambda: {"amx_bf16", "avx512_bf16"})
+    select._say_once.cache_clear()
+    with caplog.at_level("INFO", "crossrank"):
+        engines = [make_engine(builtin, "auto", precision, threads=1) for precision in ("auto", "bf16")]
+    assert {(engine.name, engine.precision) for engine in engines} == {("native", "bf16")}
+    (message,) = caplog.messages
+    assert "in bf16 without this CPU's AMX" in message
+    assert "pip install 'crossrank[openvino]'" in message

@@ -51,6 +51,8 @@ PARTS = (
     Part("server/crossrank_server", ("telemetry/spans.py",), loading=("server", "otel")),
     # What the command line itself needs: it tells which extra is missing.
     Part("server/crossrank_server", ("__init__.py", "__main__.py", "cli.py", "commands/__init__.py")),
+    # `crossrank rerank` serves nobody.
+    Part("server/crossrank_server", ("settings.py", "commands/rerank.py", "commands/options.py")),
     Part("server/crossrank_server", loading=("server",), running=("redis", "tls", "otel")),
     Part("client/crossrank_client", ("grpc_", "proto/"), loading=("grpc",)),
     Part("client/crossrank_client"),

@@ -10,8 +10,9 @@ import pytest
 
 from crossrank.errors import SetupError
 from crossrank_perf.base.latency import latency_ms
-from crossrank_perf.load.generator import LoadPlan, LoadResult, Tick, run_load
+from crossrank_perf.load.generator import run_load
 from crossrank_perf.load.measure import summarize
+from crossrank_perf.load.plan import LoadPlan, LoadResult, Tick
 from crossrank_perf.load.senders import check_url
 from tests.scripted_server import Reply, Request, ScriptedServer, answer
 

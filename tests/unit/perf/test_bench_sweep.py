@@ -10,7 +10,7 @@ import pytest
 from crossrank.errors import SetupError
 from crossrank_perf.base.latency import known_percentiles
 from crossrank_perf.base.workload import Request, Workload
-from crossrank_perf.load.generator import LoadPlan
+from crossrank_perf.load.plan import LoadPlan
 from crossrank_perf.load.sweep import check_shares, sweep_rates
 from crossrank_perf.load.sweep_report import plot_sweep, print_sweep_report
 

@@ -8,19 +8,19 @@ import grpc
 import pytest
 
 from crossrank.bundles.bundle import Bundle
-from crossrank.errors import CrossrankError, SetupError
+from crossrank.errors import CrossrankError, InvalidInput, SetupError
 from crossrank_server.http.app import create_app
 from crossrank_server.serving.pool import ModelPool
 from crossrank_server.serving.service import RerankService
 
 
 def answered() -> Iterator[type[CrossrankError]]:
-    """Every error that a request can end with; those of the start-up never reach a caller."""
+    """Every error that a request can end with; those of the start-up and of CrossEncoder's arguments never do."""
     waiting = list(CrossrankError.__subclasses__())
     while waiting:
         error = waiting.pop()
         waiting += error.__subclasses__()
-        if not issubclass(error, SetupError):
+        if not issubclass(error, (SetupError, InvalidInput)):
             yield error
 
 
