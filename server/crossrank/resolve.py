@@ -48,7 +48,7 @@ class _Want:
     cache: BundleCache
     convert: Convert
     label: int | None
-    token: str | None
+    token: str | bool | None
     endpoint: str | None
 
     def load(self, name: str) -> Bundle | None:
@@ -74,7 +74,7 @@ def resolve_model(
     offline: bool = False,
     label: int | None = None,
     revision: str | None = None,
-    token: str | None = None,
+    token: str | bool | None = None,
     endpoint: str | None = None,
     convert: Convert | None = None,
 ) -> Bundle:
@@ -88,7 +88,7 @@ def resolve_model(
         offline: Use no network; the environment variable HF_HUB_OFFLINE=1 says the same.
         label: Which logit is the score, counted from 0, where a model gives several.
         revision: Commit, branch or tag on the hub; overrides the pin of known models.
-        token: For private and gated repositories; huggingface_hub's own (HF_TOKEN, login) if omitted.
+        token: For private and gated repositories; huggingface_hub's own (HF_TOKEN, login) if omitted, none if False.
         endpoint: Base URL of the hub; huggingface_hub's own (HF_ENDPOINT) if omitted.
         convert: Makes a bundle of files that are not opened here, ONNX graphs and safetensors of other families;
             defaults to the converter that is installed.

@@ -20,7 +20,7 @@ from crossrank.errors import ModelSourceError
 _TIMEOUT_S = 10.0
 
 
-def list_repository(ref: HubRef, *, token: str | None = None, endpoint: str | None = None) -> HubListing:
+def list_repository(ref: HubRef, *, token: str | bool | None = None, endpoint: str | None = None) -> HubListing:
     """Ask the hub which commit the revision means and which files it has.
 
     Raises:
@@ -51,7 +51,7 @@ def download_files(
     into: Path,
     names: Iterable[str],
     *,
-    token: str | None = None,
+    token: str | bool | None = None,
     endpoint: str | None = None,
 ) -> dict[str, str]:
     """Download files into a directory and check each.
@@ -102,7 +102,7 @@ def download_model(
     reads_weights: ReadsWeights = lambda config: True,
     more: Iterable[str] = (),
     check: Callable[[Path, Kind], object] = lambda directory, kind: None,
-    token: str | None = None,
+    token: str | bool | None = None,
     endpoint: str | None = None,
 ) -> dict[str, str]:
     """Download what a bundle is made from: the small files first, then the weights if those pass.

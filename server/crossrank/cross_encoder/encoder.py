@@ -66,7 +66,7 @@ class CrossEncoder:
         trust_remote_code: Not supported.
         revision: Commit, branch or tag on the hub.
         local_files_only: Use no network.
-        token: For private repositories on the hub; None and True are huggingface_hub's own.
+        token: For private repositories on the hub; None and True are huggingface_hub's own, False is none.
         model_kwargs: Options of transformers; only those that change no score are accepted, and have no effect.
         processor_kwargs: As `model_kwargs`.
         config_kwargs: As `model_kwargs`.
@@ -146,7 +146,7 @@ class CrossEncoder:
             cache_folder=None if cache_folder is None else os.fspath(cache_folder),
             revision=revision,
             offline=local_files_only,
-            token=token if isinstance(token, str) else None,
+            token=token,
             label=label,
             engine=chosen_engine,
             precision=checked_name("precision", precision, PRECISIONS),

@@ -52,7 +52,7 @@ class Opening:
     cache_folder: str | None = None
     revision: str | None = None
     offline: bool = False
-    token: str | None = field(default=None, repr=False)
+    token: str | bool | None = field(default=None, repr=False)
     label: int | None = None
     engine: EngineName = "auto"
     precision: PrecisionName = "auto"

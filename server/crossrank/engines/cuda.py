@@ -93,6 +93,7 @@ class CudaEngine(GraphEngine):
     ) -> None:
         super().__init__(bundle, bundle.manifest.graph(precision, operators), precision, threads or _LANES)
         self._device = device
+        self._local = threading.local()
         hidden = bundle.manifest.architecture.hidden
         self.batch_tokens = max(_BATCH_TOKENS * _HIDDEN // hidden, 2 * self._max_length)
         self.call_tokens = _CALL_TOKENS * _HIDDEN // hidden

@@ -53,7 +53,6 @@ class EmbeddedEngine(ABC):
         self.concurrency = threads or available_cores()
         self._max_length = bundle.manifest.max_length
         self._pad_token_id = bundle.manifest.pad_token_id
-        self._local = threading.local()
         self._pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix=f"crossrank-{self.name}")
         self._closed = False
 

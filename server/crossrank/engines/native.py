@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.agreement import TOLERANCE
 from crossrank.engines.embedded import EmbeddedEngine
+from crossrank.engines.lent import Lent
 from crossrank.errors import BundleError, EngineFailure, SetupError
 from crossrank.native.library import Kernel, NativeContext, NativeError, NativeModel
 from crossrank.native.weights import Shape, read_weights
@@ -63,6 +65,7 @@ class NativeEngine(EmbeddedEngine):
             )
         try:
             self._model = NativeModel(kernel, shape, weights)
+            self._contexts = Lent(partial(NativeContext, self._model))
             if kernel != "portable":
                 self._test_kernel(kernel, NativeModel("portable", shape, weights), shape)
         except NativeError as error:
@@ -86,9 +89,7 @@ class NativeEngine(EmbeddedEngine):
     def infer(self, batch: PairBatch) -> NDArray[np.float32]:
         """See EmbeddedEngine.infer."""
         try:
-            context: NativeContext | None = getattr(self._local, "context", None)
-            if context is None:
-                context = self._local.context = NativeContext(self._model)
-            return context.score(batch.input_ids, batch.token_type_ids, batch.offsets)
+            with self._contexts.one() as context:
+                return context.score(batch.input_ids, batch.token_type_ids, batch.offsets)
         except NativeError as error:
             raise EngineFailure(f"native failed: {error}") from error

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.embedded import GraphEngine
+from crossrank.engines.lent import Lent
 from crossrank.errors import BundleError
 from crossrank.reasons import reason_of
 
@@ -39,6 +40,7 @@ class OpenVinoEngine(GraphEngine):
             self._model: Any = core.compile_model(str(self._path), "CPU", settings)
         except Exception as error:  # OpenVINO raises plain RuntimeError
             raise BundleError(f"OpenVINO cannot load {self._path.name} ({reason_of(error)})") from error
+        self._requests = Lent(self._model.create_infer_request)
         dtypes = {"i32": "int32", "i64": "int64"}
         inputs = {
             _name(port, {tensor.name for tensor in graph.inputs}): port.get_element_type().get_type_name()
@@ -50,12 +52,10 @@ class OpenVinoEngine(GraphEngine):
         )
 
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        request = getattr(self._local, "request", None)
-        if request is None:
-            request = self._local.request = self._model.create_infer_request()
-        request.infer(inputs, share_inputs=True)
-        output: NDArray[np.float32] = request.get_tensor(self._graph.output.name).data
-        return output
+        with self._requests.one() as request:
+            request.infer(inputs, share_inputs=True)
+            # Copied: the memory is the request's, which another thread may be lent next.
+            return np.array(request.get_tensor(self._graph.output.name).data)
 
 
 @cache

@@ -31,6 +31,8 @@ def settings_table() -> str:
 def errors_table() -> str:
     rows = ["| status | code | when |", "|---|---|---|"]
     for error in sorted(answered(), key=lambda error: (error.http_status, error.default_code)):
+        if error is errors.InvalidInput:
+            continue  # the library's own: no request to a server ends with it
         first = re.split(r"(?<=[.;])\s", (error.__doc__ or "").strip())[0].rstrip(".;")
         rows.append(f"| {error.http_status} | `{error.default_code}` | {first} |")
     return "\n".join(rows)

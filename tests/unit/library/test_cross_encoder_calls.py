@@ -19,7 +19,7 @@ from crossrank.bundles.bundle import Bundle
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.engines.select import make_engine
 from crossrank.errors import EngineFailure, InvalidInput
-from crossrank.native.library import usable_kernels
+from crossrank.native.library import NativeContext, usable_kernels
 from crossrank.packed import PairBatch
 from crossrank.scheduling.background import BackgroundBatcher
 from crossrank.text.encoding import PairEncoder
@@ -297,3 +297,27 @@ def test_one_caller_with_one_pair_at_a_time_needs_no_loop() -> None:
     assert "crossrank-batches" not in crossrank_threads() - before
     encoder.close()
     assert crossrank_threads() == before
+
+
+def test_threads_that_called_once_keep_no_buffers() -> None:
+    if not usable_kernels():
+        pytest.skip("the native encoder was not built: no C++ compiler")
+
+    def contexts() -> int:
+        gc.collect()
+        return sum(isinstance(each, NativeContext) for each in gc.get_objects())
+
+    before = contexts()
+    together = threading.Barrier(12)
+
+    def call(pair: Any) -> Any:
+        together.wait(30)  # each in a thread of its own
+        return encoder.predict(pair)
+
+    with (
+        CrossEncoder("builtin", precision="fp32", engine="native", threads=1) as encoder,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        list(pool.map(call, PAIRS[:12]))
+        # One for the calling thread whose turn it is, one for the engine's own.
+        assert contexts() - before <= 2
