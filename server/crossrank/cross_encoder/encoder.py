@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from crossrank.cross_encoder.activations import Activation, ActivationFunction, activation_from, default_activation
-from crossrank.cross_encoder.config import ModelConfig, config_from_manifest
+from crossrank.cross_encoder.activations import ActivationFunction, activation_from
+from crossrank.cross_encoder.calls import CallOptions, prediction, ranking
+from crossrank.cross_encoder.facts import OpenedModel
 from crossrank.cross_encoder.handle import ModelHandle
-from crossrank.cross_encoder.inputs import Group, as_documents, as_pairs, check_text, group_documents, group_pairs
+from crossrank.cross_encoder.inputs import Group, as_documents, check_text
 from crossrank.cross_encoder.model_card import ModelCardData
 from crossrank.cross_encoder.old_names import accepts_old_names
 from crossrank.cross_encoder.opening import Opening, checked_name, engine_and_device, refuse_options
 from crossrank.cross_encoder.progress import progress
-from crossrank.cross_encoder.results import Prediction, check_batch_size, checked_top_k, converted, ranked
+from crossrank.cross_encoder.results import check_batch_size
 from crossrank.engines.names import PRECISIONS
 from crossrank.request import Truncation
 
 if TYPE_CHECKING:
-    from crossrank.bundles.bundle import Manifest
     from crossrank.cross_encoder.loaded import Scored
 
 Result = TypeVar("Result")
@@ -48,7 +42,7 @@ _ELSEWHERE = {
 }
 
 
-class CrossEncoder:
+class CrossEncoder(OpenedModel):
     """Scores how well documents answer a query, with a cross-encoder that runs in this process, without PyTorch.
 
     It takes the place of `sentence_transformers.CrossEncoder` (version 6, and 5 with its earlier names of arguments)
@@ -156,12 +150,8 @@ class CrossEncoder:
         self.prompts = dict(prompts or {})
         self.default_prompt_name = default_prompt_name
         self.model_card_data = ModelCardData()
-        self._activation = None if activation_fn is None else activation_from(activation_fn)
-        self._max_length: int | None = None
-        self._handle = ModelHandle(opening)
-        self._handle.model()
-        if max_length is not None:
-            self.max_length = max_length
+        activation = None if activation_fn is None else activation_from(activation_fn)
+        super().__init__(ModelHandle(opening), activation, max_length)
 
     @accepts_old_names(sentences="inputs", activation_fct="activation_fn", without_effect=("num_workers",))
     def predict(
@@ -212,7 +202,7 @@ class CrossEncoder:
             RuntimeError: The encoder is closed.
         """
         options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
-        prepare, finish = _prediction(inputs, options, convert_to_numpy, convert_to_tensor, return_details)
+        prepare, finish = prediction(inputs, options, convert_to_numpy, convert_to_tensor, return_details)
         return self._run(prepare, finish, show_progress_bar)
 
     @accepts_old_names(sentences="inputs", activation_fct="activation_fn", without_effect=("num_workers",))
@@ -260,7 +250,7 @@ class CrossEncoder:
             Exception: Those of `predict`.
         """
         options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
-        prepare, finish = _prediction(inputs, options, convert_to_numpy, convert_to_tensor, return_details)
+        prepare, finish = prediction(inputs, options, convert_to_numpy, convert_to_tensor, return_details)
         return await self._start(prepare, finish)
 
     @accepts_old_names(activation_fct="activation_fn", without_effect=_WITHOUT_EFFECT_IN_RANK)
@@ -309,7 +299,7 @@ class CrossEncoder:
             RuntimeError: The encoder is closed.
         """
         options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
-        prepare, finish = _ranking([query], [documents], options, top_k, return_documents, return_details)
+        prepare, finish = ranking([query], [documents], options, top_k, return_documents, return_details)
         return self._run(prepare, finish, show_progress_bar)[0]
 
     @accepts_old_names(activation_fct="activation_fn", without_effect=_WITHOUT_EFFECT_IN_RANK)
@@ -354,7 +344,7 @@ class CrossEncoder:
             Exception: Those of `rank`.
         """
         options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
-        prepare, finish = _ranking([query], [documents], options, top_k, return_documents, return_details)
+        prepare, finish = ranking([query], [documents], options, top_k, return_documents, return_details)
         return (await self._start(prepare, finish))[0]
 
     def rank_many(
@@ -388,7 +378,7 @@ class CrossEncoder:
             Exception: Those of `rank`.
         """
         options = self._options(prompt_name, prompt, 1, activation_fn, None, None)
-        prepare, finish = _ranking(
+        prepare, finish = ranking(
             as_documents(queries, "queries"),
             as_documents(documents),
             options,
@@ -398,97 +388,12 @@ class CrossEncoder:
         )
         return self._run(prepare, finish, show_progress_bar)
 
-    @property
-    def model_id(self) -> str:
-        """The model's id."""
-        return self._manifest.model_id
-
-    @property
-    def config(self) -> ModelConfig:
-        """Facts of the model under the names that transformers has for them."""
-        return config_from_manifest(self._manifest)
-
-    @property
-    def num_labels(self) -> int:
-        """Scores of a pair: always 1."""
-        return 1
-
-    @property
-    def engine(self) -> str:
-        """The engine in use: `native`, `openvino`, `onnxruntime` or `cuda`."""
-        return self._handle.model().engine.name
-
-    @property
-    def precision(self) -> str:
-        """The arithmetic in use: `fp32`, `bf16` ..."""
-        return self._handle.model().engine.precision
-
-    @property
-    def device(self) -> str:
-        """`cuda`, or `cpu`."""
-        return "cuda" if self.engine == "cuda" else "cpu"
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of a pair at most, special tokens included; can be set up to the model's window."""
-        window = self._manifest.max_length
-        return window if self._max_length is None else min(self._max_length, window)
-
-    @max_length.setter
-    def max_length(self, tokens: int) -> None:
-        manifest = self._manifest
-        # One token of each text.
-        least = manifest.pair_template.special_tokens + 2
-        if not least <= operator.index(tokens) <= manifest.max_length:
-            raise ValueError(
-                f"max_length is {tokens}; {manifest.model_id} takes {least} to {manifest.max_length} tokens a pair, "
-                f"{least - 2} of them special: give a number in that range, or None"
-            )
-        self._max_length = operator.index(tokens)
-
-    max_seq_length = max_length
-
-    @property
-    def activation_fn(self) -> Activation:
-        """What makes scores of logits; can be set, see the argument `activation_fn`."""
-        if self._activation is None:
-            self._activation = default_activation(self._manifest.activation)
-        return self._activation
-
-    @activation_fn.setter
-    def activation_fn(self, choice: str | ActivationFunction) -> None:
-        self._activation = activation_from(choice)
-
-    def close(self) -> None:
-        """Wait for the calls under way, then release threads and memory. Calling it twice is harmless."""
-        self._handle.close()
-
-    async def aclose(self) -> None:
-        """Close without blocking the event loop."""
-        await asyncio.get_running_loop().run_in_executor(None, self.close)
-
-    def __enter__(self) -> CrossEncoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> CrossEncoder:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     def __getattr__(self, name: str) -> Any:
         remedy = _ELSEWHERE.get(name)
         raise AttributeError(f"CrossEncoder has no {name}" + (f": {remedy}" if remedy else ""), name=name, obj=self)
 
     def __repr__(self) -> str:
         return f"CrossEncoder({self._handle.opening.model!r})"
-
-    @property
-    def _manifest(self) -> Manifest:
-        return self._handle.model().bundle.manifest
 
     def _run(
         self, prepare: Callable[[], list[Group]], finish: Callable[[Scored], Result], show_progress_bar: bool | None
@@ -504,7 +409,7 @@ class CrossEncoder:
 
     def _options(
         self, prompt_name: Any, prompt: Any, batch_size: Any, activation_fn: Any, device: Any, pool: Any
-    ) -> _Options:
+    ) -> CallOptions:
         """Check the options that all calls share."""
         if isinstance(prompt_name, int):  # the second argument of version 5
             batch_size, prompt_name = prompt_name, None
@@ -519,64 +424,4 @@ class CrossEncoder:
                 raise ValueError(f"prompt_name {prompt_name!r} is none of prompts, {list(self.prompts)}")
             prompt = "" if prompt_name is None else self.prompts[prompt_name]
         check_text(prompt, "prompt")
-        return _Options(prompt, self.activation_fn if activation_fn is None else activation_from(activation_fn))
-
-
-@dataclass(frozen=True)
-class _Options:
-    prompt: str
-    activation: Activation
-
-    def scores(self, logits: NDArray[np.float32]) -> NDArray[Any]:
-        """Return the scores of logits, of none without asking the function."""
-        return self.activation(logits) if len(logits) else logits
-
-
-def _prediction(
-    inputs: Any, options: _Options, to_numpy: bool, to_tensor: bool, return_details: bool
-) -> tuple[Callable[[], list[Group]], Callable[[Scored], Any]]:
-    """Return what makes the groups of a call of `predict`, and what makes its result."""
-    pairs, single = as_pairs(inputs)
-
-    def finish(scored: Scored) -> Any:
-        scores = converted(options.scores(scored.logits), to_numpy=to_numpy, to_tensor=to_tensor)
-        if not return_details:
-            return scores[0] if single else scores
-        if single:
-            return Prediction(scores[0], scored.truncated[0], scored.tokens[0])
-        return Prediction(scores, scored.truncated, scored.tokens)
-
-    return partial(group_pairs, pairs, options.prompt), finish
-
-
-def _ranking(
-    queries: Sequence[Any],
-    documents: Sequence[Any],
-    options: _Options,
-    top_k: Any,
-    return_documents: bool,
-    return_details: bool,
-) -> tuple[Callable[[], list[Group]], Callable[[Scored], list[list[dict[str, Any]]]]]:
-    """Return what makes the groups of a call of `rank_many`, and what makes its result."""
-    most = checked_top_k(top_k)
-    if len(queries) != len(documents):
-        raise ValueError(f"there are {len(queries)} queries and {len(documents)} lists of documents: give one for each")
-    names = ["documents"] if len(queries) == 1 else [f"documents[{i}]" for i in range(len(queries))]
-    lists = [as_documents(own, name) for own, name in zip(documents, names, strict=True)]
-
-    def prepare() -> list[Group]:
-        return [
-            group_documents(query, own, options.prompt, name)
-            for query, own, name in zip(queries, lists, names, strict=True)
-        ]
-
-    def finish(scored: Scored) -> list[list[dict[str, Any]]]:
-        scores = options.scores(scored.logits)
-        results, start = [], 0
-        for own in lists:
-            part = slice(start, start := start + len(own))
-            details = (scored.truncated[part], scored.tokens[part]) if return_details else None
-            results.append(ranked(scores[part], own, most, return_documents=return_documents, details=details))
-        return results
-
-    return prepare, finish
+        return CallOptions(prompt, self.activation_fn if activation_fn is None else activation_from(activation_fn))
