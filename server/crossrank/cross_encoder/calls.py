@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.cross_encoder.activations import Activation
 from crossrank.cross_encoder.inputs import Group, as_documents, as_pairs, group_documents, group_pairs
-from crossrank.cross_encoder.results import Prediction, checked_top_k, converted, ranked
-
-if TYPE_CHECKING:
-    from crossrank.cross_encoder.loaded import Scored
+from crossrank.cross_encoder.results import Prediction, Scored, checked_top_k, converted, ranked
 
 
 @dataclass(frozen=True)

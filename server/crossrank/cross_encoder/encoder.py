@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from crossrank.cross_encoder.activations import ActivationFunction, activation_from
 from crossrank.cross_encoder.calls import CallOptions, prediction, ranking
@@ -16,12 +16,9 @@ from crossrank.cross_encoder.model_card import ModelCardData
 from crossrank.cross_encoder.old_names import accepts_old_names
 from crossrank.cross_encoder.opening import Opening, checked_name, engine_and_device, refuse_options
 from crossrank.cross_encoder.progress import progress
-from crossrank.cross_encoder.results import check_batch_size
+from crossrank.cross_encoder.results import Scored, check_batch_size
 from crossrank.engines.names import PRECISIONS
 from crossrank.request import Truncation
-
-if TYPE_CHECKING:
-    from crossrank.cross_encoder.loaded import Scored
 
 Result = TypeVar("Result")
 # One pair (query, document), or pairs.

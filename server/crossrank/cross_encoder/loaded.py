@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.cross_encoder.inputs import Group
+from crossrank.cross_encoder.results import Scored
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.request import Truncation
 from crossrank.scheduling.background import BackgroundBatcher
@@ -30,21 +30,6 @@ _PART_CHARACTERS = 4_000_000
 _PARTS_AHEAD = 2
 # More pairs than these are not tokenized in the calling thread.
 _INLINE_PAIRS = 16
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The logits of pairs, and what was read of them.
-
-    Attributes:
-        logits: float32 [pairs].
-        tokens: int64 [pairs], those that were scored, special tokens included.
-        truncated: bool [pairs], whether the query or the document lost tokens, as both did not fit the window.
-    """
-
-    logits: NDArray[np.float32]
-    tokens: NDArray[np.int64]
-    truncated: NDArray[np.bool_]
 
 
 class LoadedModel:

@@ -14,6 +14,21 @@ from crossrank.errors import SetupError
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The logits of pairs, and what was read of them.
+
+    Attributes:
+        logits: float32 [pairs].
+        tokens: int64 [pairs], those that were scored, special tokens included.
+        truncated: bool [pairs], whether the query or the document lost tokens, as both did not fit the window.
+    """
+
+    logits: NDArray[np.float32]
+    tokens: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What `predict` returns with `return_details=True`; of a single pair, each field is one value.
 
