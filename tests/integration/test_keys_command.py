@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from crossrank.errors import SetupError, Unauthorized
 from crossrank_server.accounts.keys import find_account
-from crossrank_server.accounts.ledger import Batch, Ledger
+from crossrank_server.accounts.ledger import Ledger, UsageBatch
 from crossrank_server.accounts.store import Store
 from crossrank_server.cli import cli
 
@@ -131,7 +131,7 @@ def used(run: Run, url: str) -> dict[str, str]:
     store = Store(url)
     ledger = Ledger(store)
     ledger.apply(
-        Batch(
+        UsageBatch(
             ledger.gateway_id,
             1,
             usage={
