@@ -222,11 +222,11 @@ class CrossEncoder(OpenedModel):
     ) -> Any:
         """Return what `predict` returns, without blocking the event loop; a cancelled call frees its place.
 
-        Texts are checked, tokenized and scored in other threads, and `activation_fn` is called there. No progress is
-        shown.
+        Texts are checked, tokenized and scored in other threads, where the model is opened too, if that is still to be
+        done, and `activation_fn` is called. No progress is shown.
 
         Args:
-            inputs: See `predict`; an iterator is consumed at once, in the calling thread.
+            inputs: See `predict`; an iterator is consumed in the thread of the event loop.
             prompt_name: See `predict`.
             prompt: See `predict`.
             batch_size: See `predict`.
@@ -246,6 +246,7 @@ class CrossEncoder(OpenedModel):
         Raises:
             Exception: Those of `predict`.
         """
+        await self.aopen()
         options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
         prepare, finish = prediction(inputs, options, convert_to_numpy, convert_to_tensor, return_details)
         return await self._start(prepare, finish)
@@ -321,7 +322,7 @@ class CrossEncoder(OpenedModel):
 
         Args:
             query: See `rank`.
-            documents: See `rank`; an iterator is consumed at once, in the calling thread.
+            documents: See `rank`; an iterator is consumed in the thread of the event loop.
             top_k: See `rank`.
             return_documents: See `rank`.
             prompt_name: See `predict`.
@@ -340,6 +341,7 @@ class CrossEncoder(OpenedModel):
         Raises:
             Exception: Those of `rank`.
         """
+        await self.aopen()
         options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
         prepare, finish = ranking([query], [documents], options, top_k, return_documents, return_details)
         return (await self._start(prepare, finish))[0]

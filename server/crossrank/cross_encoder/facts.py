@@ -102,6 +102,16 @@ class OpenedModel:
         """Wait for the calls under way, then release threads and memory. Calling it twice is harmless."""
         self._handle.close()
 
+    async def aopen(self) -> None:
+        """Open the model, where it is not open in this process (after a fork, or unpickled), beside the event loop.
+
+        Raises:
+            RuntimeError: It is closed.
+            CrossrankError: It cannot be opened, see `Opening.open`.
+        """
+        if not self._handle.is_open:
+            await asyncio.get_running_loop().run_in_executor(None, self._handle.model)
+
     async def aclose(self) -> None:
         """Close without blocking the event loop."""
         await asyncio.get_running_loop().run_in_executor(None, self.close)

@@ -37,6 +37,11 @@ class ModelHandle:
         self._finalizer: Any = None
         _HANDLES.add(self)
 
+    @property
+    def is_open(self) -> bool:
+        """Tell whether the model is loaded in this process."""
+        return self._model is not None
+
     def model(self) -> LoadedModel:
         """Return the model, opened first if need be.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import pickle
 import threading
 import time
 from collections import Counter
@@ -107,6 +108,23 @@ async def test_the_event_loop_goes_on_while_texts_are_tokenized_and_scored(encod
     released.set()
     assert (await call).shape == (300,)
     assert threads[0] is not threading.current_thread()
+
+
+async def test_the_event_loop_goes_on_while_a_copy_opens_its_model(encoder: CrossEncoder, alone: Any) -> None:
+    copy = pickle.loads(pickle.dumps(encoder))
+    calls = [
+        asyncio.ensure_future(copy.apredict(PAIRS[:3])),
+        asyncio.ensure_future(copy.arank("who lives here", ["people", "a cat"])),
+    ]
+    # Opening takes hundreds of milliseconds; what is scored, two or three.
+    turns = 0
+    while not any(call.done() for call in calls):
+        turns += 1
+        await asyncio.sleep(0.001)
+    assert turns > 20
+    assert same(encoder, await calls[0], alone[:3])
+    assert len(await calls[1]) == 2
+    await copy.aclose()
 
 
 async def test_a_cancelled_call_leaves_the_queue(builtin: Bundle) -> None:
