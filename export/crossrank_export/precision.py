@@ -1,7 +1,8 @@
 """Precision variants of the optimized fp32 graph: strongly typed fp16, the same for ONNX Runtime, and dynamic int8.
 
 In fp16 the types are in the graph, as TensorRT 11 requires and 10.4 accepts: weights and products in FLOAT16, with
-explicit Casts around islands of FLOAT where 11 bits are too few (LayerNormalization, Softmax, the head).
+explicit Casts around islands of FLOAT where 11 bits are too few: LayerNormalization, Softmax, and the head but for its
+products (head.py).
 
 The graph for ONNX Runtime has no islands: its kernels accumulate in float32 whatever they read, and each Cast would be
 a kernel. The kernels of its CUDA provider that normalize embeddings and residual sums do so since May 2026; those of
@@ -27,6 +28,7 @@ from onnx_ir import external_data
 
 from crossrank.errors import SetupError
 from crossrank_export.graph_files import WEIGHT_BYTES, open_graph, put_back, save_graph, set_aside
+from crossrank_export.head import sum_narrow_products
 from crossrank_export.passes import PassReport
 from crossrank_export.shapes import infer_shapes
 
@@ -48,7 +50,7 @@ def fp16_from_fp32(model: onnx_ir.Model) -> onnx_ir.Model:
         SetupError: There is no LayerNormalization node: in separate operators, squares would overflow from 256 on.
     """
     copy = _prepared(model)
-    return _converted(copy, _FP32_OPS, _head_nodes(copy) | _index_nodes(copy))
+    return _converted(copy, _FP32_OPS, sum_narrow_products(copy) | _index_nodes(copy))
 
 
 def fp16_for_onnxruntime(model: onnx_ir.Model) -> tuple[onnx_ir.Model | None, PassReport]:
@@ -239,27 +241,12 @@ def _clamp_masks(model: onnx_ir.Model) -> None:
             node.attributes["value"] = onnx_ir.AttrTensor("value", onnx_ir.tensor(clamped))
 
 
-def _head_nodes(model: onnx_ir.Model) -> set[str]:
-    """Return the nodes between the last normalization and the logits: pooler and classifier."""
-    nodes = list(model.graph)
-    after_norm: set[str] = set()
-    before_norm: set[str] = set()
-    for node in nodes:
-        if any(p.op_type == "LayerNormalization" or p.name in after_norm for p in _parents(node)):
-            after_norm.add(str(node.name))
-    for node in reversed(nodes):
-        if any(c.op_type == "LayerNormalization" or c.name in before_norm for c in _children(node)):
-            before_norm.add(str(node.name))
-    norms = {str(node.name) for node in nodes if node.op_type == "LayerNormalization"}
-    return after_norm - before_norm - norms
-
-
 def _index_nodes(model: onnx_ir.Model) -> set[str]:
     """Return the float nodes that compute indices of a table (MPNet's distances), for which 11 bits are too few."""
     queue = [node for node in model.graph if node.op_type == "Cast" and node.outputs[0].dtype in _integers()]
     found: set[str] = set()
     while queue:
-        for parent in _parents(queue.pop()):
+        for parent in queue.pop().predecessors():
             if parent.outputs[0].dtype not in _integers() and str(parent.name) not in found:
                 found.add(str(parent.name))
                 queue.append(parent)
@@ -268,15 +255,6 @@ def _index_nodes(model: onnx_ir.Model) -> set[str]:
 
 def _integers() -> tuple[onnx_ir.DataType, ...]:
     return onnx_ir.DataType.INT32, onnx_ir.DataType.INT64, onnx_ir.DataType.BOOL
-
-
-def _parents(node: onnx_ir.Node) -> list[onnx_ir.Node]:
-    producers = [value.producer() for value in node.inputs if value is not None]
-    return [producer for producer in producers if producer is not None]
-
-
-def _children(node: onnx_ir.Node) -> list[onnx_ir.Node]:
-    return [use.node for value in node.outputs for use in value.uses()]
 
 
 def _drop_needless_casts(model: onnx_ir.Model) -> None:
