@@ -1,4 +1,4 @@
-"""Behaviour for tests/fake_tensorrt.py: enough to build a plan, load it and run it, on the CPU.
+"""Behaviour for the stand-in of TensorRT 10.4 and 11.4 (fake_tensorrt.py), and a GPU, which no machine here has.
 
 A "plan" is a JSON header (everything the builder was told), a zero byte, and the ONNX graph; running it runs the
 graph in ONNX Runtime, on "device" memory that is the host's. `FakeDriver` stands for libcuda and libcudart.

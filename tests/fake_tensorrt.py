@@ -1,4 +1,6 @@
-"""A `tensorrt` module made at run time from the recorded API of a real release (tests/golden).
+"""A stand-in for TensorRT 10.4 and 11.4, which are on no package index: a module made from their recorded API.
+
+TensorRT for RTX, whose API is nearly the same, is not stood in for: it runs in tests/unit/export/test_engine_rtx.py.
 
 Its classes, attributes, enum members and signatures come from the recording alone. What the real bindings lack
 raises as it would there: AttributeError for a name, TypeError for an argument of the wrong name, number or class.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from crossrank.bundles.bundle import load_bundle
-from crossrank_export.trt.bindings import load_tensorrt, plan_runner
+from crossrank_export.trt.bindings import load_runtime, plan_runner
 from crossrank_export.trt.build import build_engine
 from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.device import find_device
 from crossrank_export.trt.gpus import GPUS
+from crossrank_export.trt.runtimes import TENSORRT
 from crossrank_export.trt.spec import make_spec
 from tests.engine_bundle import write_fp16_bundle
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module")
 def machine():
     """(tensorrt, the GPU, its entry in the table) of this machine."""
-    trt, device = load_tensorrt(), find_device()
+    trt, device = load_runtime(TENSORRT), find_device()
     if trt is None:
         pytest.skip("TensorRT is not installed here")
     if device is None:
@@ -38,7 +39,7 @@ def bundle(builtin, tmp_path_factory):
 @pytest.mark.timeout(1800)  # level 5 tunes every kernel of five profiles
 def test_a_plan_agrees_with_onnx_runtime_and_loads_again(machine, bundle):
     trt, device, gpu = machine
-    spec = make_spec(bundle.manifest, bundle.path, gpu, str(trt.__version__), max_batch=64)
+    spec = make_spec(bundle.manifest, bundle.path, [gpu], TENSORRT, str(trt.__version__), max_batch=64)
     entry = build_engine(trt, device, bundle, spec)
     again = load_bundle(bundle.path)
     assert again.manifest.plans == [entry]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
 
 from crossrank_export.trt.gpus import GPUS
+from crossrank_export.trt.runtimes import RUNTIMES
 from crossrank_export.trt.spec import DEFAULT_MAX_BATCH, DEFAULT_WORKSPACE_MIB
 
 
@@ -21,7 +23,20 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 
 @click.command()
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--gpu", required=True, type=click.Choice(list(GPUS)), help="The GPU the plan will run on.")
+@click.option(
+    "--gpu",
+    "gpus",
+    required=True,
+    multiple=True,
+    type=click.Choice(list(GPUS)),
+    help="A GPU that the plan will run on. Several make one plan for all of them, with TensorRT for RTX.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(list(RUNTIMES)),
+    help="tensorrt-rtx builds on any x86-64 CPU; tensorrt on the GPU itself, for Triton too.  [default: tensorrt-rtx "
+    "where it serves every --gpu, else tensorrt]",
+)
 @click.option(
     "--max-batch",
     type=int,
@@ -48,10 +63,11 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     type=click.Path(dir_okay=False, path_type=Path),
     help="Keeps kernel timings between builds, so that the next takes seconds.  [default: a file in the bundle]",
 )
-@click.option("--dry-run", is_flag=True, help="Print every profile, flag and the trtexec command; build nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the runtime and why, every profile and flag; build nothing.")
 def engine(
     bundle: Path,
-    gpu: str,
+    gpus: tuple[str, ...],
+    runtime: str | None,
     max_batch: int,
     buckets: list[int] | None,
     workspace_mib: int,
@@ -60,49 +76,64 @@ def engine(
 ) -> None:
     """Build a TensorRT plan from the fp16 graph of BUNDLE and record it there.
 
-    The plan is named by what can load it: model.sm70.trt10.4.0.fp16.plan runs on a V100 (SM 7.0) with TensorRT
-    10.4.0 and nowhere else. Build it on the GPU that will serve, with the TensorRT that will serve. It is compared
-    with ONNX Runtime before it is kept.
+    TensorRT for RTX (pip install 'crossrank[tensorrt]') builds plans for most GPUs in seconds, on a CPU. For the
+    others, and for Triton, TensorRT itself builds on the GPU that will serve, and compares the plan with ONNX Runtime.
+    A plan is named by what alone can load it: model.sm75-sm89.rtx1.7.1.116.fp16.plan is for a T4 and an L4 with
+    TensorRT for RTX 1.7.1.116, model.sm70.trt10.4.0.fp16.plan for a V100 with TensorRT 10.4.0.
 
     \b
     Examples:
       crossrank export cross-encoder/ms-marco-TinyBERT-L2-v2 --out tiny --precision fp32,fp16
+      crossrank engine tiny --gpu l4 --gpu a100 --gpu t4      one plan for all three, built here
       crossrank engine tiny --gpu v100 --dry-run              what would be built; works on any machine
       crossrank engine tiny --gpu v100                        on the V100 itself
-      crossrank engine tiny --gpu t4 --max-batch 64 --buckets 64,128,512
+      crossrank engine tiny --gpu t4 --runtime tensorrt       for Triton, on the T4 itself
     """  # noqa: D301 - click reads the backspace itself
     from crossrank.bundles.bundle import load_bundle
-    from crossrank_export.trt.bindings import load_tensorrt
-    from crossrank_export.trt.build import build_engine, container_command, require_machine
+    from crossrank_export.trt.bindings import load_runtime
+    from crossrank_export.trt.build import build_engine, container_command, require_machine, require_wheel
     from crossrank_export.trt.device import find_device
+    from crossrank_export.trt.runtimes import RTX, RTX_RELEASE, choose_runtime
     from crossrank_export.trt.spec import describe, make_spec
 
-    target = GPUS[gpu]
+    targets = [GPUS[name] for name in dict.fromkeys(gpus)]
+    chosen, why = choose_runtime(targets, runtime)
     loaded = load_bundle(bundle)
-    trt = load_tensorrt()
+    trt = load_runtime(chosen)
+    usual = RTX_RELEASE if chosen is RTX else targets[0].container.tensorrt
     spec = make_spec(
         loaded.manifest,
         bundle,
-        target,
-        target.container.tensorrt if trt is None else str(trt.__version__),
+        targets,
+        chosen,
+        usual if trt is None else str(trt.__version__),
         buckets=buckets,
         max_batch=max_batch,
         workspace_mib=workspace_mib,
         timing_cache=timing_cache,
     )
     if dry_run:
-        click.echo(describe(spec, bundle))
+        click.echo(describe(spec, bundle, why))
         return
-    given = [f"--max-batch={max_batch}", f"--workspace-mib={workspace_mib}"]
-    if buckets is not None:
-        given.append(f"--buckets={','.join(map(str, buckets))}")
-    command = container_command(bundle, target, given, timing_cache)
-    device = require_machine(trt, find_device(), target, command)
-    click.echo(describe(spec, bundle))
+    device = None
+    if chosen is RTX:
+        require_wheel(trt)
+    else:
+        given = [f"--max-batch={max_batch}", f"--workspace-mib={workspace_mib}"]
+        if buckets is not None:
+            given.append(f"--buckets={','.join(map(str, buckets))}")
+        command = container_command(bundle, targets[0], given, timing_cache)
+        device = require_machine(trt, find_device(), targets[0], why, command)
+    click.echo(describe(spec, bundle, why))
+    started = time.monotonic()
     entry = build_engine(trt, device, loaded, spec)
+    size = (bundle / spec.plan_name).stat().st_size
+    built = f"\nbuilt {bundle / spec.plan_name}: {size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
+    if "parity" not in entry:
+        click.echo(f"{built}; it has not run: that takes one of these GPUs")
+        return
     parity = entry["parity"]
     click.echo(
-        f"\nbuilt {bundle / spec.plan_name}: max |delta logit| {parity['max_abs_delta']:.2g}, mean "
-        f"{parity['mean_abs_delta']:.2g}, Kendall tau {parity['kendall_tau']:.4f} against {parity['reference']} on "
-        f"{parity['pairs']} pairs"
+        f"{built}; max |delta logit| {parity['max_abs_delta']:.2g}, mean {parity['mean_abs_delta']:.2g}, Kendall tau "
+        f"{parity['kendall_tau']:.4f} against {parity['reference']} on {parity['pairs']} pairs"
     )

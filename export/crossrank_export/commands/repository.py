@@ -150,7 +150,7 @@ def serve_command(spec: RepositorySpec, out: Path) -> str:
         return f"crossrank triton --repository {out}"
     tag = _CURRENT_TAG
     if spec.plan is not None:
-        tag = next((gpu.container.tag for gpu in GPUS.values() if gpu.name == spec.plan["gpu"]), tag)
+        tag = next((gpu.container.tag for gpu in GPUS.values() if gpu.name in spec.plan["gpus"]), tag)
     from crossrank_export.triton.config import ACCELERATOR_CACHE
 
     cache = f" -v crossrank-engines:{ACCELERATOR_CACHE}" if spec.target == "onnxruntime-gpu" else ""

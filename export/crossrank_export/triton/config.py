@@ -132,7 +132,8 @@ def _on_tensorrt(config: Any, spec: RepositorySpec) -> None:
     config.backend = "tensorrt"
     # Triton falls back to the default name where it has no plan for the GPU; its error message shows this name.
     config.default_model_filename = f"no-plan-for-this-gpu.the-one-here-is-{spec.plan['file']}"
-    config.cc_model_filenames[f"{spec.plan['sm'] // 10}.{spec.plan['sm'] % 10}"] = spec.plan["file"]
+    for sm in spec.plan["sms"]:
+        config.cc_model_filenames[f"{sm // 10}.{sm % 10}"] = spec.plan["file"]
     config.instance_group.add(
         count=spec.instances,
         kind=pb.ModelInstanceGroup.KIND_GPU,

@@ -12,6 +12,7 @@ from crossrank.bundles.bundle import Graph, Manifest
 from crossrank.errors import SetupError
 from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.gpus import GPUS
+from crossrank_export.trt.runtimes import RTX, TENSORRT
 
 Target = Literal["tensorrt", "onnxruntime-gpu", "cpu"]
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime-gpu", "cpu")
@@ -192,23 +193,25 @@ def choose_plan(manifest: Manifest, gpu: str | None, tensorrt: str | None) -> di
         SetupError: There is no plan, or several and none was chosen.
         BundleError: That GPU or TensorRT version cannot load the plan.
     """
-    names = ", ".join(str(plan.get("file", "?")) for plan in manifest.plans)
-    if not manifest.plans:
+    plans = [plan for plan in manifest.plans if plan.get("runtime") != RTX.name]
+    names = ", ".join(str(plan.get("file", "?")) for plan in plans or manifest.plans)
+    if not plans:
+        has = f"only plans of {RTX.label} ({names}), which Triton does not load" if names else "no TensorRT plan"
         raise SetupError(
-            f"{manifest.model_id} has no TensorRT plan: build one with crossrank engine on the GPU that will serve, "
-            "or use --target onnxruntime-gpu"
+            f"{manifest.model_id} has {has}: build one with crossrank engine --runtime {TENSORRT.name} on the GPU that "
+            "will serve, or use --target onnxruntime-gpu"
         )
     if gpu is None:
-        if len(manifest.plans) > 1:
+        if len(plans) > 1:
             raise SetupError(f"the bundle has the plans {names}: choose one with --gpu")
-        plan = manifest.plans[0]
-        check_plan(plan, int(plan.get("sm", 0)), tensorrt or str(plan.get("tensorrt", "")))
+        plan = plans[0]
+        check_plan(plan, int(next(iter(plan.get("sms", [])), 0)), tensorrt or str(plan.get("tensorrt", "")))
         return plan
     wanted = GPUS[gpu]
     version = tensorrt or wanted.container.tensorrt
-    fitting = [plan for plan in manifest.plans if plan.get("sm") == wanted.sm]
+    fitting = [plan for plan in plans if wanted.sm in plan.get("sms", [])]
     same_release = [plan for plan in fitting if str(plan.get("tensorrt", "")).startswith(version)]
-    plan = (same_release or fitting or manifest.plans)[0]
+    plan = (same_release or fitting or plans)[0]
     check_plan(plan, wanted.sm, version)
     return plan
 

@@ -1,6 +1,9 @@
-"""The only module that touches TensorRT's Python API, which is untyped; it keeps to what 10.4 and 11.4 share.
+"""The only module that touches TensorRT's untyped Python API: of TensorRT 10.4 and 11.4, and TensorRT for RTX 1.7.
 
-tests/fake_tensorrt.py checks it against the recorded API of both releases.
+Network, parser, profiles and build are the same for all of them. What differs: TensorRT for RTX is told the compute
+capabilities; TensorRT proper tunes on the GPU at hand, and keeps what it measured in a timing cache.
+
+tests/fake_tensorrt.py checks this against the recorded API of the first two; TensorRT for RTX itself runs in the tests.
 """
 
 from __future__ import annotations
@@ -14,57 +17,64 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.errors import SetupError
+from crossrank_export.trt.gpus import sm_text
+from crossrank_export.trt.runtimes import RTX, Runtime
 from crossrank_export.trt.spec import OPTIMIZATION_LEVEL, EngineSpec
 
 Feed = Mapping[str, NDArray[Any]]
+_MOST_OF_A_REASON = 500
 
 
-def load_tensorrt() -> Any | None:
-    """Return the `tensorrt` module, or None where it or its libraries are not installed."""
+def load_runtime(runtime: Runtime) -> Any | None:
+    """Return the Python module of a runtime, or None where it or its libraries are not installed."""
     try:
-        import tensorrt
+        if runtime is RTX:
+            import tensorrt_rtx as module
+        else:
+            import tensorrt as module
     except (ImportError, OSError):
         return None
-    return tensorrt
+    return module
 
 
 def build_plan(trt: Any, onnx_path: Path, spec: EngineSpec) -> bytes:
-    """Parse the graph, tune kernels for every profile, and return the serialized plan.
+    """Parse the graph, compile kernels for every profile, and return the serialized plan.
 
-    Takes minutes on a GPU; the timing cache, read before and written after, makes the next build shorter.
+    Takes seconds with TensorRT for RTX. TensorRT proper tunes on the GPU, for minutes; the timing cache, read before
+    and written after, makes the next build shorter.
+
+    Args:
+        trt: The module of the runtime.
+        onnx_path: The fp16 graph of standard operators.
+        spec: Parameters of the build.
 
     Raises:
-        SetupError: TensorRT refused the graph, a profile, or the build.
+        SetupError: TensorRT refused the graph, a profile, a compute capability, or the build.
     """
-    from polygraphy.backend.trt import Profile
-
-    logger = trt.Logger(trt.Logger.WARNING)
+    logger = _make_logger(trt)
     builder = trt.Builder(logger)
     # The flag's number differs (1 in 10.4, 0 in 11.4). Types come from the graph alone: the precision flags
     # that weakly typed networks need are gone from TensorRT 11.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, logger, onnx_path)
+    _parse(trt, network, logger, onnx_path, spec.release)
     config = builder.create_builder_config()
     config.builder_optimization_level = OPTIMIZATION_LEVEL
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_mib << 20)
     # TF32 is on by default and would cut the fp32 islands to 10 bits of mantissa on Ampere and later.
     config.clear_flag(trt.BuilderFlag.TF32)
-    for bucket in spec.buckets:
-        profile = Profile()
-        for name in spec.inputs:
-            profile.add(name, *bucket.shapes)
-        with _told(f"TensorRT {spec.tensorrt} refused the profile of the {bucket.length}-token bucket"):
-            index = config.add_optimization_profile(profile.to_trt(builder, network))
-        if index < 0:
-            raise SetupError(f"TensorRT {spec.tensorrt} refused the profile of the {bucket.length}-token bucket")
-    _load_timings(config, spec.timing_cache)
+    _add_profiles(builder, config, logger, spec)
+    if spec.runtime is RTX:
+        _name_capabilities(trt, config, logger, spec)
+    if spec.timing_cache is not None:
+        _load_timings(config, spec.timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise SetupError(
-            f"TensorRT {spec.tensorrt} could not build {spec.plan_name}: its own messages above say why; "
-            f"where memory is short, try a smaller --workspace-mib (now {spec.workspace_mib}) or --max-batch"
+            f"{spec.release} cannot build {spec.plan_name}: {logger.reason()}; where memory is short, try a smaller "
+            f"--workspace-mib (now {spec.workspace_mib}) or --max-batch"
         )
-    _save_timings(config, spec.timing_cache)
+    if spec.timing_cache is not None:
+        _save_timings(config, spec.timing_cache)
     return bytes(plan)
 
 
@@ -81,7 +91,7 @@ def plan_runner(trt: Any, plan: bytes, spec: EngineSpec) -> Iterator[Any]:
     runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise SetupError(f"TensorRT {spec.tensorrt} cannot load the plan it has just built, {spec.plan_name}")
+        raise SetupError(f"{spec.release} cannot load the plan it has just built, {spec.plan_name}")
     if engine.num_optimization_profiles != len(spec.buckets):
         raise SetupError(
             f"{spec.plan_name} has {engine.num_optimization_profiles} profiles, {len(spec.buckets)} were asked for"
@@ -123,12 +133,60 @@ def _told(what: str) -> Iterator[None]:
         raise SetupError(f"{what}: {error}") from error
 
 
-def _parse(trt: Any, network: Any, logger: Any, onnx_path: Path) -> None:
+def _make_logger(trt: Any) -> Any:
+    """Return a logger that keeps errors for the message of one SetupError, and logs nothing."""
+
+    class Errors(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if int(severity) <= int(trt.ILogger.ERROR):
+                self.errors.append(" ".join(msg.split()))
+
+        def reason(self) -> str:
+            # Without a GPU each error is followed by one of the CUDA runtime that says so.
+            first = next((error for error in self.errors if "CUDA driver version" not in error), None)
+            return first[:_MOST_OF_A_REASON] if first else "it gives no reason"
+
+    return Errors()
+
+
+def _add_profiles(builder: Any, config: Any, logger: Any, spec: EngineSpec) -> None:
+    for bucket in spec.buckets:
+        profile = builder.create_optimization_profile()
+        for name in spec.inputs:
+            profile.set_shape(name, *bucket.shapes)
+        if config.add_optimization_profile(profile) < 0:
+            raise SetupError(
+                f"{spec.release} refused the profile of the {bucket.length}-token bucket: {logger.reason()}"
+            )
+
+
+def _name_capabilities(trt: Any, config: Any, logger: Any, spec: EngineSpec) -> None:
+    config.num_compute_capabilities = len(spec.sms)
+    for index, sm in enumerate(spec.sms):
+        capability = getattr(trt.ComputeCapability, f"SM{sm}", None)
+        if capability is None or not config.set_compute_capability(capability, index):
+            reason = "it does not know it" if capability is None else logger.reason()
+            raise SetupError(
+                f"{spec.release} refused compute capability {sm_text(sm)}: {reason}; a later release may have it "
+                "(pip install --upgrade 'crossrank[tensorrt]')"
+            )
+
+
+def _parse(trt: Any, network: Any, logger: Any, onnx_path: Path, release: str) -> None:
+    """Parse an ONNX file into the network; the parser reads weights beside the file itself."""
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        reasons = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors)
-        raise SetupError(f"TensorRT cannot parse {onnx_path.name}: {reasons or 'it gives no reason'}")
+        first = parser.get_error(0) if parser.num_errors else None
+        where = " ".join(filter(None, (first.node_operator(), first.node_name()))) if first else ""
+        reason = first.desc() if first else logger.reason()
+        more = f" (and {parser.num_errors - 1} more errors)" if parser.num_errors > 1 else ""
+        raise SetupError(f"{release} cannot parse {onnx_path.name}: {where and f'{where}: '}{reason}{more}")
+    if not network.num_inputs:
+        raise SetupError(f"{release} cannot parse {onnx_path.name}: it holds no graph")
 
 
 def _load_timings(config: Any, path: Path) -> None:

@@ -16,18 +16,19 @@ from crossrank_export.trt.device import Device, check_device
 from crossrank_export.trt.gpus import Gpu, check_release
 from crossrank_export.trt.operators import check_operators
 from crossrank_export.trt.parity import check_parity, measure_parity
+from crossrank_export.trt.runtimes import RTX, TENSORRT
 from crossrank_export.trt.spec import EngineSpec
 
 
-def build_engine(trt: Any, device: Device, bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:
-    """Build the plan, compare it with ONNX Runtime, and add it to the bundle.
+def build_engine(trt: Any, device: Device | None, bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:
+    """Build the plan, compare it with ONNX Runtime where it can run here, and add it to the bundle.
 
-    The plan gets its name only after it has passed, in place of an older one of that name; the manifest is replaced in
-    one step.
+    A plan of TensorRT for RTX is not run: the GPUs it is for need not be here. The plan gets its name only after it has
+    passed, in place of an older one of that name; the manifest is replaced in one step.
 
     Args:
-        trt: The `tensorrt` module.
-        device: The GPU of this machine.
+        trt: The module of `spec.runtime`.
+        device: The GPU of this machine; not needed for TensorRT for RTX.
         bundle: A verified bundle.
         spec: Parameters of the build.
 
@@ -37,20 +38,23 @@ def build_engine(trt: Any, device: Device, bundle: Bundle, spec: EngineSpec) -> 
     Raises:
         SetupError: GPU, TensorRT, graph and plan do not fit one another, or the plan scores differently.
     """
-    check_device(spec.gpu, device)
-    check_release(spec.gpu, spec.tensorrt)
     graph_path = bundle.file(spec.graph.file)
-    operators = check_operators(graph_path, spec.tensorrt)
-    plan = build_plan(trt, graph_path, spec)
-    parity = measure_parity(trt, plan, bundle, spec)
-    check_parity(parity, spec)
-    entry = {
-        **spec.as_entry(),
-        "device": device.name,
-        "graph_sha256": bundle.manifest.files[spec.graph.file],
-        "operators": {name: sorted(dtypes) for name, dtypes in sorted(operators.items())},
-        "parity": parity,
-    }
+    entry = {**spec.as_entry(), "graph_sha256": bundle.manifest.files[spec.graph.file]}
+    if spec.runtime is RTX:
+        plan = build_plan(trt, graph_path, spec)
+    else:
+        assert device is not None
+        check_device(spec.gpus[0], device)
+        check_release(spec.gpus[0], spec.tensorrt)
+        operators = check_operators(graph_path, spec.tensorrt)
+        plan = build_plan(trt, graph_path, spec)
+        parity = measure_parity(trt, plan, bundle, spec)
+        check_parity(parity, spec)
+        entry |= {
+            "device": device.name,
+            "operators": {name: sorted(dtypes) for name, dtypes in sorted(operators.items())},
+            "parity": parity,
+        }
     _record(bundle, entry, plan)
     return entry
 
@@ -66,15 +70,26 @@ def _record(bundle: Bundle, entry: dict[str, Any], plan: bytes) -> None:
         update={
             "plans": [*others, entry],
             "files": {**manifest.files, name: digest},
-            "tool_versions": {**manifest.tool_versions, "tensorrt": entry["tensorrt"]},
+            "tool_versions": {**manifest.tool_versions, entry["runtime"]: entry["tensorrt"]},
         }
     )
     partial.replace(bundle.file(name))
     write_manifest(bundle.path, Manifest.model_validate(updated.model_dump()))
 
 
-def require_machine(trt: Any | None, device: Device | None, gpu: Gpu, container_command: str) -> Device:
-    """Return the GPU of this machine, after checking that the machine can build for `gpu`.
+def require_wheel(trt: Any | None) -> Any:
+    """Return the module of TensorRT for RTX.
+
+    Raises:
+        SetupError: It is not installed.
+    """
+    if trt is None:
+        raise SetupError(f"{RTX.label} is not installed: pip install 'crossrank[tensorrt]' (Linux on x86-64)")
+    return trt
+
+
+def require_machine(trt: Any | None, device: Device | None, gpu: Gpu, why: str, container_command: str) -> Device:
+    """Return the GPU of this machine, after checking that the machine can build for `gpu` with TensorRT proper.
 
     Raises:
         SetupError: TensorRT, Polygraphy or a GPU is absent; the message holds the command that builds in a container.
@@ -87,9 +102,10 @@ def require_machine(trt: Any | None, device: Device | None, gpu: Gpu, container_
     if device is None:
         missing.append("no NVIDIA GPU is visible")
     if missing or device is None:
+        releases = "10.4, the last that supports it" if gpu.newest else f"{gpu.oldest[0]}.{gpu.oldest[1]} or later"
         raise SetupError(
-            f"cannot build a plan for the {gpu.label} on this machine: {' and '.join(missing)}. "
-            f"On a machine with a {gpu.label} and docker, run:\n\n  {container_command}\n\n"
+            f"cannot build a plan for the {gpu.label} on this machine: it takes TensorRT {releases} ({why}), and here "
+            f"{' and '.join(missing)}. On a machine with a {gpu.label} and docker, run:\n\n  {container_command}\n\n"
             "or add --dry-run to see here what would be built."
         )
     return device
@@ -116,6 +132,6 @@ def container_command(bundle_path: Path, gpu: Gpu, arguments: Sequence[str], tim
     else:
         package = f"crossrank=={version('crossrank')}"
     inner = f"pip install -q {package} polygraphy && " + shlex.join(
-        ["crossrank", "engine", "/bundle", "--gpu", gpu.name, *arguments]
+        ["crossrank", "engine", "/bundle", "--gpu", gpu.name, "--runtime", TENSORRT.name, *arguments]
     )
     return shlex.join(["docker", "run", "--rm", "--gpus", "all", *mounts, gpu.container.image, "bash", "-c", inner])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossrank.errors import BundleError
+from crossrank_export.trt.runtimes import RTX, TENSORRT
 
 
 def _same_version(left: str, right: str) -> bool:
@@ -22,25 +23,31 @@ def check_plan(plan_entry: Mapping[str, Any], sm: int, tensorrt_version: str) ->
     Args:
         plan_entry: One of `Manifest.plans`.
         sm: Compute capability of the GPU at hand, times ten (70 is a V100).
-        tensorrt_version: `tensorrt.__version__`, or the version of the library, at hand.
+        tensorrt_version: `__version__` of the plan's runtime, or the version of its library, at hand.
 
     Raises:
-        BundleError: The plan was built for another SM or by another TensorRT, or the entry says neither.
+        BundleError: The plan was built for other SMs or by another release, or the entry does not say for which.
     """
-    missing = [key for key in ("file", "sm", "tensorrt", "gpu") if key not in plan_entry]
+    missing = [key for key in ("file", "runtime", "sms", "tensorrt", "gpus") if key not in plan_entry]
     if missing:
         raise BundleError(
             f"the manifest's plan {plan_entry.get('file', '?')} does not say its {', '.join(missing)}: "
             "build it again with crossrank engine"
         )
-    file, plan_sm, version = plan_entry["file"], int(plan_entry["sm"]), str(plan_entry["tensorrt"])
-    if plan_sm != sm:
+    file, version = plan_entry["file"], str(plan_entry["tensorrt"])
+    label = RTX.label if plan_entry["runtime"] == RTX.name else TENSORRT.label
+    if sm not in plan_entry["sms"]:
+        built_for = ", ".join(_text(int(other)) for other in plan_entry["sms"])
         raise BundleError(
-            f"{file} was built for SM {plan_sm // 10}.{plan_sm % 10} ({plan_entry['gpu']}), this GPU is "
-            f"SM {sm // 10}.{sm % 10}: build a plan on this machine with crossrank engine"
+            f"{file} was built for SM {built_for} ({', '.join(plan_entry['gpus'])}), this GPU is SM {_text(sm)}: "
+            "build a plan for it with crossrank engine"
         )
     if not _same_version(version, tensorrt_version):
         raise BundleError(
-            f"{file} was built by TensorRT {version}, TensorRT {tensorrt_version} is installed here and cannot "
+            f"{file} was built by {label} {version}, {label} {tensorrt_version} is installed here and cannot "
             f"load it: serve with {version}, or build the plan again with {tensorrt_version}"
         )
+
+
+def _text(sm: int) -> str:
+    return f"{sm // 10}.{sm % 10}"

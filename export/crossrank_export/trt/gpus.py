@@ -1,4 +1,4 @@
-"""List the GPUs that a plan can be built for, and the TensorRT releases that support each."""
+"""List the GPUs that a plan can be built for, and the releases of TensorRT proper that support each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Gpu:
     Attributes:
         name: Name for `--gpu`.
         label: Name by NVIDIA.
-        sm: Compute capability times ten; a plan runs on this one only.
+        sm: Compute capability times ten; a plan of TensorRT runs on this one only.
         oldest: First TensorRT release (major, minor) that a plan is built with.
         newest: Last TensorRT release that supports it, or None while it is supported.
         container: Container to build in where TensorRT is not installed.
@@ -70,6 +70,11 @@ GPUS = {
         Gpu("h100", "H100", 90),
         Gpu("h200", "H200", 90),
         Gpu("b200", "B200", 100, oldest=(10, 8)),
+        Gpu("rtx-20", "GeForce RTX 20 series", 75),
+        Gpu("rtx-30", "GeForce RTX 30 series", 86),
+        Gpu("rtx-40", "GeForce RTX 40 series", 89),
+        Gpu("rtx-50", "GeForce RTX 50 series", 120, oldest=(10, 8)),
+        Gpu("rtx-pro-6000", "RTX PRO 6000 Blackwell", 120, oldest=(10, 8)),
     )
 }
 

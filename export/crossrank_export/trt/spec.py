@@ -12,6 +12,7 @@ from typing import Any
 from crossrank.bundles.bundle import Graph, Manifest
 from crossrank.errors import SetupError
 from crossrank_export.trt.gpus import Gpu, release_of, sm_text
+from crossrank_export.trt.runtimes import RTX, TENSORRT, Runtime
 
 DEFAULT_BUCKETS = (32, 64, 128, 256, 512)
 DEFAULT_MAX_BATCH = 128
@@ -52,25 +53,43 @@ class EngineSpec:
     """Parameters of a plan.
 
     Attributes:
-        gpu: GPU that the plan is for.
-        tensorrt: Version of the TensorRT that builds it.
+        gpus: GPUs that the plan is for; for TensorRT proper all of one compute capability.
+        runtime: TensorRT or TensorRT for RTX.
+        tensorrt: Version of the runtime that builds it.
         graph: Graph that it is built from.
         buckets: Profiles, shortest first.
         workspace_mib: Memory that a kernel may use beside weights and activations, in MiB.
-        timing_cache: File that keeps kernel timings between builds.
+        timing_cache: File that keeps kernel timings between builds; None for TensorRT for RTX, which times nothing.
     """
 
-    gpu: Gpu
+    gpus: tuple[Gpu, ...]
+    runtime: Runtime
     tensorrt: str
     graph: Graph
     buckets: tuple[Bucket, ...]
     workspace_mib: int
-    timing_cache: Path
+    timing_cache: Path | None
+
+    @property
+    def sms(self) -> tuple[int, ...]:
+        """Return the compute capabilities of the plan times ten, ascending."""
+        return tuple(sorted({gpu.sm for gpu in self.gpus}))
 
     @property
     def plan_name(self) -> str:
-        """Return the file name of the plan, with the SM and the TensorRT that alone can load it."""
-        return f"model.sm{self.gpu.sm}.trt{self.tensorrt}.{self.graph.precision}.plan"
+        """Return the file name of the plan, with the SMs and the TensorRT that alone can load it."""
+        sms = "-".join(f"sm{sm}" for sm in self.sms)
+        return f"model.{sms}.{self.runtime.tag}{self.tensorrt}.{self.graph.precision}.plan"
+
+    @property
+    def release(self) -> str:
+        """Return name and version of the TensorRT that builds the plan."""
+        return f"{self.runtime.label} {self.tensorrt}"
+
+    @property
+    def targets(self) -> str:
+        """Return the GPUs with their compute capabilities, for messages."""
+        return ", ".join(f"{gpu.label} (SM {sm_text(gpu.sm)})" for gpu in self.gpus)
 
     @property
     def inputs(self) -> list[str]:
@@ -81,8 +100,9 @@ class EngineSpec:
         """Return the manifest entry of the plan, without its measured parity."""
         return {
             "file": self.plan_name,
-            "gpu": self.gpu.name,
-            "sm": self.gpu.sm,
+            "gpus": [gpu.name for gpu in self.gpus],
+            "sms": list(self.sms),
+            "runtime": self.runtime.name,
             "tensorrt": self.tensorrt,
             "precision": self.graph.precision,
             "graph": self.graph.file,
@@ -128,7 +148,8 @@ def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int)
 def make_spec(
     manifest: Manifest,
     bundle_path: Path,
-    gpu: Gpu,
+    gpus: Sequence[Gpu],
+    runtime: Runtime,
     tensorrt: str,
     *,
     buckets: Sequence[int] | None = None,
@@ -137,6 +158,17 @@ def make_spec(
     timing_cache: Path | None = None,
 ) -> EngineSpec:
     """Return the parameters of a plan for a bundle.
+
+    Args:
+        manifest: Manifest of the bundle.
+        bundle_path: Directory of the bundle.
+        gpus: See `choose_runtime`.
+        runtime: Runtime that serves all of them.
+        tensorrt: Version of the runtime.
+        buckets: See `make_buckets`.
+        max_batch: Most pairs of a batch.
+        workspace_mib: Memory that a kernel may use beside weights and activations, in MiB.
+        timing_cache: File that keeps kernel timings; defaults to one in the bundle.
 
     Raises:
         SetupError: The bundle has no fp16 graph, or an option does not fit it.
@@ -151,20 +183,25 @@ def make_spec(
         )
     if workspace_mib < 1:
         raise SetupError(f"--workspace-mib {workspace_mib} leaves no memory: give 16 or more")
+    if runtime is RTX and timing_cache is not None:
+        raise SetupError(f"--timing-cache: {RTX.label} times no kernels when it builds: leave it out")
     return EngineSpec(
-        gpu=gpu,
+        gpus=tuple(gpus),
+        runtime=runtime,
         tensorrt=tensorrt,
         graph=graph,
         buckets=make_buckets(buckets, manifest.max_length, max_batch),
         workspace_mib=workspace_mib,
         # Timings are valid for one device and release, hence the name; beside the plan they outlive the container
         # that it was built in.
-        timing_cache=timing_cache or bundle_path / f"timing.sm{gpu.sm}.trt{tensorrt}.cache",
+        timing_cache=None
+        if runtime is RTX
+        else timing_cache or bundle_path / f"timing.sm{gpus[0].sm}.trt{tensorrt}.cache",
     )
 
 
 def trtexec_command(spec: EngineSpec, bundle_path: Path) -> str:
-    """Return the trtexec command that builds the same plan.
+    """Return the trtexec command that builds the same plan of TensorRT proper.
 
     Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/command-line-programs.html
     """
@@ -190,19 +227,28 @@ def trtexec_command(spec: EngineSpec, bundle_path: Path) -> str:
     return " \\\n".join(lines)
 
 
-def describe(spec: EngineSpec, bundle_path: Path) -> str:
-    """Return all parameters of the build as text, one a line."""
+def describe(spec: EngineSpec, bundle_path: Path, why: str = "asked for") -> str:
+    """Return all parameters of the build as text, one a line.
+
+    Args:
+        spec: Parameters of the build.
+        bundle_path: Directory of the bundle.
+        why: Why the runtime is the one chosen.
+    """
     lines = [
         f"plan       {bundle_path / spec.plan_name}",
-        f"for        {spec.gpu.label}, SM {sm_text(spec.gpu.sm)}, TensorRT {spec.tensorrt}",
+        f"for        {spec.targets}",
+        f"by         {spec.release}: {why}",
         f"from       {spec.graph.file}, a strongly typed network ({spec.graph.precision} with fp32 islands)",
         f"flags      STRONGLY_TYPED, TF32 off, builder optimization level {OPTIMIZATION_LEVEL}, "
         f"workspace {spec.workspace_mib} MiB",
-        f"timings    {spec.timing_cache}",
+        *([f"timings    {spec.timing_cache}"] if spec.timing_cache else []),
         "",
         f"{'profile':<9}{'input':<18}{'min':>10}{'opt':>10}{'max':>10}   (pairs x tokens)",
     ]
     for index, bucket in enumerate(spec.buckets):
         points = "".join(f"{f'{batch}x{length}':>10}" for batch, length in bucket.shapes)
         lines += [f"{index if row == 0 else '':<9}{name:<18}{points}" for row, name in enumerate(spec.inputs)]
-    return "\n".join([*lines, "", trtexec_command(spec, bundle_path)])
+    if spec.runtime is TENSORRT:
+        lines += ["", trtexec_command(spec, bundle_path)]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The whole build path against a strict fake of TensorRT 10.4 and 11.4: what either lacks would raise."""
+"""Building with a stand-in of TensorRT 10.4 and 11.4 and of a GPU, which are not here: what either lacks would raise."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from crossrank_export.trt.build import build_engine
 from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.device import find_device
 from crossrank_export.trt.gpus import GPUS
+from crossrank_export.trt.runtimes import TENSORRT
 from crossrank_export.trt.spec import make_spec
 from tests.engine_bundle import write_fp16_bundle
 from tests.fake_builder import FakeDriver, install, plan_header
@@ -44,7 +45,7 @@ def bundle(original, tmp_path):
 def build(monkeypatch, bundle, version, *, skew=0.0, **options):
     gpu, name, sm = MACHINES[version]
     trt = install(monkeypatch, version, FakeDriver(name, sm), skew=skew)
-    spec = make_spec(bundle.manifest, bundle.path, GPUS[gpu], trt.__version__, **options)
+    spec = make_spec(bundle.manifest, bundle.path, [GPUS[gpu]], TENSORRT, trt.__version__, **options)
     return build_engine(trt, find_device(), bundle, spec)
 
 
@@ -70,7 +71,7 @@ def test_the_plan_is_recorded_with_hash_and_parity(monkeypatch, bundle, version)
     again = load_bundle(bundle.path)  # verifies every sha256
     assert again.manifest.plans == [entry]
     assert again.manifest.files[entry["file"]] == sha256_of(again.file(entry["file"]))
-    assert (entry["gpu"], entry["device"], entry["sm"], entry["precision"]) == (gpu, device, sm, "fp16")
+    assert (entry["gpus"], entry["device"], entry["sms"], entry["precision"]) == ([gpu], device, [sm], "fp16")
     assert entry["graph_sha256"] == again.manifest.files["model.fp16.onnx"]
     assert again.manifest.tool_versions["tensorrt"] == version
     parity = entry["parity"]
@@ -113,7 +114,7 @@ def test_a_plan_that_scores_differently_leaves_the_bundle_as_it_was(monkeypatch,
 def test_device_memory_is_given_back(monkeypatch, bundle):
     driver = FakeDriver()
     trt = install(monkeypatch, "10.4.0", driver)
-    spec = make_spec(bundle.manifest, bundle.path, GPUS["v100"], "10.4.0")
+    spec = make_spec(bundle.manifest, bundle.path, [GPUS["v100"]], TENSORRT, "10.4.0")
     build_engine(trt, find_device(), bundle, spec)
     assert driver.copied_bytes > 0
     # Polygraphy's runner leaves its output buffer to the garbage collector.
@@ -128,14 +129,14 @@ def test_device_memory_is_given_back(monkeypatch, bundle):
         (
             "Builder.build_serialized_network",
             None,
-            r"could not build model\.sm70.*smaller --workspace-mib \(now 4096\)",
+            r"cannot build model\.sm70.*smaller --workspace-mib \(now 4096\)",
         ),
         ("IBuilderConfig.add_optimization_profile", -1, "refused the profile of the 32-token bucket"),
     ],
 )
 def test_a_step_that_tensorrt_refuses_is_told_as_such(monkeypatch, bundle, version, step, answer, message):
     trt = install(monkeypatch, version, FakeDriver(), overrides={step: lambda *_: answer})
-    spec = make_spec(bundle.manifest, bundle.path, GPUS["v100"], version)
+    spec = make_spec(bundle.manifest, bundle.path, [GPUS["v100"]], TENSORRT, version)
     with pytest.raises(SetupError, match=message):
         build_plan(trt, bundle.file("model.fp16.onnx"), spec)
     assert not list(bundle.path.glob("*.cache"))
@@ -146,7 +147,7 @@ def test_a_batch_that_does_not_run_is_told_as_such(monkeypatch, bundle, version)
     trt = install(
         monkeypatch, version, FakeDriver(), overrides={"IExecutionContext.execute_async_v3": lambda *_: False}
     )
-    spec = make_spec(bundle.manifest, bundle.path, GPUS["v100"], "10.4.0")
+    spec = make_spec(bundle.manifest, bundle.path, [GPUS["v100"]], TENSORRT, "10.4.0")
     with pytest.raises(SetupError, match=r"profile 0 did not run a batch of \d+x32"):
         build_engine(trt, find_device(), bundle, spec)
     assert not list(bundle.path.glob("*.plan*"))
@@ -154,7 +155,7 @@ def test_a_batch_that_does_not_run_is_told_as_such(monkeypatch, bundle, version)
 
 def test_a_plan_of_another_tensorrt_is_an_error_not_a_crash(monkeypatch, bundle):
     old = install(monkeypatch, "10.4.0", FakeDriver())
-    spec = make_spec(bundle.manifest, bundle.path, GPUS["t4"], "10.4.0", buckets=[128])
+    spec = make_spec(bundle.manifest, bundle.path, [GPUS["t4"]], TENSORRT, "10.4.0", buckets=[128])
     plan = build_plan(old, bundle.file("model.fp16.onnx"), spec)
     new = install(monkeypatch, "11.4.0", FakeDriver())
     with (
@@ -173,14 +174,14 @@ def test_unsupported_operators_are_refused_before_the_builder_is_made(monkeypatc
     onnx.save(model, path)
     trt = install(monkeypatch, "10.4.0", FakeDriver())
     monkeypatch.delattr(trt, "Builder")
-    spec = make_spec(bundle.manifest, bundle.path, GPUS["v100"], "10.4.0")
+    spec = make_spec(bundle.manifest, bundle.path, [GPUS["v100"]], TENSORRT, "10.4.0")
     with pytest.raises(SetupError, match=r"com\.microsoft::Erf"):
         build_engine(trt, find_device(), bundle, spec)
 
 
 def test_the_wrong_gpu_and_the_wrong_release_are_refused_first(monkeypatch, bundle):
     trt = install(monkeypatch, "11.4.0", FakeDriver("Tesla T4", 75))
-    spec = make_spec(bundle.manifest, bundle.path, GPUS["v100"], "11.4.0")
+    spec = make_spec(bundle.manifest, bundle.path, [GPUS["v100"]], TENSORRT, "11.4.0")
     with pytest.raises(SetupError, match=r"Tesla V100 .*Tesla T4"):
         build_engine(trt, find_device(), bundle, spec)
     trt = install(monkeypatch, "11.4.0", FakeDriver())
@@ -192,9 +193,11 @@ def test_the_wrong_gpu_and_the_wrong_release_are_refused_first(monkeypatch, bund
 def test_the_command_builds_and_reports(monkeypatch, bundle, version):
     gpu, name, sm = MACHINES[version]
     install(monkeypatch, version, FakeDriver(name, sm))
-    result = CliRunner().invoke(engine, [str(bundle.path), "--gpu", gpu, "--buckets", "48,128"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        engine, [str(bundle.path), "--gpu", gpu, "--runtime", "tensorrt", "--buckets", "48,128"], catch_exceptions=False
+    )
     assert result.exit_code == 0
-    assert f"built {bundle.path}/model.sm{sm}.trt{version}.fp16.plan: max |delta logit|" in result.output
+    assert f"built {bundle.path}/model.sm{sm}.trt{version}.fp16.plan: " in result.output
     assert [p["max"] for p in load_bundle(bundle.path).manifest.plans[0]["profiles"]] == [[128, 48], [128, 128]]
 
 
@@ -208,7 +211,7 @@ def test_dry_run_builds_nothing_and_needs_nothing(bundle):
 
 def test_help_shows_one_example_a_line():
     lines = CliRunner().invoke(engine, ["--help"]).output.splitlines()
-    assert sum(line.startswith("    crossrank engine tiny") for line in lines) == 3
+    assert sum(line.startswith("    crossrank engine tiny") for line in lines) == 4
 
 
 def test_buckets_that_are_no_numbers_are_a_usage_error(bundle):
@@ -248,7 +251,7 @@ def test_a_machine_without_tensorrt_or_gpu_gets_one_message_with_the_container_c
     assert "TensorRT is not installed" in done.stderr
     assert f"docker run --rm --gpus all -v {bundle.path}:/bundle -v {cache.parent}:/timings" in done.stderr
     assert "nvcr.io/nvidia/tensorrt:24.09-py3" in done.stderr
-    assert "crossrank engine /bundle --gpu v100" in done.stderr
+    assert "crossrank engine /bundle --gpu v100 --runtime tensorrt" in done.stderr
     assert "--buckets=64,128 --timing-cache /timings/timings.cache" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -256,7 +259,7 @@ def test_a_machine_without_tensorrt_or_gpu_gets_one_message_with_the_container_c
 def test_check_and_spec_import_no_tensorrt_and_no_onnx():
     code = (
         "import sys, crossrank_export.trt.check, crossrank_export.trt.spec, crossrank_export.commands.engine\n"
-        "print(sorted({'tensorrt', 'polygraphy', 'onnx', 'onnxruntime', 'torch'} & set(sys.modules)))"
+        "print(sorted({'tensorrt', 'tensorrt_rtx', 'polygraphy', 'onnx', 'onnxruntime', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""The fake TensorRT has what the recorded bindings have, and nothing else."""
+"""The stand-in for TensorRT 10.4 and 11.4 has what the recorded bindings have, and nothing else."""
 
 from __future__ import annotations
 

@@ -11,10 +11,17 @@ from crossrank.errors import BundleError, SetupError
 from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.device import Device, check_device, find_device
 from crossrank_export.trt.gpus import GPUS, check_release
+from crossrank_export.trt.runtimes import TENSORRT
 from crossrank_export.trt.spec import describe, make_buckets, make_spec, trtexec_command
 from tests.fake_builder import FakeDriver
 
-ENTRY = {"file": "model.sm70.trt10.4.0.fp16.plan", "gpu": "v100", "sm": 70, "tensorrt": "10.4.0"}
+ENTRY = {
+    "file": "model.sm70.trt10.4.0.fp16.plan",
+    "runtime": "tensorrt",
+    "gpus": ["v100"],
+    "sms": [70],
+    "tensorrt": "10.4.0",
+}
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def manifest(builtin):
 
 
 def spec_of(manifest, path, gpu="v100", tensorrt="10.4.0", **options):
-    return make_spec(manifest, path, GPUS[gpu], tensorrt, **options)
+    return make_spec(manifest, path, [GPUS[gpu]], TENSORRT, tensorrt, **options)
 
 
 def test_every_length_has_exactly_one_profile():
@@ -180,5 +187,5 @@ def test_a_plan_of_another_tensorrt_is_refused_by_name(version):
 
 
 def test_a_plan_that_does_not_say_what_it_is_for_is_refused():
-    with pytest.raises(BundleError, match="does not say its sm, gpu"):
+    with pytest.raises(BundleError, match="does not say its runtime, sms, gpus"):
         check_plan({"file": "model.plan", "tensorrt": "10.4.0"}, 70, "10.4.0")

@@ -40,8 +40,9 @@ def plan_entry(file: str = PLAN, gpu: str = "v100", sm: int = 70, tensorrt: str 
     ]
     return {
         "file": file,
-        "gpu": gpu,
-        "sm": sm,
+        "runtime": "tensorrt",
+        "gpus": [gpu],
+        "sms": [sm],
         "tensorrt": tensorrt,
         "precision": "fp16",
         "graph": "model.fp16.onnx",
@@ -256,6 +257,17 @@ def test_options_that_do_not_fit_are_refused(gpu_bundle, target, options, messag
 def test_a_bundle_without_a_plan_is_refused_for_tensorrt(builtin):
     with pytest.raises(SetupError, match="has no TensorRT plan: build one with crossrank engine"):
         make_spec(builtin.manifest, "tensorrt")
+
+
+def test_a_plan_of_tensorrt_for_rtx_is_passed_over_and_alone_refused(gpu_bundle):
+    other = {**plan_entry("model.sm75.rtx1.7.1.116.fp16.plan", "t4", 75, "1.7.1.116"), "runtime": "tensorrt-rtx"}
+    both = gpu_bundle.manifest.model_copy(update={"plans": [other, plan_entry()]})
+    assert make_spec(both, "tensorrt").plan == plan_entry()
+    alone = gpu_bundle.manifest.model_copy(update={"plans": [other]})
+    with pytest.raises(
+        SetupError, match=r"only plans of TensorRT for RTX \(model\.sm75.*\), which Triton does not load"
+    ):
+        make_spec(alone, "tensorrt", gpu="t4")
 
 
 def test_of_several_plans_the_one_for_the_gpu_is_taken(gpu_bundle):

@@ -59,8 +59,8 @@ PARTS = (
     # Triton's Python backend has the module in its own processes.
     Part("export/crossrank_export", ("triton/models/",), outside=frozenset({"triton_python_backend_utils"})),
     Part("export/crossrank_export", ("triton/config.py", "triton/write.py"), loading=("triton",)),
-    # TensorRT comes with NVIDIA's images.
-    Part("export/crossrank_export", running=("export", "triton"), outside=frozenset({"tensorrt"})),
+    # TensorRT itself comes with NVIDIA's images.
+    Part("export/crossrank_export", running=("export", "triton", "tensorrt"), outside=frozenset({"tensorrt"})),
     Part("perf/crossrank_perf", loading=("server", "perf"), running=("grpc", "triton", "suites", "export")),
 )
 # Used, but not by an import of ours.
