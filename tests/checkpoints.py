@@ -64,7 +64,13 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "deberta-v2": _small("deberta-v2", relative_attention=True, position_buckets=32, pos_att_type=["p2c", "c2p"]),
     # Every second layer sees eight tokens to each side.
-    "modernbert": _small("modernbert", num_hidden_layers=4, global_attn_every_n_layers=2, local_attention=16),
+    "modernbert": _small(
+        "modernbert",
+        num_hidden_layers=4,
+        global_attn_every_n_layers=2,
+        local_attention=16,
+        **special_ids("modernbert"),  # its own defaults are beyond this vocabulary
+    ),
 }
 """One small model of each family; ELECTRA's embeddings are narrower than its layers, as in electra-small."""
 

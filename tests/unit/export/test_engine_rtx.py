@@ -110,7 +110,7 @@ def test_the_builtin_model_builds_with_its_profiles(bundle: Bundle, names: list[
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DeBERTa uses torch.jit
-@pytest.mark.parametrize("family", [name for name in SMALL if name != "modernbert"])
+@pytest.mark.parametrize("family", SMALL)
 def test_a_family_builds_for_every_gpu(family: str, tmp_path: Path):
     path = write_fp16(family, tmp_path)
     assert len(build_plan(trt, path, spec_for(path, ANY, make_buckets([64], 64, 8)))) > path.stat().st_size

@@ -105,7 +105,7 @@ def test_norm_softmax_and_head_are_fp32_and_all_products_fp16(fp32: onnx_ir.Mode
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # DeBERTa uses torch.jit
-@pytest.mark.parametrize("family", [name for name in SMALL if name != "modernbert"])
+@pytest.mark.parametrize("family", SMALL)
 @pytest.mark.parametrize("labels", [1, 3])
 def test_no_family_has_a_product_in_fp32(family: str, labels: int, tmp_path: Path):
     source = export_named(family, Exporter(False, "eager", 17), tmp_path / "model.onnx", num_labels=labels)
