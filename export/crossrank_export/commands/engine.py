@@ -92,9 +92,10 @@ def engine(
     from crossrank.bundles.bundle import load_bundle
     from crossrank_export.trt.bindings import load_runtime
     from crossrank_export.trt.build import build_engine, container_command, require_machine, require_wheel
+    from crossrank_export.trt.describe import describe
     from crossrank_export.trt.device import find_device
     from crossrank_export.trt.runtimes import RTX, RTX_RELEASE, choose_runtime
-    from crossrank_export.trt.spec import describe, make_spec
+    from crossrank_export.trt.spec import make_spec
 
     targets = [GPUS[name] for name in dict.fromkeys(gpus)]
     chosen, why = choose_runtime(targets, runtime)

@@ -42,11 +42,6 @@ RTX_RELEASE = "1.7.1.116"
 RTX_SMS = frozenset({75, 80, 86, 89, 120, 121})
 
 
-def serves(runtime: Runtime, gpu: Gpu) -> bool:
-    """Return whether some release of a runtime serves a GPU."""
-    return runtime is TENSORRT or gpu.sm in RTX_SMS
-
-
 def choose_runtime(gpus: Sequence[Gpu], wanted: str | None = None) -> tuple[Runtime, str]:
     """Return the runtime for a plan that all of the GPUs load, and why it is that one.
 
@@ -57,13 +52,13 @@ def choose_runtime(gpus: Sequence[Gpu], wanted: str | None = None) -> tuple[Runt
     Raises:
         SetupError: No runtime, or not the wanted one, makes one plan for these GPUs.
     """
-    left_out = [gpu for gpu in gpus if not serves(RTX, gpu)]
+    left_out = [gpu for gpu in gpus if gpu.sm not in RTX_SMS]
     if wanted == TENSORRT.name or (wanted is None and left_out):
         if len({gpu.sm for gpu in gpus}) > 1:
             raise SetupError(_no_common_plan(gpus, left_out))
         return TENSORRT, "asked for" if wanted else f"{RTX.label} does not serve the {left_out[0].label}"
     if left_out:
-        served = ", ".join(gpu.name for gpu in GPUS.values() if serves(RTX, gpu))
+        served = ", ".join(gpu.name for gpu in GPUS.values() if gpu.sm in RTX_SMS)
         raise SetupError(
             f"{RTX.label} does not serve {_named(left_out)}, it serves {served}: leave --runtime out, or name "
             f"--runtime {TENSORRT.name}"

@@ -1,8 +1,7 @@
-"""Decide all parameters of a build before TensorRT is used: `--dry-run` prints exactly what is built."""
+"""Decide all parameters of a build before TensorRT is used."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,8 +10,8 @@ from typing import Any
 
 from crossrank.bundles.bundle import Graph, Manifest
 from crossrank.errors import SetupError
-from crossrank_export.trt.gpus import Gpu, release_of, sm_text
-from crossrank_export.trt.runtimes import RTX, TENSORRT, Runtime
+from crossrank_export.trt.gpus import Gpu, sm_text
+from crossrank_export.trt.runtimes import RTX, Runtime
 
 DEFAULT_BUCKETS = (32, 64, 128, 256, 512)
 DEFAULT_MAX_BATCH = 128
@@ -198,57 +197,3 @@ def make_spec(
         if runtime is RTX
         else timing_cache or bundle_path / f"timing.sm{gpus[0].sm}.trt{tensorrt}.cache",
     )
-
-
-def trtexec_command(spec: EngineSpec, bundle_path: Path) -> str:
-    """Return the trtexec command that builds the same plan of TensorRT proper.
-
-    Source: https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/command-line-programs.html
-    """
-    words = [
-        "trtexec",
-        f"--onnx={bundle_path / spec.graph.file}",
-        f"--saveEngine={bundle_path / spec.plan_name}",
-        f"--builderOptimizationLevel={OPTIMIZATION_LEVEL}",
-        f"--memPoolSize=workspace:{spec.workspace_mib}",
-        f"--timingCacheFile={spec.timing_cache}",
-        "--noTF32",
-        "--skipInference",
-    ]
-    if release_of(spec.tensorrt) < (11, 0):  # TensorRT 11 has no other networks
-        words.insert(3, "--stronglyTyped")
-    lines = [" ".join(map(shlex.quote, words))]
-    for index, bucket in enumerate(spec.buckets):
-        shapes = [
-            f"--{point}Shapes=" + ",".join(f"{name}:{batch}x{length}" for name in spec.inputs)
-            for point, (batch, length) in zip(("min", "opt", "max"), bucket.shapes, strict=True)
-        ]
-        lines.append(" ".join([f"  --profile={index}", *shapes]))
-    return " \\\n".join(lines)
-
-
-def describe(spec: EngineSpec, bundle_path: Path, why: str = "asked for") -> str:
-    """Return all parameters of the build as text, one a line.
-
-    Args:
-        spec: Parameters of the build.
-        bundle_path: Directory of the bundle.
-        why: Why the runtime is the one chosen.
-    """
-    lines = [
-        f"plan       {bundle_path / spec.plan_name}",
-        f"for        {spec.targets}",
-        f"by         {spec.release}: {why}",
-        f"from       {spec.graph.file}, a strongly typed network ({spec.graph.precision} with fp32 islands)",
-        f"flags      STRONGLY_TYPED, TF32 off, builder optimization level {OPTIMIZATION_LEVEL}, "
-        f"workspace {spec.workspace_mib} MiB",
-        *([f"timings    {spec.timing_cache}"] if spec.timing_cache else []),
-        "",
-        f"{'profile':<9}{'input':<18}{'min':>10}{'opt':>10}{'max':>10}   (pairs x tokens)",
-    ]
-    for index, bucket in enumerate(spec.buckets):
-        points = "".join(f"{f'{batch}x{length}':>10}" for batch, length in bucket.shapes)
-        lines += [f"{index if row == 0 else '':<9}{name:<18}{points}" for row, name in enumerate(spec.inputs)]
-    if spec.runtime is TENSORRT:
-        lines += ["", trtexec_command(spec, bundle_path)]
-    return "\n".join(lines)

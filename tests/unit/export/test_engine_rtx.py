@@ -116,6 +116,18 @@ def test_a_family_builds_for_every_gpu(family: str, tmp_path: Path):
     assert len(build_plan(trt, path, spec_for(path, ANY, make_buckets([64], 64, 8)))) > path.stat().st_size
 
 
+def test_weights_beside_the_graph_are_read(bundle: Bundle, tmp_path: Path):
+    onnx.save(
+        onnx.load(bundle.file("model.fp16.onnx")), tmp_path / "m.onnx", save_as_external_data=True, location="m.data"
+    )
+    buckets = make_buckets([64], 64, 8)
+    inside, beside = (
+        len(build_plan(trt, path, spec_for(path, [GPUS["t4"]], buckets)))
+        for path in (bundle.file("model.fp16.onnx"), tmp_path / "m.onnx")
+    )
+    assert beside == pytest.approx(inside, rel=0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", NINE)
