@@ -1,4 +1,4 @@
-"""Rank for many users at once: calls never block the event loop, and share batches. Needs: pip install crossrank."""
+"""Rank for many users at once: calls share batches and never block the event loop. Needs: pip install crossrank."""
 
 import asyncio
 

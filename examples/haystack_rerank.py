@@ -1,4 +1,4 @@
-"""Rank what a retriever found in a Haystack pipeline. Needs: pip install crossrank haystack-ai."""
+"""Rank a retriever's documents in a Haystack pipeline. Needs: pip install crossrank haystack-ai."""
 
 from haystack import Document, Pipeline
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever

@@ -9,6 +9,6 @@ texts = [
     "Berlin had a population of 3,520,031 registered inhabitants in 2016.",
 ]
 
-encoder = CrossEncoder("builtin")  # or a name on the hub, or what save_pretrained wrote: "./my-model"
+encoder = CrossEncoder("builtin")  # or a hub id, or a directory written by save_pretrained: "./my-model"
 for hit in encoder.rank(query, texts):
     print(f"{hit['score']:.4f}", texts[hit["corpus_id"]])

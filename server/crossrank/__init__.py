@@ -1,10 +1,10 @@
-"""Cross-encoder rerankers in your own process: texts in, scores out, no torch.
+"""Rerank texts with cross-encoders in your own process, without PyTorch.
 
     from crossrank import CrossEncoder
 
-`cross_encoder` (what users call) -> `bundles` (models on disk) -> `text` (texts to token ids) -> `scheduling` (many
-callers, full batches) -> `engines` (token ids to logits), with `native`, our own C++, below; `packed` is what they hand
-to each other.
+A call runs from `cross_encoder` (the public class) through `bundles` (models on disk), `text` (texts to token ids) and
+`scheduling` (batches across callers) to `engines` (token ids to logits). `native` holds the C++ code that they use;
+`packed` defines the arrays that they exchange.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# ONNX Runtime, from 1.29 on, starts a thread when it is imported, which reports to Microsoft; and a forked process
-# waits for that thread when it ends, forever. ONNX Runtime reads this when it is imported; 0 brings the reports back.
+# ONNX Runtime 1.29 and later starts a thread on import that sends telemetry to Microsoft. A forked process waits for
+# that thread forever when it ends. ONNX Runtime reads this variable on import; set it to 0 to turn telemetry on.
 # Source: onnxruntime/core/platform/posix/telemetry.cc, https://github.com/microsoft/onnxruntime
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -24,7 +24,7 @@ __all__ = ["CrossEncoder", "Prediction"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `import crossrank` alone costs next to nothing."""
+    """Import a public name on first use, so that `import crossrank` alone stays fast."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import crossrank.cross_encoder

@@ -1,4 +1,4 @@
-"""Packed token ids: texts, or pairs of texts, one after the other in one array, without padding."""
+"""Pack the token ids of texts, or of pairs of texts, one after the other into one array without padding."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from numpy.typing import NDArray
 
 
 class Spans(NamedTuple):
-    """Parts of an array of ids.
+    """Ranges of an array of token ids.
 
     Attributes:
-        starts: int64 [spans], where each begins.
-        lengths: int64 [spans], ids of each.
+        starts: int64 [spans], index of the first id of each.
+        lengths: int64 [spans], number of ids of each.
     """
 
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
     def kept(self, most: int | NDArray[np.int64], *, left: bool) -> Spans:
-        """Return the first `most` ids of each span, or the last ones if the left side gives way."""
+        """Return at most `most` ids of each span: the first ones, or the last ones if `left`."""
         lengths = np.minimum(self.lengths, most)
         return Spans(self.starts + (self.lengths - lengths) if left else self.starts, lengths)
 
     def split(self, at: int) -> tuple[Spans, Spans]:
-        """Return the first `at` spans and the others."""
+        """Return the first `at` spans, and the rest."""
         return Spans(self.starts[:at], self.lengths[:at]), Spans(self.starts[at:], self.lengths[at:])
 
     def taken(self, indices: NDArray[np.int64]) -> Spans:
-        """Return the spans of these indices, which may repeat."""
+        """Return the spans at these indices, which may repeat."""
         return Spans(self.starts[indices], self.lengths[indices])
 
     def gathered(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Return the ids of all spans, int32 [sum of lengths], one span after the other."""
+        """Return the ids of all spans, one span after the other, int32 [sum of lengths]."""
         places = (self.starts + self.lengths - self.lengths.cumsum()).repeat(self.lengths)
         places += np.arange(len(places))
         gathered: NDArray[np.int32] = ids[places]
@@ -43,7 +43,7 @@ class Spans(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The token ids of several texts, one after the other.
+    """Token ids of several texts, one after the other.
 
     Attributes:
         ids: int32 [tokens].
@@ -61,19 +61,19 @@ class Tokens(NamedTuple):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """int64 [texts]: tokens of each text."""
+        """Number of tokens of each text, int64 [texts]."""
         return self.offsets[1:] - self.offsets[:-1]
 
     def spans(self) -> Spans:
-        """Return where each text lies in `ids`."""
+        """Return the span of each text in `ids`."""
         return Spans(self.offsets[:-1], self.lengths)
 
     def text(self, index: int) -> NDArray[np.int32]:
-        """Return the ids of one text."""
+        """Return the ids of one text, int32 [tokens]."""
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
     def replaced(self, indices: Sequence[int], others: Tokens) -> Tokens:
-        """Return these with the texts of `indices` taken from `others`, in that order."""
+        """Return a copy in which the texts at `indices` are replaced by those of `others`, in that order."""
         texts = [self.text(i) for i in range(len(self.offsets) - 1)]
         for i, index in enumerate(indices):
             texts[index] = others.text(i)
@@ -81,7 +81,7 @@ class Tokens(NamedTuple):
 
 
 def offsets_of(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return int64 [texts + 1], where each of these lengths begins and the last one ends."""
+    """Return the start of each of these lengths and the end of the last one, int64 [lengths + 1]."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     offsets[1:] = lengths
     return offsets.cumsum()
@@ -106,12 +106,12 @@ class PairBatch:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """int64 [pairs]: tokens of each pair."""
+        """Number of tokens of each pair, int64 [pairs]."""
         return np.diff(self.offsets)
 
 
 def take_pairs(batch: PairBatch, rows: NDArray[np.int64]) -> PairBatch:
-    """Return some pairs of a batch, in the order of `rows`."""
+    """Return the pairs at `rows`, int64 [pairs to take], in that order."""
     lengths = batch.lengths[rows]
     offsets = offsets_of(lengths)
     tokens = np.repeat(batch.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -119,7 +119,7 @@ def take_pairs(batch: PairBatch, rows: NDArray[np.int64]) -> PairBatch:
 
 
 def join_pairs(batches: Sequence[PairBatch]) -> PairBatch:
-    """Return the pairs of all batches, one batch after the other."""
+    """Return the pairs of all batches as one batch, in order."""
     return PairBatch(
         np.concatenate([batch.input_ids for batch in batches]),
         np.concatenate([batch.token_type_ids for batch in batches]),
@@ -133,16 +133,16 @@ def pairs_from_padded(
     attention_mask: NDArray[np.int32],
     vocab_size: int,
 ) -> PairBatch:
-    """Return the packed pairs of padded tensors: the inverse of `native.padding.pad`.
+    """Return the pairs of padded tensors in packed form: the inverse of `native.padding.pad`.
 
-    A row that attends to nothing is read as one token: warm-up requests are all zeros, and an empty row has no
-    softmax.
+    A row whose attention mask is all zeros is read as one token: Triton's warm-up requests are all zeros, and the
+    softmax of an empty row is undefined.
 
     Args:
         input_ids: int32 [rows, length].
         token_type_ids: int32 [rows, length], or None where the model has no segments.
         attention_mask: int32 [rows, length], ones and then zeros.
-        vocab_size: Ids are below it.
+        vocab_size: Number of token embeddings; every id must be below it.
 
     Raises:
         ValueError: The tensors do not describe right-padded pairs of known tokens.

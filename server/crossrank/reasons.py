@@ -1,12 +1,12 @@
-"""What another library's error says, in one line: the reason first and whole, without its stack and its paths."""
+"""Shorten errors of other libraries to one line: the reason, without stack traces and file paths."""
 
 from __future__ import annotations
 
 import re
 
-# Longer ones hold a graph or a configuration in full.
+# Longer messages contain a whole graph or configuration.
 _MOST_CHARACTERS = 800
-# What ONNX Runtime and OpenVINO put before the reason: codes, the file, where in their own source it was raised.
+# Prefixes of ONNX Runtime and OpenVINO: error codes, the model's file, the place in their own source.
 _NOISE = (
     re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"(?:Load model from|Exception during loading:) .*? failed:\s?"),
@@ -14,15 +14,15 @@ _NOISE = (
     re.compile(r"^Exception from \S+:\s*$"),
     re.compile(r"^(?:Check '.*' failed at|Exception happened while) .*:\s*$"),
 )
-# Types that say no more than that something failed.
+# Exception types that tell only that something failed.
 _PLAIN = {"Exception", "RuntimeError", "Fail", "InvalidGraph", "InvalidProtobuf", "InvalidArgument", "RuntimeException"}
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error says in one line, its type first where that tells more than the text.
+    """Return the reason of an error in one line, after the error's type where the type adds information.
 
     Args:
-        error: Of any library; those of ONNX Runtime and OpenVINO lose their codes, source lines and file names.
+        error: Error of any library. Codes, source lines and file names of ONNX Runtime and OpenVINO are removed.
     """
     lines = []
     for line in str(error).splitlines():

@@ -1,4 +1,4 @@
-"""What a caller asks for, whatever protocol and dialect it came in: plain fields, checked where they were read."""
+"""Define rerank and score requests, the same for every protocol and dialect. Whoever parses one checks its fields."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ TruncationDirection = Literal["right", "left"]
 
 @dataclass(frozen=True)
 class Truncation:
-    """How texts that do not fit are dealt with.
+    """Rules for texts that do not fit the model's window.
 
-    The caps come first, then chunks, then the window: a document is cut to `max_tokens_per_doc`; if it then does not
-    fit, it is scored in chunks; what the chunks do not cover is lost.
+    Caps apply first, then chunks, then the window: a document is cut to `max_tokens_per_doc`; if it then does not fit,
+    it is scored in chunks; tokens that no chunk covers are not read.
 
     Attributes:
-        allowed: False refuses a pair over the window instead, naming the document.
-        direction: The side that loses tokens: `right` keeps the beginning of a text, `left` its end; None is the one
-            that the model's own tokenizer cuts.
-        max_tokens: Tokens of a pair, special tokens included; None, or more than the model's window, is the window.
-        max_tokens_per_query: Tokens of the query that are read at most; None reads as much as the window holds.
-        max_tokens_per_doc: Tokens of a document that are read at most; None reads as much as the window holds.
-        max_chunks_per_doc: A document that does not fit is scored in up to this many chunks and the best one counts;
-            1 reads only the first.
+        allowed: False refuses a pair over the window; the error names the document.
+        direction: Side that loses tokens: `right` keeps the beginning of a text, `left` its end. None is the side that
+            the model's own tokenizer cuts.
+        max_tokens: Maximum tokens of a pair, special tokens included. None, or more than the window, is the window.
+        max_tokens_per_query: Maximum tokens read of the query. None reads as much as the window holds.
+        max_tokens_per_doc: Maximum tokens read of a document. None reads as much as the window holds.
+        max_chunks_per_doc: Maximum chunks of a document that does not fit; the chunk with the best score counts.
+            1 reads only what truncation keeps.
     """
 
     allowed: bool = True
@@ -36,15 +36,15 @@ class Truncation:
 
 @dataclass(frozen=True)
 class RerankRequest:
-    """Documents to order by how well they answer a query.
+    """Documents to rank by how well they answer a query.
 
     Attributes:
-        query: Not blank.
-        documents: At least one.
-        model: A served model; None is the default one.
-        top_n: How many of the best to return; None is all.
-        truncation: What happens to long texts.
-        field: The documents' name in the caller's dialect, for error messages.
+        query: Text of the query, not blank.
+        documents: Texts, at least one.
+        model: Id of a served model; None is the default model.
+        top_n: Maximum number of results, best first; None returns all.
+        truncation: Rules for long texts.
+        field: Name of the documents in the caller's dialect, for error messages.
     """
 
     query: str
@@ -60,10 +60,10 @@ class ScoreRequest:
     """Pairs to score, in the order given.
 
     Attributes:
-        pairs: (query, document) each; at least one.
-        model: A served model; None is the default one.
-        truncation: What happens to long texts.
-        field: The documents' name in the caller's dialect, for error messages.
+        pairs: (query, document) each, at least one.
+        model: Id of a served model; None is the default model.
+        truncation: Rules for long texts.
+        field: Name of the documents in the caller's dialect, for error messages.
     """
 
     pairs: list[tuple[str, str]]

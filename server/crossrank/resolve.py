@@ -1,7 +1,7 @@
-"""Find the model that a name stands for: `builtin`, a bundle, a directory as `save_pretrained` writes it, or the hub.
+"""Find the model that a name stands for: `builtin`, a bundle, a directory written by `save_pretrained`, or a hub id.
 
-What is not a bundle yet becomes one once and is kept in the cache. Safetensors of known families are opened here
-(`checkpoints`); ONNX graphs and other families go through the converter that is installed.
+A model that is not a bundle is converted once, and the bundle is cached. Safetensors of known families are converted
+by `checkpoints`; ONNX graphs and other families by the installed converter.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Want:
-    """How a model is resolved.
+    """Options for resolving a model.
 
     Attributes:
-        cache: Where converted bundles are kept.
-        convert: Makes one of what is not opened here.
-        label: Which logit is the score, where a model gives several.
-        token: For private repositories.
+        cache: Cache of converted bundles.
+        convert: Converts models that `checkpoints` does not.
+        label: Index of the logit that is the score, where a model gives several.
+        token: Access token for private repositories.
         endpoint: Base URL of the hub.
     """
 
@@ -52,18 +52,18 @@ class _Want:
     endpoint: str | None
 
     def load(self, name: str) -> Bundle | None:
-        """Return the cached bundle with the score that is asked for."""
+        """Return the cached bundle whose score is the requested label, or None."""
         bundle = self.cache.load(name)
         if bundle is not None and (self.label is None or bundle.manifest.num_labels == 1):
             return bundle
         return None if self.label is None else self.cache.load(self.key(name))
 
     def key(self, name: str) -> str:
-        """Return the name in the cache of a bundle to be made."""
+        """Return the cache name of a bundle to build."""
         return name if self.label is None else f"{name}+label{self.label}"
 
     def build(self, name: str, write: Callable[[Path, Path], None]) -> Bundle:
-        """Return the cached bundle, or make it."""
+        """Return the cached bundle, built first if it is absent."""
         return self.load(name) or self.cache.build(self.key(name), write)
 
 
@@ -78,25 +78,26 @@ def resolve_model(
     endpoint: str | None = None,
     convert: Convert | None = None,
 ) -> Bundle:
-    """Return the verified bundle that a model's name stands for, fetching and converting it if need be.
+    """Return the verified bundle of a model, downloaded and converted first if necessary.
 
     Args:
-        spec: `builtin`, a directory (a bundle, or what `save_pretrained` writes, or one with an ONNX graph), an ONNX
-            file in one, or a hub id with an optional `@revision`; old spellings of known ids are accepted. `NAME=`
-            before it gives the bundle another id.
-        cache_dir: Where converted bundles are kept; `bundles.cache.default_cache_dir()` if omitted.
-        offline: Use no network; the environment variable HF_HUB_OFFLINE=1 says the same.
-        label: Which logit is the score, counted from 0, where a model gives several.
+        spec: `builtin`, a directory (a bundle, one written by `save_pretrained`, or one with an ONNX graph), an ONNX
+            file in such a directory, or a hub id with an optional `@revision`. Old spellings of known ids are
+            accepted. A prefix `NAME=` gives the bundle another id.
+        cache_dir: Directory of converted bundles; defaults to `bundles.cache.default_cache_dir()`.
+        offline: Use no network; HF_HUB_OFFLINE=1 in the environment has the same effect.
+        label: Index of the logit that is the score, counted from 0, where a model gives several.
         revision: Commit, branch or tag on the hub; overrides the pin of known models.
-        token: For private and gated repositories; huggingface_hub's own (HF_TOKEN, login) if omitted, none if False.
-        endpoint: Base URL of the hub; huggingface_hub's own (HF_ENDPOINT) if omitted.
-        convert: Makes a bundle of files that are not opened here, ONNX graphs and safetensors of other families;
-            defaults to the converter that is installed.
+        token: Access token for private and gated repositories; defaults to huggingface_hub's own (HF_TOKEN, login).
+            False sends none.
+        endpoint: Base URL of the hub; defaults to huggingface_hub's own (HF_ENDPOINT).
+        convert: Converts ONNX graphs and safetensors of other families to a bundle; defaults to the installed
+            converter.
 
     Raises:
         ModelSourceError: The model cannot be found, fetched or trusted.
-        BundleError: The bundle does not fit its manifest, has another score than asked for, or the files cannot be made
-            into one.
+        BundleError: The bundle does not fit its manifest or has another score than requested, or the files cannot be
+            converted.
     """
     name, spec = split_name(spec)
     want = _Want(BundleCache(cache_dir), convert or installed_converter, label, token, endpoint)
@@ -132,12 +133,12 @@ def builtin_path() -> Path:
 
 
 def is_offline() -> bool:
-    """Read HF_HUB_OFFLINE as huggingface_hub does, without importing it: a cached bundle needs none of it."""
+    """Tell whether HF_HUB_OFFLINE is set, without importing huggingface_hub: a cached bundle does not need it."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def _bundle_from_path(path: Path, want: _Want) -> Bundle:
-    """Load a bundle, or convert Hugging Face files; the cache key is their content."""
+    """Load a bundle, or convert the files of a Hugging Face directory; their content is the cache key."""
     if is_bundle(path):
         return load_bundle(path)
     directory, graph = locate(path)
@@ -162,7 +163,7 @@ def _bundle_from_path(path: Path, want: _Want) -> Bundle:
 
 
 def _bundle_from_hub(ref: HubRef, want: _Want) -> Bundle:
-    """Serve from the cache where the commit is known, else ask the hub; a branch is asked for each time."""
+    """Return a hub model from the cache if the revision is a cached commit; else ask the hub for its commit."""
     if ref.is_commit and (bundle := want.load(bundle_name(ref.model_id, ref.revision))):
         return bundle
     try:
@@ -197,7 +198,7 @@ def _bundle_from_hub(ref: HubRef, want: _Want) -> Bundle:
 
 
 def _already_downloaded(ref: HubRef, listing: HubListing) -> tuple[Path, str, dict[str, str]] | None:
-    """Return the files from huggingface_hub's own cache, unless they are incomplete or not to be trusted."""
+    """Return the files in huggingface_hub's own cache; None if they are incomplete or fail verification."""
     try:
         return find_in_hub_cache(ref, listing, reads_weights=_opens, remedy="the cached file is not used")
     except ModelSourceError as error:
@@ -206,7 +207,7 @@ def _already_downloaded(ref: HubRef, listing: HubListing) -> tuple[Path, str, di
 
 
 def _bundle_offline(ref: HubRef, want: _Want) -> Bundle:
-    """Serve from our cache, or convert what huggingface_hub's own cache holds; no network."""
+    """Return a hub model from our cache, or convert its files in huggingface_hub's own cache, without network."""
     if bundle := _load_last(want, ref):
         return bundle
     found = find_in_hub_cache(ref, reads_weights=_opens)
@@ -224,7 +225,7 @@ def _bundle_offline(ref: HubRef, want: _Want) -> Bundle:
 
 
 def _load_last(want: _Want, ref: HubRef) -> Bundle | None:
-    """Return the cached bundle of the commit that the revision is, or last meant."""
+    """Return the cached bundle of the revision's commit; of a branch or tag, the commit that it last pointed to."""
     commit = ref.revision if ref.is_commit else want.cache.recall(ref.model_id, ref.revision)
     return want.load(bundle_name(ref.model_id, commit)) if commit else None
 
@@ -234,18 +235,19 @@ def _hub_source(ref: HubRef, commit: str, sha256: dict[str, str]) -> Source:
 
 
 def _opens(config: dict[str, Any]) -> bool:
-    """Tell whether safetensors with that config.json are opened here; then they come before a graph.
+    """Tell whether `checkpoints` converts safetensors with this config.json; they are then preferred to an ONNX graph.
 
-    Training again into a directory writes new safetensors and leaves an older graph as it was.
+    Training into the same directory again writes new safetensors, but leaves an older ONNX graph unchanged.
     """
     return why_not_built(config) is None
 
 
 def _check(directory: Path, kind: Kind) -> None:
-    """Refuse a model by its small files, before its weights are fetched or read.
+    """Refuse an unsuitable model by its small files, before its weights are downloaded or read.
 
     Raises:
-        ModelSourceError: It gives no score for a pair, its tokenizer is not read, or it needs what is not installed.
+        ModelSourceError: It gives no score for a pair, its tokenizer cannot be read, or a needed package is not
+            installed.
     """
     check_source(directory, kind)
     reason = why_not_built(_config(directory)) if kind == "safetensors" else None
@@ -261,22 +263,22 @@ def _config(directory: Path) -> dict[str, Any]:
 
 
 def _convert_downloaded(want: _Want, directory: Path, out: Path, source: Source) -> None:
-    """Convert the files of a hub model, which have been checked; its messages name it by its id."""
+    """Convert the verified files of a hub model; errors name the model by its id."""
     names = list(source.sha256)
     graph = next((name for name in names if name.endswith(".onnx")), None)
     files = ModelFiles("safetensors" if graph is None else "onnx", graph, names, [])
     try:
         _convert(want, directory, files, out, source)
     except CrossrankError as error:
-        # The user knows the model by its id; the directory was ours and is gone by now.
+        # The user knows the model by its id; the directory may be temporary and deleted by now.
         raise type(error)(error.message.replace(str(directory), source.name)) from error
 
 
 def _convert(want: _Want, path: Path, files: ModelFiles, out: Path, source: Source) -> None:
-    """Write the bundle of a model's files.
+    """Convert a model's files to a bundle.
 
     Raises:
-        CrossrankError: It cannot be made; what tools raise on a damaged file becomes one sentence.
+        CrossrankError: The conversion failed. Errors of other libraries are shortened to one sentence.
     """
     logger.info("%s: making a bundle of its %s, which is done once", source.name, files.kind)
     try:

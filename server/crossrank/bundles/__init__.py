@@ -1,5 +1,6 @@
-"""Models on disk: what a bundle is, and where one comes from.
+"""Read, cache and find models on disk.
 
-`bundle` reads one; `cache` keeps converted ones; `catalog` names known models; `hub` downloads, with `hub_ref`;
-`model_name`, `layout` and `model_directory` tell which files a model consists of. `crossrank.resolve` uses them all.
+`bundle` reads a bundle; `cache` stores converted ones; `catalog` lists known models; `hub` and `hub_ref` download;
+`layout` and `model_directory` choose and check a model's files; `model_name` checks names. `crossrank.resolve` combines
+them.
 """

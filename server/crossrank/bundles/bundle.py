@@ -6,10 +6,10 @@
         model.onnx      the fp32 graph; further variants (model.fp16.onnx, ...) beside it, of standard operators or
                         of ONNX Runtime's own (model.fp16.onnxruntime.onnx)
         model.onnx_data the weights of a graph where they lie beside it, as protobuf holds no more than 2 GB
-    weights.safetensors  the fp32 weights by role, for the native engine (of the shapes that it serves)
+        weights.safetensors  the fp32 weights by role, for the native engine (of the shapes that it serves)
         README.md       the model card (optional)
 
-Export imports this module too, so that both sides mean the same by every field.
+Export imports this module too, so that writer and reader agree on every field.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class PairTemplate(_Frozen):
 
     @property
     def special_tokens(self) -> int:
-        """How many tokens of the window the template itself takes."""
+        """Number of special tokens in a pair."""
         return len(self.start) + len(self.middle) + len(self.end)
 
 
@@ -104,12 +104,12 @@ class Graph(_Frozen):
 
     @property
     def files(self) -> list[str]:
-        """The names of its files: whoever copies the graph copies all of them."""
+        """Names of all files of the graph, which must be copied together."""
         return [self.file] if self.data_file is None else [self.file, self.data_file]
 
     @model_serializer(mode="wrap")
     def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Graphs of one file read as they did before there were others, in earlier versions too.
+        # Earlier versions do not know the field and refuse unknown ones.
         fields: dict[str, Any] = handler(self)
         if self.data_file is None:
             fields.pop("data_file", None)
@@ -136,7 +136,7 @@ class Weights(_Frozen):
 
 
 class Manifest(_Frozen):
-    """What a bundle says of itself."""
+    """Contents of manifest.json: facts of the model, and the hashes of the bundle's files."""
 
     format: int = FORMAT
     model_id: str
@@ -182,17 +182,17 @@ class Manifest(_Frozen):
 
     @model_serializer(mode="wrap")
     def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Manifests of the usual side read as they did before there was another, in earlier versions too.
+        # Earlier versions do not know the field and refuse unknown ones.
         fields: dict[str, Any] = handler(self)
         if self.truncation_side == "right":
             fields.pop("truncation_side", None)
         return fields
 
     def graph(self, precision: Precision, operators: Operators = "onnx") -> Graph:
-        """Return the variant of that precision, of standard operators where there is none of the others asked for.
+        """Return the graph of a precision; one of standard operators where there is none of the requested operators.
 
         Raises:
-            BundleError: There is none; names those there are.
+            BundleError: There is no graph of that precision; the message lists those there are.
         """
         for wanted in (operators, "onnx"):
             for graph in self.graphs:
@@ -230,7 +230,7 @@ def sha256_of(path: Path) -> str:
 
 
 def is_bundle(path: Path) -> bool:
-    """Tell whether the directory claims to be a bundle."""
+    """Tell whether the directory has a manifest; nothing is verified."""
     return (path / MANIFEST).is_file()
 
 
@@ -262,10 +262,10 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def _refuse_suspect(path: Path, manifest: Manifest) -> None:
-    """Refuse the bundles that version 0.1.0 wrote of models of several labels.
+    """Refuse bundles that version 0.1.0 wrote of models with several labels.
 
-    Their classifier weights for the native engine are those of no label: a strided view was written as the memory under
-    it, and the agreement was measured on the view.
+    Their classifier weights for the native engine are wrong: for a strided view, the memory beneath it was written,
+    while parity was measured on the view itself.
     """
     if manifest.weights is not None and manifest.num_labels > 1 and not manifest.weights.read_back:
         source = manifest.source.name

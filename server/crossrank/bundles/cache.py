@@ -1,10 +1,10 @@
-"""The cache of converted bundles: never half a bundle, whatever fails and however many processes share it.
+"""Cache converted bundles. Several processes may share the cache, and no failure leaves half a bundle in it.
 
     CACHE/bundles/TOOLS/OWNER--NAME@COMMIT/    a bundle; TOOLS names bundle format, crossrank version and CONVERSION
-    CACHE/bundles/TOOLS/refs/OWNER--NAME@main  the commit that a branch or tag last meant
+    CACHE/bundles/TOOLS/refs/OWNER--NAME@main  the commit that a branch or tag last pointed to
 
-A bundle is built beside its place and moved there whole, under a lock. Reading takes no lock and writes nothing,
-so a filled cache may be mounted read-only.
+A bundle is built in a temporary directory beside its final place and renamed, under a lock. Reading takes no lock and
+writes nothing, so a filled cache may be mounted read-only.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from crossrank.errors import BundleError, ModelSourceError
 logger = logging.getLogger(__name__)
 
 _PARTIAL = ".partial"
-# Raised where bundles that this version has converted before may score otherwise: they are converted again.
-# 2: tokens are those of transformers, segments only where the model has them, weights of several labels.
-# 3: safetensors of known families come before an ONNX graph beside them.
+# Increase this when conversion changes so that scores may change: cached bundles are then converted again.
+# 2: tokens as transformers gives them, segments only where the model has them, weights of models with several labels.
+# 3: safetensors of known families are preferred to an ONNX graph beside them.
 CONVERSION = 3
 
 
@@ -38,12 +38,12 @@ def default_cache_dir() -> Path:
 
 
 def bundle_name(model_id: str, revision: str) -> str:
-    """Return the directory name of a model's bundle; ids and revisions may hold slashes, file names may not."""
+    """Return the directory name of a model's bundle; slashes of ids and revisions become `--`."""
     return f"{model_id}@{revision}".replace("/", "--")
 
 
 def _tools_version() -> str:
-    """Return the version of crossrank that is installed; a source tree on PYTHONPATH has none."""
+    """Return the installed version of crossrank, or `source` for a source tree on PYTHONPATH."""
     try:
         return version("crossrank")
     except PackageNotFoundError:
@@ -52,7 +52,7 @@ def _tools_version() -> str:
 
 @dataclass(frozen=True)
 class CachedBundle:
-    """A bundle in the cache, as `crossrank models` shows it."""
+    """Path, revision and size of a bundle in the cache, as `crossrank models` shows it."""
 
     path: Path
     revision: str
@@ -60,17 +60,17 @@ class CachedBundle:
 
 
 def measure_bundle(path: Path, revision: str) -> CachedBundle | None:
-    """Return a bundle's size, or None where there is none; its files are not verified here."""
+    """Return the path and size of a bundle, or None if there is none. Its files are not verified."""
     if not is_bundle(path):
         return None
     return CachedBundle(path, revision, sum(file.stat().st_size for file in path.iterdir() if file.is_file()))
 
 
 class BundleCache:
-    """Bundles made by this version's tools; another bundle format or version makes its own.
+    """Store and load the bundles that this version converted; other versions and bundle formats have their own.
 
     Args:
-        directory: The cache; `default_cache_dir()` if omitted. It need not exist.
+        directory: Root of the cache; defaults to `default_cache_dir()`. It need not exist.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -78,7 +78,7 @@ class BundleCache:
         self.root = (directory or default_cache_dir()) / "bundles" / tools
 
     def load(self, name: str) -> Bundle | None:
-        """Return a bundle, or None where there is none or it is damaged and must be built again."""
+        """Return a verified bundle; None if it is absent, or damaged and must be built again."""
         target = self.root / name
         if not is_bundle(target):
             return None
@@ -89,14 +89,14 @@ class BundleCache:
             return None
 
     def build(self, name: str, write: Callable[[Path, Path], None]) -> Bundle:
-        """Make a bundle, unless another process made it meanwhile; whatever fails, nothing is left behind.
+        """Build a bundle, or return the one that another process built meanwhile. A failure leaves nothing behind.
 
         Args:
-            name: As `bundle_name` gives it.
+            name: Name from `bundle_name`.
             write: Called with (scratch directory, bundle directory), neither of which exists yet.
 
         Raises:
-            BundleError: What was written is not a bundle.
+            BundleError: `write` did not produce a valid bundle.
             ModelSourceError: The cache cannot be written.
         """
         target = self.root / name
@@ -104,7 +104,7 @@ class BundleCache:
         with self._locked(name):
             if bundle := self.load(name):
                 return bundle
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
             try:
                 partial.mkdir()
                 out = partial / "bundle"
@@ -126,7 +126,11 @@ class BundleCache:
         return measure_bundle(path, path.name.rpartition("@")[2])
 
     def remember(self, model_id: str, ref: str, commit: str) -> None:
-        """Record which commit a branch or tag means, for the day the hub cannot be asked."""
+        """Record the commit that a branch or tag points to, for use when the hub cannot be reached.
+
+        Raises:
+            ModelSourceError: The cache cannot be written.
+        """
         file = self.root / "refs" / bundle_name(model_id, ref)
         try:
             if file.is_file() and file.read_text() == commit:
@@ -139,7 +143,7 @@ class BundleCache:
             raise _unwritable(file.parent, error) from error
 
     def recall(self, model_id: str, ref: str) -> str | None:
-        """Return the commit a branch or tag last meant here, or None."""
+        """Return the commit that a branch or tag last pointed to, or None if none is recorded."""
         try:
             return (self.root / "refs" / bundle_name(model_id, ref)).read_text().strip()
         except FileNotFoundError:

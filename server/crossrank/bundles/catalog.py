@@ -1,6 +1,6 @@
 """List the models this project is made for: shape, published figures, price, licence, pinned files.
 
-Nothing here needs a network or a model; `crossrank models` prints it and `hub_ref` reads the pins.
+The catalog needs neither network nor model files. `crossrank models` prints it; `hub_ref` reads the pins.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from types import MappingProxyType
 OWNER = "cross-encoder"
 BUILTIN_ID = "crossrank-mini"
 
-# The one published price: a hosted estimate for TinyBERT-L2-v2, in USD per 1,000 documents.
+# The only published price: the estimate of a hosted service for TinyBERT-L2-v2, in USD per 1,000 documents.
 _PUBLISHED_USD = 0.008
 _PUBLISHED_USD_DOCS_PER_S = 9000
 
 
 @dataclass(frozen=True)
 class Pin:
-    """A repository state that was seen elsewhere, and the files expected there.
+    """A fixed commit of a hub repository, and the hashes expected of its files.
 
     Attributes:
-        revision: Commit of the hub repository.
-        sha256: Expected sha256 by file name; files not named here are checked against what the hub publishes.
+        revision: Commit of the repository.
+        sha256: Expected sha256 by file name; other files are checked against the hashes that the hub publishes.
     """
 
     revision: str
@@ -32,10 +32,10 @@ class Pin:
 
 @dataclass(frozen=True)
 class CatalogModel:
-    """One model and what is published of it.
+    """Entry of the catalog: a model's names, shape, published figures, price and licence.
 
     Attributes:
-        model_id: The canonical id, by which requests name the model.
+        model_id: Canonical id, by which requests name the model.
         aliases: Other spellings accepted wherever an id is.
         model_type: `bert` or `electra`, as in config.json.
         layers: Encoder layers.
@@ -43,15 +43,15 @@ class CatalogModel:
         heads: Attention heads of a layer.
         ffn: Width of the feed-forward layer.
         ndcg_at_10: NDCG@10 on TREC DL 2019 in percent, under `protocol`.
-        mrr_at_10: MRR@10 on MS MARCO dev in percent; None where nobody published it.
-        docs_per_s_v100: Documents per second its authors measured on a V100; None where nobody did.
+        mrr_at_10: MRR@10 on MS MARCO dev in percent; None if unpublished.
+        docs_per_s_v100: Documents per second that its authors measured on a V100; None if unpublished.
         usd_per_1000_docs: Price of scoring 1,000 documents, in USD.
-        price_basis: Where that price comes from.
-        price_published: Whether that price itself was published; else it is an estimate.
-        licence: SPDX identifier of the weights' licence, or in words what their terms allow where there is none.
-        terms: What the licence forbids, in a sentence for whoever serves the model; empty where nothing needs saying.
-        protocol: What `ndcg_at_10` re-ranks; figures of different protocols do not compare.
-        note: What its users must know beside the figures.
+        price_basis: Origin of that price.
+        price_published: Whether that price was published; otherwise it is an estimate.
+        licence: SPDX identifier of the weights' licence; where there is none, a word for what their terms allow.
+        terms: One sentence on what the licence forbids, for whoever serves the model; empty if nothing needs saying.
+        protocol: Candidates that `ndcg_at_10` is measured on; figures of different protocols are not comparable.
+        note: Further facts that users must know.
         pin: Revision and files loaded by default; None means the hub's `main`.
     """
 
@@ -76,7 +76,7 @@ class CatalogModel:
 
     @property
     def short_name(self) -> str:
-        """The id without its owner; accepted wherever the id is."""
+        """Id without its owner; accepted wherever the id is."""
         return self.model_id.rpartition("/")[2]
 
 
@@ -90,7 +90,17 @@ def _hub_model(
     model_type: str = "bert",
     pin: Pin | None = None,
 ) -> CatalogModel:
-    """Describe `cross-encoder/NAME`; `published` is (NDCG@10, MRR@10, documents per second on a V100)."""
+    """Return the entry of `cross-encoder/NAME`.
+
+    Args:
+        name: Name without its owner.
+        shape: Layers, hidden width, attention heads, width of the feed-forward layer.
+        published: NDCG@10 and MRR@10 in percent, documents per second on a V100.
+        licence: See `CatalogModel`.
+        old_name: Earlier name, accepted as an alias.
+        model_type: See `CatalogModel`.
+        pin: See `CatalogModel`.
+    """
     ndcg, mrr, docs_per_s = published
     aliases = [name] if old_name is None else [name, f"{OWNER}/{old_name}", old_name]
     is_priced = name == "ms-marco-TinyBERT-L2-v2"
@@ -144,7 +154,7 @@ BUILTIN = CatalogModel(
 )
 
 # Source: https://huggingface.co/cross-encoder (model cards: NDCG@10, MRR@10, docs/s, licence).
-# The pins were read in third-party code, not on the hub itself: `ID@main` overrides them.
+# The pins come from third-party code, not from the hub itself; `ID@main` overrides them.
 MODELS: tuple[CatalogModel, ...] = (
     BUILTIN,
     _hub_model(
@@ -234,7 +244,7 @@ _ID_BY_SPELLING = {
 
 
 def canonical_model_id(text: str) -> str:
-    """Return the canonical id for any accepted spelling; other text comes back stripped, otherwise as it is.
+    """Return the canonical id for any accepted spelling; other text is only stripped of white space.
 
     Older spellings (`-L-2-v2`), ids without their owner and any letter case are accepted, as the hub does.
     """
@@ -243,5 +253,5 @@ def canonical_model_id(text: str) -> str:
 
 
 def catalog_model(text: str) -> CatalogModel | None:
-    """Return the catalogue's entry for any accepted spelling of an id, or None."""
+    """Return the catalog's entry for any accepted spelling of an id, or None."""
     return _BY_ID.get(canonical_model_id(text))

@@ -1,7 +1,7 @@
-"""Files of a Hugging Face repository: fetching them, trusting them, finding them in huggingface_hub's own cache.
+"""Download and verify files of a Hugging Face repository, or find them in huggingface_hub's own cache.
 
-Only ONNX graphs, safetensors, tokenizers and JSON are ever fetched; nothing that needs unpickling. huggingface_hub does
-the talking (endpoint `HF_ENDPOINT`, token `HF_TOKEN`, resumption, progress bar) and is imported only when needed.
+Only ONNX graphs, safetensors, tokenizers and JSON are downloaded; nothing that needs unpickling. huggingface_hub
+handles the connection (endpoint `HF_ENDPOINT`, token `HF_TOKEN`, resumption, progress bar) and is imported on use.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _TIMEOUT_S = 10.0
 
 
 def list_repository(ref: HubRef, *, token: str | bool | None = None, endpoint: str | None = None) -> HubListing:
-    """Ask the hub which commit the revision means and which files it has.
+    """Ask the hub which commit the revision points to and which files it has.
 
     Raises:
-        HubUnreachable: No answer.
-        ModelSourceError: There is no such repository or revision, or it is not open to this user.
+        HubUnreachable: The hub did not answer.
+        ModelSourceError: There is no such repository or revision, or this user has no access to it.
     """
     with hub_errors(ref, endpoint):
         from huggingface_hub import HfApi
@@ -39,7 +39,7 @@ def list_repository(ref: HubRef, *, token: str | bool | None = None, endpoint: s
 
 
 def _published_sha256(file: Any) -> str | None:
-    """Return the sha256 the hub states for a large file; `lfs` is an object or a dict by version."""
+    """Return the sha256 that the hub states for a large file; versions have `lfs` as an object or as a dict."""
     lfs = getattr(file, "lfs", None)
     value = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
     return value if isinstance(value, str) else None
@@ -54,13 +54,13 @@ def download_files(
     token: str | bool | None = None,
     endpoint: str | None = None,
 ) -> dict[str, str]:
-    """Download files into a directory and check each.
+    """Download files into a directory and verify each.
 
     Args:
         ref: The model, with its pinned hashes.
-        listing: What `list_repository` answered for it.
+        listing: Its listing from `list_repository`.
         into: Directory to create; the caller removes it after a failure.
-        names: Files to fetch, of those listed.
+        names: Files to download, all of the listing.
         token: As for `list_repository`.
         endpoint: As for `list_repository`.
 
@@ -81,7 +81,7 @@ def download_files(
                 name,
                 revision=listing.commit,
                 local_dir=into,
-                # Not the shared cache, which `find_in_hub_cache` has looked through: what it refused stays out.
+                # Not the shared cache: `find_in_hub_cache` has searched it, and may have refused its files.
                 cache_dir=into / ".cache",
                 token=token,
                 endpoint=endpoint,
@@ -105,16 +105,16 @@ def download_model(
     token: str | bool | None = None,
     endpoint: str | None = None,
 ) -> dict[str, str]:
-    """Download what a bundle is made from: the small files first, then the weights if those pass.
+    """Download the files that a bundle is made from: the small ones first, the weights only if `check` accepts those.
 
     Args:
         ref: The model, with its pinned hashes.
-        listing: What `list_repository` answered for it.
+        listing: Its listing from `list_repository`.
         into: Directory to create; the caller removes it after a failure.
         kind: See `choose_files`.
         reads_weights: See `choose_files`.
-        more: Further files, if they are there.
-        check: Called with the directory of config.json and its companions; raises what it refuses.
+        more: Further files, downloaded if the repository has them.
+        check: Called with the directory of config.json and its companions, and the kind; raises an error to refuse.
         token: As for `list_repository`.
         endpoint: As for `list_repository`.
 
@@ -123,7 +123,7 @@ def download_model(
 
     Raises:
         HubUnreachable: The connection failed or broke off.
-        ModelSourceError: Something is missing, refused, or not what is pinned or published.
+        ModelSourceError: A file is missing, refused by `check`, or has another sha256 than pinned or published.
     """
     fetch = partial(download_files, ref, listing, into, token=token, endpoint=endpoint)
 
@@ -152,20 +152,20 @@ def find_in_hub_cache(
     reads_weights: ReadsWeights = lambda config: True,
     remedy: str | None = None,
 ) -> tuple[Path, str, dict[str, str]] | None:
-    """Look for the files in huggingface_hub's own cache (HF_HOME), without any network.
+    """Find a model's files in huggingface_hub's own cache (HF_HOME), without network.
 
     Args:
         ref: The model.
-        listing: What the hub has, where it could be asked; else what lies in the cache has to do.
+        listing: Files that the hub has; None if it was not asked, then the cached files must do.
         kind: See `choose_files`.
         reads_weights: See `choose_files`.
-        remedy: The end of the message for a file with the wrong hash; by default it says how to replace it.
+        remedy: End of the error message for a file with the wrong hash; defaults to how to replace the file.
 
     Returns:
-        (directory, commit, sha256 by file name), or None where files are missing there.
+        (directory, commit, sha256 by file name), or None if files are missing.
 
     Raises:
-        ModelSourceError: The files are there and one differs from what is pinned or published, or links elsewhere.
+        ModelSourceError: A file has another sha256 than pinned or published, or links outside of its repository.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -185,7 +185,7 @@ def find_in_hub_cache(
             reads_weights=reads_weights,
         )
     except ModelSourceError:
-        # What lies there may be incomplete; weights are not, as they come last.
+        # The cached files may be incomplete, unless weights are among them: those are downloaded last.
         if listing is None and any(name.endswith(".safetensors") for name in present):
             raise
         return None
@@ -199,7 +199,11 @@ def find_in_hub_cache(
 
 
 def _verify(ref: HubRef, directory: Path, names: list[str], expected: Mapping[str, str], remedy: str) -> dict[str, str]:
-    """Return the sha256 of each file, or raise ModelSourceError where one differs from what is expected."""
+    """Return the sha256 of each file, by name.
+
+    Raises:
+        ModelSourceError: One differs from the expected sha256.
+    """
     actual = {name: sha256_of(directory / name) for name in names}
     for name, value in actual.items():
         if name in expected and value != expected[name]:

@@ -1,4 +1,4 @@
-"""Names of models on the Hugging Face hub, and what its errors mean, in one sentence each."""
+"""Parse ids of models on the Hugging Face hub, and turn errors of the hub into one sentence each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPE
 
 
 class HubUnreachable(ModelSourceError):
-    """The hub did not answer; what is cached may serve instead."""
+    """The hub did not answer; a cached model may serve instead."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class HubRef:
     Attributes:
         model_id: `owner/name`.
         revision: A commit, branch or tag.
-        sha256: What pinned files must hash to.
+        sha256: Expected sha256 of pinned files, by name.
     """
 
     model_id: str
@@ -41,28 +41,33 @@ class HubRef:
 
     @property
     def is_commit(self) -> bool:
-        """Tell whether the revision is a full commit, which never changes its meaning."""
+        """Whether the revision is a full commit hash, which always names the same files."""
         return COMMIT.fullmatch(self.revision) is not None
 
 
 @dataclass(frozen=True)
 class HubListing:
-    """A repository at one commit: sha256 by file name, None where the hub publishes none (small files)."""
+    """Files of a repository at one commit.
+
+    Attributes:
+        commit: Full commit hash.
+        files: sha256 by file name; None where the hub publishes none (small files).
+    """
 
     commit: str
     files: Mapping[str, str | None]
 
     @property
     def published_sha256(self) -> dict[str, str]:
-        """The hashes the hub does publish."""
+        """Hashes that the hub publishes, by file name."""
         return {name: value for name, value in self.files.items() if value is not None}
 
 
 def parse_hub_ref(spec: str, revision: str | None = None) -> HubRef:
-    """Read `owner/name` or `owner/name@revision`; a pinned model's pin holds unless another revision is named.
+    """Parse `owner/name` or `owner/name@revision`. A pinned model has its pin unless another revision is named.
 
     Raises:
-        ModelSourceError: The text has not the form of a hub id.
+        ModelSourceError: The text is not a hub id, or the revision is malformed.
     """
     text, _, inline = spec.strip().partition("@")
     model_id = canonical_model_id(text)
@@ -86,7 +91,12 @@ def parse_hub_ref(spec: str, revision: str | None = None) -> HubRef:
 
 @contextmanager
 def hub_errors(ref: HubRef, endpoint: str | None) -> Iterator[None]:
-    """Turn whatever huggingface_hub raises (requests or httpx underneath, by version) into one sentence."""
+    """Turn errors of huggingface_hub, and of requests or httpx beneath it, into one sentence each.
+
+    Raises:
+        HubUnreachable: The hub did not answer, or failed.
+        ModelSourceError: The hub refused the request or lacks the file, or the disk cannot be written.
+    """
     from huggingface_hub import errors
 
     name = f"{ref.model_id}@{ref.revision}"
@@ -108,7 +118,7 @@ def hub_errors(ref: HubRef, endpoint: str | None) -> Iterator[None]:
             f"{ref.model_id} has no revision {ref.revision}: give a commit, branch or tag it has, such as "
             f"{ref.model_id}@main"
         ) from error
-    # Before EntryNotFoundError, its base: huggingface_hub's word for "the hub did not answer".
+    # Before EntryNotFoundError, its base class: huggingface_hub raises it where the hub did not answer.
     except errors.LocalEntryNotFoundError as error:
         cause = error.__cause__ or error
         raise _refused(name, cause) or _unreachable(name, endpoint, cause) from error
@@ -128,7 +138,7 @@ def hub_errors(ref: HubRef, endpoint: str | None) -> Iterator[None]:
 
 
 def _refused(name: str, error: BaseException) -> ModelSourceError | None:
-    """Describe an HTTP error status; None where there was no answer at all."""
+    """Return the error for an HTTP status; None if there was no response."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is None:
         return None
@@ -147,7 +157,7 @@ def _unreachable(name: str, endpoint: str | None, error: BaseException) -> HubUn
 
 
 def _reason(error: BaseException) -> str:
-    """Say what the operating system said, such as "Connection refused", where anything down the chain did."""
+    """Return the operating system's message, such as "Connection refused", if one is among the error's causes."""
     step: BaseException | None = error
     while step is not None:
         if isinstance(step, OSError) and isinstance(step.strerror, str):

@@ -1,11 +1,11 @@
-"""Which files of a model are read, in whatever layout its owner keeps them, and why a model cannot be read.
+"""Choose the files of a model that are read, in any common layout, or say why the model cannot be read.
 
-    config.json, tokenizer.json           always; vocab.txt in place of tokenizer.json, of BERT's tokenizers
-    onnx/model.onnx, model.onnx           its graph; else the only other one, fp16 before nothing
+    config.json, tokenizer.json           always; vocab.txt can replace tokenizer.json for BERT's tokenizers
+    onnx/model.onnx, model.onnx           the graph; else another one, the least reduced in precision
     onnx/model.onnx_data                  the graph's external data, under any name
-    model.safetensors                     its weights, whole or in the shards of model.safetensors.index.json
+    model.safetensors                     the weights, in one file or in the shards of model.safetensors.index.json
 
-The names come from a directory or from the hub's listing; what is decided is the same for both.
+File names come from a directory or from the hub's listing; the choice is the same for both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocab.txt"
 MODULES = "modules.json"
 CARD = "README.md"
-# Read where they are there.
+# Read if present.
 COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -37,27 +37,27 @@ ADAPTER = "adapter_config.json"
 _GRAPHS = ("onnx/model.onnx", "model.onnx")
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-# What the file name of a graph says that is not plain fp32.
+# Marks in the file names of graphs that are not plain fp32.
 _HALF = re.compile(r"fp16|float16|bf16|half|_o4\b", re.IGNORECASE)
 _OPTIMIZED = re.compile(r"_o[1-4]$|optimized", re.IGNORECASE)
 _QUANTIZED = re.compile(r"quant|int8|int4|q4|q8|bnb|_i8", re.IGNORECASE)
 
 Kind = Literal["safetensors", "onnx"]
-# Gives the content of one of the model's small files.
+# Returns the content of one of the model's small files.
 Read = Callable[[str], bytes]
-# Tells by the content of config.json whether a model's safetensors are read rather than its graph.
+# Tells by the content of config.json whether a model's safetensors are preferred to its ONNX graph.
 ReadsWeights = Callable[[dict[str, Any]], bool]
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model that are read.
+    """Files of a model that are read.
 
     Attributes:
-        kind: What its graph is made from.
-        graph: The ONNX file, where kind is `onnx`.
+        kind: Form of the model: `safetensors` or `onnx`.
+        graph: The ONNX file if kind is `onnx`, else None.
         names: All files but the graph's external data, POSIX paths relative to the model's directory or repository.
-        data: Files that exporters write as the graph's external data, by their names.
+        data: Files named as exporters name a graph's external data.
     """
 
     kind: Kind
@@ -74,17 +74,17 @@ def choose_files(
     kind: Kind | None = None,
     reads_weights: ReadsWeights = lambda config: True,
 ) -> ModelFiles:
-    """Choose what is read of the files that are there.
+    """Choose which of a model's files are read.
 
     Args:
-        names: POSIX paths relative to the model's directory or repository.
-        where: The hub id or directory, for messages.
-        read: Reads a small file of it.
-        kind: Insist on safetensors or ONNX.
-        reads_weights: Tells by config.json whether safetensors come before a graph.
+        names: Files of the model, POSIX paths relative to its directory or repository.
+        where: Hub id or directory of the model, for error messages.
+        read: Reads a small file of the model.
+        kind: Accept only this form; None accepts both.
+        reads_weights: Tells by config.json whether safetensors are preferred to an ONNX graph.
 
     Raises:
-        ModelSourceError: Something is missing: what, why it is needed, and what to do.
+        ModelSourceError: The model cannot be read; the message says what is missing, why it is needed, and what to do.
     """
     present = set(names)
     _refuse_adapter(present, where, read)
@@ -104,12 +104,12 @@ def choose_files(
 
 
 def graph_among(names: Collection[str], where: str) -> str | None:
-    """Return the ONNX graph to read: `model.onnx`, else the one other of the least reduced precision.
+    """Return the ONNX graph to read: `model.onnx`, else the one least reduced in precision; None if there is none.
 
-    Of graphs that were optimized by ONNX Runtime to different levels, the least optimized one.
+    Of graphs that ONNX Runtime optimized to different levels, the least optimized one is taken.
 
     Raises:
-        ModelSourceError: There are several, and their names do not say how they differ.
+        ModelSourceError: Several graphs are left whose names do not tell how they differ.
     """
     for name in _GRAPHS:
         if name in names:
@@ -129,10 +129,10 @@ def graph_among(names: Collection[str], where: str) -> str | None:
 
 
 def weights_among(names: Collection[str], where: str, read: Read) -> list[str]:
-    """Return the safetensors to read, the index and all of its shards where there are several.
+    """Return the safetensors to read; of a model in shards, the index and every shard.
 
     Raises:
-        ModelSourceError: A shard that the index names is not there.
+        ModelSourceError: The index is malformed, or a shard that it names is missing.
     """
     if _WEIGHTS in names:
         return [_WEIGHTS]
@@ -151,10 +151,10 @@ def weights_among(names: Collection[str], where: str, read: Read) -> list[str]:
 
 
 def read_object(name: str, where: str, read: Read) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON file whose content is an object.
 
     Raises:
-        ModelSourceError: It is none.
+        ModelSourceError: The file is unreadable or holds no JSON object.
     """
     try:
         value = json.loads(read(name))
@@ -166,7 +166,7 @@ def read_object(name: str, where: str, read: Read) -> dict[str, Any]:
 
 
 def own_code(config: dict[str, Any]) -> str | None:
-    """Return the class that a model's own Python code defines, which is never run here; None where it has none."""
+    """Return the class that a model's own Python code defines, or None. Such code is never run."""
     classes = config.get("auto_map")
     if not isinstance(classes, dict):
         return None
@@ -178,7 +178,7 @@ def own_code(config: dict[str, Any]) -> str | None:
 
 
 def why_own_code(where: str, name: str) -> str:
-    """Return the sentence that refuses a model's own code."""
+    """Return the error message for a model that needs its own code."""
     return (
         f"{where} needs its own code (class {name}), which is never run here: ask its owner for an ONNX graph "
         f"({_GRAPHS[0]}), or export one where you trust that code"
@@ -186,7 +186,7 @@ def why_own_code(where: str, name: str) -> str:
 
 
 def _data_beside(graph: str, names: Collection[str]) -> list[str]:
-    """Return the files that exporters write as a graph's external data: those named after it."""
+    """Return the files named after a graph, as exporters name its external data."""
     return sorted(name for name in names if name.startswith(graph) and re.fullmatch(r"[._][^/]+", name[len(graph) :]))
 
 
@@ -215,7 +215,7 @@ def _refuse_incomplete(present: set[str], where: str) -> None:
 
 
 def why_no_tokenizer(where: str) -> str:
-    """Return the sentence that refuses a model without a tokenizer that is read here."""
+    """Return the error message for a model without a tokenizer that can be read."""
     return (
         f"{where} has no {TOKENIZER}: save a fast tokenizer there, with "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers"
@@ -223,7 +223,7 @@ def why_no_tokenizer(where: str) -> str:
 
 
 def _why_nothing(present: set[str], where: str, read: Read, kind: Kind | None) -> str:
-    """Say what to do about a model without what was looked for, judging by what it has instead."""
+    """Return the error message for a model without weights that can be read, by the files that it has instead."""
     if any(name.endswith(".safetensors") for name in present):
         code = own_code(read_object(CONFIG, where, read)) if CONFIG in present else None
         if code is not None:

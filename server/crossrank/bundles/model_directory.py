@@ -1,4 +1,4 @@
-"""A model's directory on disk: its files and what they link to, the external data of its graph, its name."""
+"""Inspect a model's directory on disk: its files and links, the external data of its graph, its name."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path, PurePosixPath
 from crossrank.bundles.layout import CONFIG, ModelFiles
 from crossrank.errors import ModelSourceError
 
-# A key of TensorProto.external_data, as protobuf writes it: field 1, 8 bytes.
+# The key `location` of TensorProto.external_data as protobuf encodes it: field 1, 8 bytes.
 _LOCATION = b"\x0a\x08location"
-# Of huggingface_hub's cache: models--OWNER--NAME/snapshots/COMMIT.
+# A repository in huggingface_hub's cache: models--OWNER--NAME/snapshots/COMMIT.
 _REPOSITORY = re.compile(r"models--(?P<id>.+)")
 
 
 def files_of(directory: Path) -> list[str]:
-    """Return the files of a model's directory and of its folder `onnx`, as POSIX paths relative to it."""
+    """Return the files of a model's directory and of its folder `onnx`, as POSIX paths relative to the directory."""
     paths = [*directory.glob("*"), *directory.glob("onnx/*")]
     return sorted(path.relative_to(directory).as_posix() for path in paths if path.is_file())
 
 
 def locate(path: Path) -> tuple[Path, str | None]:
-    """Return the directory of a model and, where its path names an ONNX file, that file relative to it.
+    """Return a model's directory and, if `path` is an ONNX file, that file's path relative to the directory.
 
     Raises:
-        ModelSourceError: There is no such directory or file.
+        ModelSourceError: The path does not exist, or is a file of another type.
     """
     if path.is_dir():
         return path, None
@@ -40,25 +40,25 @@ def locate(path: Path) -> tuple[Path, str | None]:
 
 
 def name_of(directory: Path) -> str:
-    """Return what a model is called after its directory: the hub id where that is a snapshot of the hub's cache."""
+    """Return a model's name: the hub id for a snapshot in huggingface_hub's cache, else the name of the directory."""
     directory = directory.resolve()
     repository = _repository(directory)
     if repository is None:
         return directory.name
     match = _REPOSITORY.fullmatch(repository.name)
-    assert match is not None  # _repository has looked
+    assert match is not None  # checked by _repository
     return match["id"].replace("--", "/", 1)
 
 
 def checked_files(directory: Path, files: ModelFiles) -> list[str]:
-    """Return all files that are read of a model, its graph's external data included, once they may be read.
+    """Check the files of a model and return them, the external data of its graph included.
 
     Args:
-        directory: The model's.
-        files: Chosen of those there.
+        directory: Directory of the model.
+        files: Files chosen from it.
 
     Raises:
-        ModelSourceError: One links to somewhere else, stands for another file, is cut off or is not there.
+        ModelSourceError: A file is missing, cut off or a placeholder, or links outside of the model.
     """
     names = [*files.names, *files.data]
     _refuse_foreign_links(directory, names)
@@ -69,10 +69,10 @@ def checked_files(directory: Path, files: ModelFiles) -> list[str]:
 
 
 def _external_data(directory: Path, graph: str) -> list[str]:
-    """Return the files that hold tensors of a graph, as POSIX paths relative to the model's directory.
+    """Return the external data files of a graph, as POSIX paths relative to the model's directory.
 
     Raises:
-        ModelSourceError: One is not there, or lies outside of the model.
+        ModelSourceError: A file is missing, cut off or a placeholder, or lies outside of the model.
     """
     locations = external_locations(directory / graph)
     names = {_inside(directory, graph, location): size for location, size in locations.items()}
@@ -87,10 +87,10 @@ def _external_data(directory: Path, graph: str) -> list[str]:
 
 
 def external_locations(path: Path) -> dict[str, int]:
-    """Return where a graph file says that tensors lie, relative to its folder, and where the last of them ends.
+    """Return the external data files that a graph names, relative to its folder, with the bytes that it reads of each.
 
     Args:
-        path: A file; one that is no graph names nothing.
+        path: The graph. A file that is not a graph gives an empty result.
     """
     with path.open("rb") as stream:
         try:
@@ -103,7 +103,7 @@ def external_locations(path: Path) -> dict[str, int]:
 
     try:
         model = onnx_ir.load(path)
-    except Exception:  # protobuf and onnx_ir raise trees of their own; who reads the graph says what is wrong with it
+    except Exception:  # protobuf and onnx_ir raise many types; whoever reads the graph next reports the error
         return {}
     tensors = [value.const_value for value in model.graph.initializers.values()]
     for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph):
@@ -118,10 +118,10 @@ def external_locations(path: Path) -> dict[str, int]:
 
 
 def _refuse_placeholders(directory: Path, names: Iterable[str]) -> None:
-    """Refuse files that stand for others: pointers of Git LFS, web pages of an error, nothing at all.
+    """Refuse placeholders: pointers of Git LFS, web pages, empty files.
 
     Raises:
-        ModelSourceError: Names the first, and how to get the file.
+        ModelSourceError: A file is a placeholder; the message names the first and says how to get the file.
     """
     for name in names:
         with (directory / name).open("rb") as stream:
@@ -137,10 +137,10 @@ def _refuse_placeholders(directory: Path, names: Iterable[str]) -> None:
 
 
 def _refuse_foreign_links(directory: Path, names: list[str]) -> None:
-    """Refuse files of a hub snapshot that link to somewhere else than its repository.
+    """Refuse files of a hub snapshot that link outside of their repository.
 
     Raises:
-        ModelSourceError: Names the first.
+        ModelSourceError: A file does; the message names the first.
     """
     repository = _repository(directory.resolve())
     if repository is None:
@@ -155,7 +155,11 @@ def _refuse_foreign_links(directory: Path, names: list[str]) -> None:
 
 
 def _inside(directory: Path, graph: str, location: str) -> str:
-    """Return the place of a graph's external data in the model's directory."""
+    """Return the path of a graph's external data, relative to the model's directory.
+
+    Raises:
+        ModelSourceError: The file is missing, or lies outside of the model.
+    """
     where = f"{directory / graph}: its external data {location!r}"
     parts = PurePosixPath(location).parts
     if not parts or location.startswith("/") or "\\" in location or ".." in parts:
@@ -164,7 +168,7 @@ def _inside(directory: Path, graph: str, location: str) -> str:
     file = directory / path
     if not file.is_file():
         raise ModelSourceError(f"{where} is not there: download the whole model, {path} included")
-    # A graph that is a link itself was put there by its owner, and its data may lie where it leads.
+    # If the graph itself is a link, its owner made it: the data may lie beside the link's target.
     roots = (_repository(directory.resolve()) or directory.resolve(), (directory / graph).resolve().parent)
     if not any(file.resolve().is_relative_to(root) for root in roots):
         raise ModelSourceError(
@@ -174,7 +178,7 @@ def _inside(directory: Path, graph: str, location: str) -> str:
 
 
 def _repository(directory: Path) -> Path | None:
-    """Return the repository in huggingface_hub's cache that a directory is a snapshot of."""
+    """Return the repository in huggingface_hub's cache that a directory is a snapshot of, or None."""
     parents = directory.parents
     if len(parents) < 2 or parents[0].name != "snapshots" or _REPOSITORY.fullmatch(parents[1].name) is None:
         return None

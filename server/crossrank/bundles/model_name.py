@@ -1,4 +1,4 @@
-"""Names that requests give models."""
+"""Check the names by which requests select models."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.:/@+-]{0,199}", re.ASCII)
 
 
 def split_name(spec: str) -> tuple[str | None, str]:
-    """Return the name and the rest of `NAME=MODEL`; no name where there is none, or where that is a path.
+    """Split `NAME=MODEL` into name and model. The name is None if there is none, or if the whole text is a path.
 
     Raises:
-        ModelSourceError: The name is not one.
+        ModelSourceError: The name is malformed.
     """
     name, equals, rest = spec.partition("=")
     if not equals or Path(spec).expanduser().exists():
@@ -23,10 +23,10 @@ def split_name(spec: str) -> tuple[str | None, str]:
 
 
 def checked_name(name: str) -> str:
-    """Return a name that requests can give a model.
+    """Return the name if requests can select a model by it.
 
     Raises:
-        ModelSourceError: It is none.
+        ModelSourceError: The name is malformed.
     """
     if _NAME.fullmatch(name) is None:
         raise ModelSourceError(

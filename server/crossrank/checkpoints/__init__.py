@@ -1,9 +1,10 @@
-"""What `save_pretrained` writes, opened without torch and transformers: config.json, safetensors and a tokenizer.
+"""Convert models written by `save_pretrained` to bundles, without torch and transformers.
 
-config          what config.json and its companions say; what gives no score for a pair is refused
-tokens          the tokenizer as transformers uses it, from tokenizer_settings, tokenizer_classes and pair_template
-families        which families are opened, and where each keeps its weights
-weights         the weights by role, mapped from the files by tensors, checked against config.json
-graph           the ONNX graph of those weights, with emitter, activations and position_bias
-convert         a bundle of it all
+config          reads config.json and its companions; refuses models that give no score for a pair
+tokens          reads the tokenizer as transformers uses it: tokenizer_settings, tokenizer_classes, pair_template,
+                vocabulary
+families        describes the supported families and the names of their weights
+weights         reads the weights by role from safetensors (tensors), and checks them against config.json
+graph           builds the ONNX graph of those weights: emitter, activations, position_bias
+convert         writes the bundle; converters finds the installed converter for all other models
 """

@@ -1,4 +1,4 @@
-"""Activations of transformers as ONNX operators, by the names that config.json gives them.
+"""Express transformers' activations as ONNX operators, by the names that config.json gives them.
 
 Source: activations.py of https://github.com/huggingface/transformers, v4.57.6 (`ACT2FN`).
 """
@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 from crossrank.checkpoints.emitter import Emitter
 
-# Appends the nodes of an activation: (emitter, name of its input) to name of its output.
+# Appends the nodes of an activation: takes the emitter and the input's name, returns the output's name.
 Emit = Callable[[Emitter, str], str]
 
 
 def _gelu(emit: Emitter, x: str) -> str:
-    """Append x (1 + erf(x / sqrt 2)) / 2, in the form that runtimes recognize."""
+    """Append x (1 + erf(x / sqrt 2)) / 2, in the form that runtimes recognize as GELU."""
     erf = emit.op("Erf", emit.op("Div", x, emit.scalar(math.sqrt(2))))
     return emit.op("Mul", emit.op("Mul", x, emit.op("Add", erf, emit.scalar(1))), emit.scalar(0.5))
 
@@ -49,4 +49,4 @@ ACTIVATIONS: dict[str, Emit] = {
     "tanh": lambda emit, x: emit.op("Tanh", x),
 }
 ERF_GELU = ("gelu", "gelu_python")
-"""Those of BERT as published, which the native engine computes."""
+"""Names of the published BERT's activation, which the native engine computes."""

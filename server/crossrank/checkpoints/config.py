@@ -19,14 +19,15 @@ logger = logging.getLogger(__name__)
 _GENERATIVE = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ForSeq2SeqLM")
 _CLASSIFIER = "ForSequenceClassification"
 _SETTINGS = "config_sentence_transformers.json"
-# Those of torch.nn that keep the order of scores, and softmax over labels.
+# Activations of torch.nn that keep the order of scores, and softmax over labels.
 _ACTIVATIONS = frozenset({"identity", "sigmoid", "tanh", "softplus", "logsigmoid", "softmax", "relu"})
-# Models whose position ids start after the padding id, so that the table is longer than the window.
+# Models whose position ids start after the padding id, so that the position table is longer than the window.
 _OFFSET_POSITIONS = (
     *("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
     *("xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
-# The pad_token_id of a family whose config.json names none, as its class in transformers has it; else 0, BERT's.
+# Families by the default pad_token_id of their configuration in transformers, for a config.json that states none. None
+# is no padding token; all other families have 0.
 _PADDING: dict[int | None, tuple[str, ...]] = {
     1: (
         *_OFFSET_POSITIONS,
@@ -59,7 +60,7 @@ _PADDING: dict[int | None, tuple[str, ...]] = {
         *("phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "stablelm", "starcoder2", "transfo-xl"),
     ),
 }
-# How config.json of each family spells the same number.
+# Names of the same number in config.json of different families.
 _SPELLINGS = {
     "layers": ("num_hidden_layers", "n_layers", "num_layers", "n_layer"),
     "hidden": ("hidden_size", "dim", "d_model"),
@@ -71,15 +72,16 @@ _SPELLINGS = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What config.json says of a model.
+    """Configuration of a model as config.json and its companions state it.
 
     Attributes:
-        architecture: Its shape.
-        num_labels: Logits a pair gets.
-        activation: What its authors apply to the logit: `identity`, `sigmoid` ..., the class's own name in lower case.
-        window: Positions of the encoder in tokens, None where the config names no limit.
-        pad_token_id: Id that fills a batch, None where the model has none.
-        segment_types: Rows of the segment embedding; 0 or 1 where segments mean nothing.
+        architecture: Shape of the encoder.
+        num_labels: Number of logits of a pair.
+        activation: Activation that the authors apply to the logit: `identity`, `sigmoid` ..., the class name of
+            torch.nn in lower case; another class by its path.
+        window: Maximum tokens that the encoder has positions for; None if config.json states no limit.
+        pad_token_id: Id of the padding token; None if the model has none.
+        segment_types: Rows of the segment embeddings; with 0 or 1, segments have no meaning.
     """
 
     architecture: Architecture
@@ -93,17 +95,17 @@ class ModelConfig:
 def read_config(
     directory: Path, kind: Kind = "onnx", *, is_known_class: Callable[[str, str], bool] = is_own_class
 ) -> ModelConfig:
-    """Read config.json, and what sentence-transformers writes beside it.
+    """Read config.json, and the files that sentence-transformers writes beside it.
 
     Args:
-        directory: The model's.
-        kind: What its graph is made from; safetensors need the class that the config names.
-        is_known_class: Tells by model_type and class name whether a class that the config calls the model's own code is
-            known without that code: a config.json may still name code that the model once needed.
+        directory: Directory of the model.
+        kind: Form of the model; safetensors need the class that config.json names.
+        is_known_class: Tells by model_type and class name whether a class that config.json lists as the model's own
+            code can be read without that code: config.json may still list code that the model once needed.
 
     Raises:
-        ModelSourceError: It is unreadable, incomplete, of a model that gives no score for a pair, or of one that needs
-            code of its own.
+        ModelSourceError: config.json is unreadable or incomplete, or the model gives no score for a pair or needs its
+            own code.
     """
     path = directory / CONFIG
     config = _read(directory, CONFIG)
@@ -140,10 +142,10 @@ def read_config(
 
 
 def choose_label(num_labels: int, label: int | None, where: str) -> int:
-    """Return which logit is the score.
+    """Return the index of the logit that is the score.
 
     Raises:
-        ModelSourceError: There are several and none is named, or there is no such label.
+        ModelSourceError: There are several logits and none is chosen, or the chosen one does not exist.
     """
     if label is None and num_labels > 1:
         raise ModelSourceError(
@@ -160,7 +162,7 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
 
 
 def _refuse_malformed(config: dict[str, Any], path: Path) -> None:
-    """Refuse a config whose fields are not of their kind, before one is taken for something else."""
+    """Refuse a config.json whose fields have wrong types, before any is used."""
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ModelSourceError(f"{path}: architectures is {str(names)[:80]}, not a list of class names")
@@ -174,7 +176,7 @@ def _refuse_malformed(config: dict[str, Any], path: Path) -> None:
 
 
 def _refuse_modules(directory: Path) -> None:
-    """Refuse what sentence-transformers computes beside the classifier: modules after it, and a default prompt.
+    """Refuse models that need more of sentence-transformers than the classifier: further modules or a default prompt.
 
     Source: `CrossEncoder` of https://github.com/huggingface/sentence-transformers, from version 5.4 on
     """
@@ -221,7 +223,7 @@ def _refuse_architecture(config: dict[str, Any], path: Path) -> None:
 
 
 def _pad_token_id(config: dict[str, Any], vocab_size: int) -> int | None:
-    """Return the id of padding, that of the family where config.json has none; some write -1 for none at all."""
+    """Return the padding id of config.json, else of the family; None if it is no valid id (some models write -1)."""
     if "pad_token_id" in config:
         stated = config["pad_token_id"]
     else:
@@ -242,7 +244,7 @@ def _num_labels(config: dict[str, Any]) -> int:
 
 
 def _activation(directory: Path, config: dict[str, Any], num_labels: int) -> str:
-    """Return what CrossEncoder.predict applies by default; one that is not known is said and serves as its name.
+    """Return the activation that CrossEncoder.predict applies by default; an unknown one is logged and kept by path.
 
     Source: `CrossEncoder.get_default_activation_fn`, https://github.com/huggingface/sentence-transformers
     """

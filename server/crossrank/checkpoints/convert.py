@@ -1,4 +1,4 @@
-"""Make a bundle of a checkpoint: its graph and, for the native engine, its weights by role."""
+"""Convert a checkpoint to a bundle: write its graph and, for the native engine, its weights by role."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ logger = logging.getLogger(__name__)
 def bundle_from_checkpoint(
     directory: Path, weights_files: list[str], out: Path, source: Source, label: int | None = None
 ) -> None:
-    """Write an fp32 bundle of a checkpoint of a family whose graph is built here.
+    """Write an fp32 bundle of a checkpoint whose family `families` describes.
 
     Args:
-        directory: Holds config.json, the tokenizer and the safetensors.
+        directory: Directory with config.json, the tokenizer and the safetensors.
         weights_files: Names of the safetensors.
-        out: The bundle directory to create.
-        source: What the manifest records.
-        label: Which logit is the score, where the model gives several.
+        out: Bundle directory to create.
+        source: Origin of the model, recorded in the manifest.
+        label: Index of the logit that is the score, where the model gives several.
 
     Raises:
-        ModelSourceError: The files are damaged, contradict each other, or are not of a cross-encoder.
+        ModelSourceError: The files are damaged, contradict each other, or are not of a supported cross-encoder.
     """
     config = read_config(directory, "safetensors")
     chosen = choose_label(config.num_labels, label if config.num_labels > 1 else None, str(directory))
@@ -75,7 +75,7 @@ def bundle_from_checkpoint(
 
 
 def _refuse_lost_segments(directory: Path, weights: CheckpointWeights, tokens: PairTokens) -> None:
-    """Refuse a tokenizer that names segments which the model has no rows for."""
+    """Refuse a tokenizer that gives segments for which the model has no embeddings."""
     most = max(tokens.template.segments)
     if weights.segments and most >= weights.segments:
         raise ModelSourceError(
@@ -87,7 +87,7 @@ def _refuse_lost_segments(directory: Path, weights: CheckpointWeights, tokens: P
 def _write_graph(
     out: Path, weights: CheckpointWeights, activation: str, pad_token_id: int
 ) -> tuple[Graph, dict[str, int], dict[str, str]]:
-    """Write the graph and its weights; return its entry, places of weights by role, and hashes by file."""
+    """Write the graph and its weights; return its manifest entry, byte offsets by role, and sha256 by file name."""
     with WeightsFile(out / f"{_GRAPH}_data") as file:
         emit = Emitter(file)
         builder = GraphBuilder(emit, weights, activation, pad_token_id)
@@ -107,15 +107,15 @@ def _write_graph(
 def _write_weights(
     out: Path, weights: CheckpointWeights, activation: str, label: int, graph: Graph, offsets: dict[str, int]
 ) -> Weights | None:
-    """Write the weights that the native engine reads and the graph does not hold; None for other models.
+    """Write the weights that the native engine reads and the graph does not hold; return None for other models.
 
     Args:
-        out: The bundle.
-        weights: Of the checkpoint.
-        activation: Of the layers.
-        label: Which logit is the score.
-        graph: Entry of the graph.
-        offsets: Where its data file holds weights, by role.
+        out: The bundle directory.
+        weights: Weights of the checkpoint.
+        activation: Activation of the layers.
+        label: Index of the logit that is the score.
+        graph: Manifest entry of the graph.
+        offsets: Byte offsets of weights in the graph's data file, by role.
     """
     sizes = weights.sizes
     if not is_native_shape(sizes) or activation not in ERF_GELU or not weights.segments:

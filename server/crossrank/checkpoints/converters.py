@@ -1,6 +1,6 @@
-"""What makes bundles of models that the library does not open itself, and whether that is installed.
+"""Find the installed converter for models that the library does not convert itself.
 
-Another distribution, or `crossrank_export` beside this package, offers a function by an entry point:
+A converter is a function that a distribution registers as an entry point, as this one does for `crossrank_export`:
 
     [project.entry-points."crossrank.converters"]
     export = "crossrank_export.pipeline:bundle_from_files"
@@ -20,16 +20,23 @@ from crossrank.reasons import reason_of
 
 GROUP = "crossrank.converters"
 
-# (model directory or ONNX file, bundle directory to create, where it came from and which files are read, which of
-# several logits is the score); raises CrossrankError if it cannot.
+# (model directory or ONNX file, bundle directory to create, origin with the files to read, index of the logit that is
+# the score); raises CrossrankError on failure.
 Convert = Callable[[Path, Path, Source, "int | None"], None]
 
 
 def installed_converter(path: Path, out: Path, source: Source, label: int | None) -> None:
-    """Convert with the first converter that is installed, by name.
+    """Convert a model with the installed converter, the first by name if there are several.
+
+    Args:
+        path: Directory of the model, or an ONNX file.
+        out: Bundle directory to create.
+        source: Origin of the model, with the files to read.
+        label: Index of the logit that is the score, where the model gives several.
 
     Raises:
-        ModelSourceError: None is installed, or it cannot be imported.
+        ModelSourceError: No converter is installed, or it cannot be imported.
+        CrossrankError: The conversion failed.
     """
     found = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     if not found:
@@ -48,5 +55,5 @@ def installed_converter(path: Path, out: Path, source: Source, label: int | None
 
 
 def torch_is_installed() -> bool:
-    """Tell whether what converts safetensors of any family is there, without importing it."""
+    """Tell whether the packages that convert safetensors of any family are installed, without importing them."""
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "optimum"))

@@ -1,6 +1,6 @@
-"""Write an ONNX graph node by node, its weights one after the other into a file beside it.
+"""Write an ONNX graph node by node, with its weights in a file beside it.
 
-No more than one weight at a time is copied in memory, whatever the size of the model.
+Memory holds a copy of at most one weight at a time, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 OPSET = 17
-"""The first with LayerNormalization as one operator; TensorRT 10.4 reads up to 20."""
+"""The first opset with LayerNormalization as one operator; TensorRT 10.4 reads up to 20."""
 
 _IR_VERSION = 8
-# Constants of shapes and scalars stay in the graph, where runtimes look for them while they optimize it.
+# Smaller constants, such as shapes and scalars, stay in the graph, where runtimes look for them to optimize it.
 _INLINE_BYTES = 1024
-# Runtimes map the file into memory by pages.
+# Each array begins on a page, as runtimes map the file into memory by pages.
 _ALIGNMENT = 4096
 _PIECE_BYTES = 1 << 24
 
 
 class WeightsFile:
-    """Writes arrays to a graph's external data, and hashes them as they pass.
+    """Write the file of a graph's external data, hashing the arrays on the way.
 
     Args:
-        path: The file to create.
+        path: File to create.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,11 +47,11 @@ class WeightsFile:
 
     @property
     def sha256(self) -> str:
-        """The hex sha256 of what has been written."""
+        """Hex sha256 of the bytes written so far."""
         return self._digest.hexdigest()
 
     def append(self, array: NDArray[Any]) -> int:
-        """Write an array's elements in their order, little-endian, on pages of their own; return the first byte."""
+        """Write an array, little-endian and in C order, from a page boundary on; return its offset in bytes."""
         self._write(memoryview(bytes(-self._size % _ALIGNMENT)))
         offset = self._size
         flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
@@ -66,10 +66,10 @@ class WeightsFile:
 
 
 class Emitter:
-    """Collects the nodes and constants of a graph.
+    """Collect the nodes and constants of a graph, and write it.
 
     Args:
-        weights: Where arrays that are no small constants go.
+        weights: Takes the arrays that are too large for the graph file.
     """
 
     def __init__(self, weights: WeightsFile) -> None:
@@ -77,10 +77,10 @@ class Emitter:
         self._nodes: list[Any] = []
         self._tensors: dict[str, Any] = {}
         self.offsets: dict[str, int] = {}
-        """Where the weights file holds each array that went there, by name."""
+        """Offset in bytes of each array in the weights file, by name."""
 
     def op(self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Append a node with one output, and return its name."""
+        """Append a node with one output; return the output's name."""
         from onnx import helper
 
         output = output or f"{op_type}_{len(self._nodes)}"
@@ -88,7 +88,7 @@ class Emitter:
         return output
 
     def tensor(self, name: str, array: NDArray[Any]) -> str:
-        """Add a constant, and return its name."""
+        """Add a constant; return its name."""
         from onnx import TensorProto, helper
 
         tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
@@ -103,7 +103,7 @@ class Emitter:
         return name
 
     def scalar(self, value: float) -> str:
-        """Return the name of a float32 constant."""
+        """Return the name of a float32 constant without dimensions."""
         name = f"scalar_{value!r}"
         return name if name in self._tensors else self.tensor(name, np.array(value, np.float32))
 
@@ -113,7 +113,7 @@ class Emitter:
         return name if name in self._tensors else self.tensor(name, np.array(dims, np.int64))
 
     def index(self, value: int) -> str:
-        """Return the name of an int64 constant without dimensions: a Gather by it takes an axis away."""
+        """Return the name of an int64 constant without dimensions: a Gather with it removes the axis."""
         name = f"index_{value}"
         return name if name in self._tensors else self.tensor(name, np.array(value, np.int64))
 
@@ -121,10 +121,10 @@ class Emitter:
         """Write the graph file.
 
         Args:
-            path: Beside the weights.
-            inputs: Names of its inputs, int32 [batch, sequence].
-            output: Name of its output, float32 [batch, columns].
-            columns: Logits of a pair.
+            path: File to write, beside the weights file.
+            inputs: Names of the inputs, int32 [batch, sequence] each.
+            output: Name of the output, float32 [batch, columns].
+            columns: Number of logits of a pair.
         """
         from onnx import TensorProto, helper
 

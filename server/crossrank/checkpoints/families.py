@@ -1,10 +1,10 @@
-"""The families of encoders whose graph is built here, and where their checkpoints keep each weight.
+"""Describe the families of encoders whose graph is built here, and how their checkpoints name each weight.
 
-Weights have the roles of `crossrank.native.weights`, and these beside them:
+Weights have the roles of `crossrank.native.weights`, and these in addition:
 
     embeddings.projection   from the width of the embeddings to that of the layers (ELECTRA)
     attention_bias          [buckets, heads], added to attention scores by distance (MPNet)
-    pooler                  the dense layer before the classifier, whatever its family calls it
+    pooler                  the dense layer before the classifier, which families name differently
 
 Source: models/*/modeling_*.py of https://github.com/huggingface/transformers, v4.57.6.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from crossrank.checkpoints.activations import ACTIVATIONS
 from crossrank.checkpoints.position_bias import BUCKETS
 
-# Roles of a layer, by what transformers' BERT calls them.
+# Names of a layer's modules in transformers' BERT, by role.
 _BERT_LAYER = {
     "query": "attention.self.query",
     "key": "attention.self.key",
@@ -52,22 +52,22 @@ _DENSE_HEAD = {"pooler": "classifier.dense", "classifier": "classifier.out_proj"
 
 @dataclass(frozen=True)
 class Family:
-    """What tells one family of encoders from another.
+    """Description of one family of encoders: where its graph and the names of its weights differ from others.
 
     Attributes:
-        class_name: transformers' class of its cross-encoders.
-        prefix: Of the encoder's weights.
-        layer: Modules of a layer by role.
-        head: Modules after the encoder by role.
-        head_activation: Between the two layers of the head.
-        layers: Of the encoder, before the number of a layer.
-        segment_types: Rows of the segment embeddings where config.json states none; 0 for a family without them.
+        class_name: Class of the family's cross-encoders in transformers.
+        prefix: Prefix of the names of the encoder's weights.
+        layer: Names of a layer's modules, by role.
+        head: Names of the modules after the encoder, by role.
+        head_activation: Activation between the two layers of the head.
+        layers: Name of the encoder's list of layers; the number of a layer follows it.
+        segment_types: Rows of the segment embeddings if config.json states none; 0 for a family without them.
         counts_padding: Whether positions count from the padding id on, over the tokens that are not padding.
-        padding_id: The padding id that the family's code fixes; None where config.json states it.
-        embedding_size: Width of the embeddings where config.json states none; None where it is that of the layers.
-        attention_bias: Whether attention scores get a bias by distance.
+        padding_id: Padding id that the family's code fixes; None if config.json states it.
+        embedding_size: Width of the embeddings if config.json states none; None if it is always that of the layers.
+        attention_bias: Whether attention scores get a bias by the distance of tokens.
         activation_key: Field of config.json that names the activation of the layers.
-        epsilon: Of layer normalizations where the family fixes it; None where config.json states it.
+        epsilon: Epsilon of layer normalizations if the family fixes it; None if config.json states it.
     """
 
     class_name: str
@@ -130,11 +130,11 @@ FAMILIES: dict[str, Family] = {
         epsilon=1e-12,
     ),
 }
-"""By `model_type` of config.json."""
+"""Supported families by `model_type` of config.json."""
 
 
 def is_own_class(model_type: str, name: str) -> bool:
-    """Tell whether a class is that of a family here, so that a model that names it needs no code of its own."""
+    """Tell whether a class is the one of a supported family, so that a model that names it needs no code of its own."""
     family = FAMILIES.get(model_type)
     return family is not None and family.class_name == name
 
@@ -145,10 +145,10 @@ def activation_of(family: Family, config: Mapping[str, Any]) -> str:
 
 
 def why_not_built(config: Mapping[str, Any]) -> str | None:
-    """Say why no graph is built here of a model with that config.json; None where one is.
+    """Return why no graph can be built here for a model with this config.json; None if one can.
 
     Args:
-        config: Its content, of which nothing has been checked.
+        config: Content of config.json, not checked yet.
     """
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None

@@ -1,9 +1,11 @@
-"""Build the fp32 graph of a cross-encoder from its weights by role, in the form that exports are optimized to.
+"""Build the fp32 ONNX graph of a cross-encoder from its weights by role, in the optimized form of exported graphs.
 
-A constant that is called by its role holds the role's weights as the native engine reads them; others are named apart.
+A constant named after a role holds the role's weights in the layout that the native engine reads. All other constants
+have other names.
 
-Queries, keys and values are one product; what comes after the last attention is computed for the first token alone, as
-nothing else is read; embeddings whose rows always meet are one table. All of it is exact but for rounding.
+Queries, keys and values are one matrix product. From the last layer's attention on, only the first token is computed,
+as the head reads no other. Tables of embeddings that are always added are merged. The results are exact but for
+rounding.
 """
 
 from __future__ import annotations
@@ -19,18 +21,19 @@ from crossrank.checkpoints.weights import CheckpointWeights
 
 IDS, MASK, TYPES, LOGITS = "input_ids", "attention_mask", "token_type_ids", "logits"
 _SUMS = "embeddings.segment_and_position"
-# Rows of the table of segments added to positions, which takes three times its size to make: 4 in a window of 8,192.
+# Maximum rows of the merged table of segments and positions, which takes three times its size to build: 4 segments in a
+# window of 8,192.
 _MOST_SUMS = 4 * 8192
 
 
 class GraphBuilder:
-    """Appends the nodes of a model.
+    """Append the nodes of a model to a graph.
 
     Args:
         emit: Takes nodes and constants.
-        weights: Of the model.
-        activation: Of its layers, a key of ACTIVATIONS.
-        pad_token_id: Fills shorter pairs.
+        weights: Weights of the model.
+        activation: Activation of its layers, a key of ACTIVATIONS.
+        pad_token_id: Id of the padding token.
     """
 
     def __init__(self, emit: Emitter, weights: CheckpointWeights, activation: str, pad_token_id: int) -> None:
@@ -40,16 +43,16 @@ class GraphBuilder:
         self._padding = pad_token_id if weights.family.padding_id is None else weights.family.padding_id
         self._heads = weights.sizes.heads
         self._width = weights.sizes.hidden // weights.sizes.heads
-        # Of attention scores, folded into the weights of the queries.
+        # Scale of attention scores, folded into the weights of the queries.
         self._scale = np.float32(self._width**-0.5)
 
     @property
     def inputs(self) -> list[str]:
-        """The graph's inputs, int32 [batch, sequence]."""
+        """Names of the graph's inputs, int32 [batch, sequence] each."""
         return [IDS, MASK, TYPES] if self._weights.segments > 1 else [IDS, MASK]
 
     def build(self) -> None:
-        """Append the whole model, from the inputs to `logits`, float32 [batch, labels]."""
+        """Append all nodes, from the inputs to `logits`, float32 [batch, labels]."""
         state = self._embeddings()
         bias = self._attention_bias()
         for layer in range(self._weights.sizes.layers - 1):
@@ -86,13 +89,15 @@ class GraphBuilder:
         return state
 
     def _positions(self) -> str:
-        """Return 0, 1, 2 ... up to the length of the batch, int32 [1, sequence]."""
+        """Return the position ids 0, 1, 2 ... up to the length of the batch, int32 [1, sequence]."""
         emit = self._emit
         count = emit.tensor("positions", np.arange(self._weights.positions, dtype=np.int32)[None, :])
         return emit.op("Slice", count, emit.dims(0), self._length(), emit.dims(1))
 
     def _counted_positions(self) -> str:
-        """Return for each token how many that are not padding came so far, from the padding id on; padding has it.
+        """Return position ids that count non-padding tokens from the padding id on, int32 [batch, sequence].
+
+        Padding tokens have the padding id as their position.
 
         Source: `create_position_ids_from_input_ids` of transformers, models/roberta/modeling_roberta.py
         """
@@ -103,20 +108,20 @@ class GraphBuilder:
         return emit.op("Add", count, padding)
 
     def _length(self) -> str:
-        """Return the tokens of the longest pair, int64 [1]."""
+        """Return the number of tokens of the longest pair, int64 [1]."""
         return self._emit.op("Gather", self._emit.op("Shape", IDS), self._emit.dims(1))
 
     # --- attention ----------------------------------------------------------------------------------------------
 
     def _attention_bias(self) -> str:
-        """Return what is added to attention scores, float32 [batch, 1 or heads, 1 or sequence, sequence]."""
+        """Return the bias added to attention scores, float32 [batch, 1 or heads, 1 or sequence, sequence]."""
         emit = self._emit
         mask = emit.op("Cast", emit.op("Unsqueeze", MASK, emit.dims(1, 2)), to=_FLOAT)
         closed = emit.op("Mul", emit.op("Sub", emit.scalar(1), mask), emit.scalar(float(np.finfo(np.float32).min)))
         return emit.op("Add", self._position_bias(), closed) if self._weights.family.attention_bias else closed
 
     def _position_bias(self) -> str:
-        """Return the bias of each distance from token to token, float32 [1, heads, sequence, sequence]."""
+        """Return the attention bias by the distance of tokens, float32 [1, heads, sequence, sequence]."""
         emit, positions = self._emit, self._weights.positions
         table = self._weights.array("attention_bias")[distance_buckets(positions)]
         place = self._positions()  # of the keys; [1, sequence]
@@ -145,16 +150,16 @@ class GraphBuilder:
         return emit.op("Reshape", context, emit.dims(0, 0, self._weights.sizes.hidden))
 
     def _first_attention(self, at: str, state: str, first: str, bias: str) -> str:
-        """Return the context of the first token, float32 [batch, 1, hidden], without keys and values as such.
+        """Return the context of the first token, float32 [batch, 1, hidden], without computing keys and values.
 
             scores_h = (x Wk_h + bk_h) q_h = x (Wk_h q_h) + constant          (a softmax ignores the constant)
             context_h = p_h (x Wv_h + bv_h) = (p_h x) Wv_h + bv_h             (p_h sums to one)
 
         Args:
             at: Prefix of the layer's roles.
-            state: What goes into the layer, float32 [batch, sequence, hidden].
+            state: Input of the layer, float32 [batch, sequence, hidden].
             first: Its first token, float32 [batch, 1, hidden].
-            bias: From `_attention_bias`.
+            bias: Result of `_attention_bias`.
         """
         emit, weights, heads, width = self._emit, self._weights, self._heads, self._width
         hidden = weights.sizes.hidden
@@ -168,7 +173,7 @@ class GraphBuilder:
         query = emit.op("MatMul", query, emit.tensor(f"{at}key_by_head", keys))
         query = emit.op("Transpose", query, perm=[1, 0, 2])  # [batch, heads, hidden]
         scores = emit.op("MatMul", query, emit.op("Transpose", state, perm=[0, 2, 1]))
-        # Of the first query alone: [batch, 1 or heads, sequence].
+        # The bias of the first query alone, [batch, 1 or heads, sequence].
         bias = emit.op("Gather", bias, emit.index(0), axis=2)
         powers = emit.op("Softmax", emit.op("Add", scores, bias), axis=-1)
         context = emit.op("Transpose", emit.op("MatMul", powers, state), perm=[1, 0, 2])
@@ -180,7 +185,7 @@ class GraphBuilder:
     # --- layers and head ----------------------------------------------------------------------------------------
 
     def _layer(self, at: str, state: str, context: str) -> str:
-        """Append what follows attention: two residual sums, the second over the feed-forward layers."""
+        """Append a layer's part after attention: output projection and feed-forward, each with residual and norm."""
         emit = self._emit
         state = self._norm(f"{at}attention_norm", emit.op("Add", self._linear(f"{at}output", context), state))
         up = ACTIVATIONS[self._activation](emit, self._linear(f"{at}up", state))
@@ -193,7 +198,7 @@ class GraphBuilder:
         self._dense("classifier", pooled, LOGITS)
 
     def _dense(self, role: str, state: str, output: str | None = None) -> str:
-        """Append x W^T + b with W [out, in], for a state of two dimensions."""
+        """Append x W^T + b with W [out, in] as one Gemm, for a state of two dimensions."""
         emit, weights = self._emit, self._weights
         weight, bias = (
             emit.tensor(f"{role}.{kind}_of_gemm", weights.array(f"{role}.{kind}")) for kind in ("weight", "bias")
@@ -214,11 +219,11 @@ class GraphBuilder:
         return emit.op("LayerNormalization", state, weight, bias, axis=-1, epsilon=weights.epsilon)
 
 
-# Of onnx.TensorProto.DataType.
+# Values of onnx.TensorProto.DataType.
 _FLOAT, _INT32 = 1, 6
 
 
 def _sum(left: Array, right: Array) -> Array:
-    """Return a sum that is rounded once."""
+    """Return the sum of two arrays, computed in float64 and rounded once to float32."""
     total: NDArray[np.float64] = left.astype(np.float64) + right
     return total.astype(np.float32)

@@ -1,4 +1,4 @@
-"""How tokenizer.json frames a pair: special tokens around query and document, and their segments."""
+"""Read from tokenizer.json how a pair is framed: the special tokens around query and document, and the segments."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ _PROBES = (("what is bm25", "BM25 ranks documents."), ("naïve café", "北京 �
 
 
 def read_template(definition: dict[str, Any], path: Path) -> PairTemplate:
-    """Read the post-processor: TemplateProcessing, BertProcessing or RobertaProcessing, also inside a Sequence.
+    """Return the pair template of a TemplateProcessing, BertProcessing or RobertaProcessing, also inside a Sequence.
 
     Source: https://huggingface.co/docs/tokenizers/api/post-processors
+
+    Raises:
+        ModelSourceError: The post-processor is of another type, or damaged.
     """
     processor = definition.get("post_processor") or {}
     candidates = processor.get("processors", []) if processor.get("type") == "Sequence" else [processor]
@@ -55,7 +58,11 @@ def _from_template_processing(processor: dict[str, Any]) -> PairTemplate:
 
 
 def check_template(tokenizer: Any, template: PairTemplate, path: Path) -> None:
-    """Compare pairs assembled by the template with the tokenizer's own."""
+    """Check that pairs assembled by the template are those of the tokenizer itself.
+
+    Raises:
+        ModelSourceError: They differ.
+    """
     for query, document in _PROBES:
         head = tokenizer.encode(query, add_special_tokens=False).ids
         tail = tokenizer.encode(document, add_special_tokens=False).ids

@@ -1,4 +1,4 @@
-"""The bias that MPNet adds to attention scores, by the distance from the query's token to the key's."""
+"""Compute the buckets of MPNet's attention bias, by the distance from the query's token to the key's."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS = 32
-"""Rows of the table of biases; transformers computes with no other number, whatever config.json says."""
+"""Rows of the table of biases; transformers always computes with this number, whatever config.json says."""
 
 _MAX_DISTANCE = 128
 
 
 def distance_buckets(positions: int) -> NDArray[np.int64]:
-    """Return the bucket of each distance, int64 [2 positions - 1], of key minus query from 1 - positions on.
+    """Return the bucket of each distance, int64 [2 positions - 1].
 
-    Half of the buckets are for keys before the query, half for those after it; of each half, half are of one distance,
-    and the others grow with its logarithm up to 128.
+    A distance is the key's position minus the query's, from 1 - positions on. Half of the buckets are for keys before
+    the query, half for keys after it. Of each half, the first half holds one distance each; the others widen
+    logarithmically up to a distance of 128.
 
     Source: `MPNetEncoder.relative_position_bucket` of https://github.com/huggingface/transformers, v4.57.6
 
     Args:
-        positions: Tokens of the longest pair.
+        positions: Maximum tokens of a pair.
     """
     distance = np.arange(1 - positions, positions)
     half = BUCKETS // 2

@@ -1,4 +1,4 @@
-"""Safetensors mapped into memory: any floating-point type, read as float32 when it is needed.
+"""Map safetensors into memory, and read tensors of any floating-point type as float32 on demand.
 
 Source: https://github.com/huggingface/safetensors#format
 """
@@ -26,13 +26,13 @@ _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies.
+    """Location of a tensor in a file.
 
     Attributes:
-        content: The file's bytes, mapped.
-        dtype: By its name in the format.
-        shape: Its dimensions.
-        offset: Its first byte.
+        content: Bytes of the file, mapped into memory.
+        dtype: Name of its type in the format.
+        shape: Dimensions.
+        offset: Its first byte in `content`.
     """
 
     content: NDArray[np.uint8]
@@ -42,13 +42,13 @@ class _Entry:
 
 
 class Tensors:
-    """The tensors of one or more safetensors files.
+    """Tensors of one or more safetensors files, by name.
 
     Args:
         paths: The files.
 
     Raises:
-        ModelSourceError: A file is no safetensors, or is cut off.
+        ModelSourceError: A file is not in the format, or is cut off.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -64,10 +64,10 @@ class Tensors:
         return self._entries[name].shape
 
     def array(self, name: str) -> Array:
-        """Return a tensor as float32: the mapped file itself where it is of that type.
+        """Return a tensor as float32; if it is stored as that, a view of the mapped file.
 
         Raises:
-            ModelSourceError: It is of a type that holds no plain numbers, or not all of them are finite.
+            ModelSourceError: The type is not a plain floating-point type, or a number is not finite.
         """
         entry = self._entries[name]
         kind = _TYPES.get(entry.dtype)
@@ -80,9 +80,9 @@ class Tensors:
         if entry.dtype == "BF16":  # the upper half of a float32
             array = (stored.astype(np.uint32) << 16).view(np.float32)
         else:
-            with np.errstate(over="ignore"):  # what overflows is said below
+            with np.errstate(over="ignore"):  # overflow is reported below
                 array = stored.astype(np.float32, copy=False)
-        # A sum in one pass: NaN and infinity never leave it.
+        # A sum takes one pass, and is not finite if any number is not.
         with np.errstate(over="ignore", invalid="ignore"):
             finite = bool(np.isfinite(array.sum(dtype=np.float32))) or bool(np.isfinite(array).all())
         if not finite:

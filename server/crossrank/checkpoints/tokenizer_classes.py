@@ -1,4 +1,4 @@
-"""Tokenizer classes of transformers, named without `Fast`, by what they do that tokenizer.json does not say.
+"""List transformers' tokenizer classes by behaviour that tokenizer.json does not state; names are without `Fast`.
 
 Source: models/*/tokenization_*_fast.py and models/auto/tokenization_auto.py of
 https://github.com/huggingface/transformers, v4.57.6.
@@ -6,8 +6,8 @@ https://github.com/huggingface/transformers, v4.57.6.
 
 from __future__ import annotations
 
-# Classes whose own arguments, or their defaults, replace what a BertNormalizer says: of case and accents, and all but
-# the last two of Chinese characters too.
+# Classes whose arguments, or the arguments' defaults, override the settings of a BertNormalizer for case and accents,
+# and in all but the last two classes those for Chinese characters.
 REWRITING = {
     "BertTokenizer",
     "ConvBertTokenizer",
@@ -25,9 +25,9 @@ REWRITING = {
 }
 KEEPING_CHINESE = {"MPNetTokenizer", "SplinterTokenizer"}
 BERT_TOKENS = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
-# Classes that say nothing of a prefix space where their configuration does not.
+# Classes that leave the prefix space as tokenizer.json states it unless their configuration sets it.
 KEEPING_PREFIX = {"CodeLlamaTokenizer", "LlamaTokenizer", "MT5Tokenizer", "T5Tokenizer"}
-# Classes that feed no token_type_ids unless their configuration says so.
+# Classes that give no token_type_ids unless their configuration asks for them.
 WITHOUT_TYPES = {
     "BartTokenizer",
     "BarthezTokenizer",
@@ -78,7 +78,7 @@ WITH_TYPES_OF_5 = {
     "SqueezeBertTokenizer",
     "TapasTokenizer",
 }
-# The classes above by the model types whose tokenizer they are where no file names one.
+# Model types by the class that reads their tokenizer where no file names a class.
 CLASSES = {
     "BartTokenizer": ("bart",),
     "BertTokenizer": ("bert", "ernie", "megatron-bert", "nezha", "qdqbert"),

@@ -1,4 +1,4 @@
-"""What transformers makes of tokenizer.json: the files beside it add tokens, and a class may rewrite its normalizer.
+"""Change tokenizer.json as transformers does: files beside it add tokens, and its class may override its normalizer.
 
 Source: https://github.com/huggingface/transformers, v4.57.6: `PreTrainedTokenizerFast.__init__`
 (tokenization_utils_fast.py), `PreTrainedTokenizerBase._from_pretrained` (tokenization_utils_base.py) and the classes of
@@ -33,13 +33,13 @@ _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What stands beside a tokenizer.json; of a file that is not there: nothing.
+    """Contents of the files beside a tokenizer.json; an absent file is empty.
 
     Attributes:
-        settings: tokenizer_config.json.
-        special: special_tokens_map.json.
-        added: added_tokens.json, ids by text.
-        config: config.json of the model.
+        settings: Content of tokenizer_config.json.
+        special: Content of special_tokens_map.json.
+        added: Content of added_tokens.json, ids by text.
+        config: Content of the model's config.json.
     """
 
     settings: Settings
@@ -49,7 +49,7 @@ class TokenizerFiles:
 
     @property
     def class_name(self) -> str:
-        """The class that transformers reads it with, without `Fast`; empty where it is none that matters here."""
+        """Class with which transformers reads the tokenizer, without `Fast`; empty if neither named nor listed here."""
         for named in (self.settings.get("tokenizer_class"), self.config.get("tokenizer_class")):
             if named:
                 return str(named).removesuffix("Fast")
@@ -58,7 +58,7 @@ class TokenizerFiles:
 
     @property
     def feeds_types(self) -> bool:
-        """Whether transformers feeds token_type_ids; a model that gets none takes every token for the first type."""
+        """Whether transformers gives the model token_type_ids; without them, every token has type 0."""
         names = self.settings.get("model_input_names")
         if isinstance(names, list):
             return "token_type_ids" in names
@@ -76,22 +76,22 @@ class TokenizerFiles:
 
     @property
     def max_length(self) -> Any:
-        """model_max_length, or `max_len`, as it was called before transformers 3."""
+        """Value of model_max_length, or of `max_len` as transformers called it before version 3."""
         return (
             self.settings["model_max_length"] if "model_max_length" in self.settings else self.settings.get("max_len")
         )
 
 
 def apply_settings(tokenizer: Any, definition: dict[str, Any], files: TokenizerFiles) -> None:
-    """Make of a tokenizer.json what its class makes of it, in place.
+    """Change a tokenizer.json in place as its class in transformers does.
 
     Args:
-        tokenizer: The tokenizer that it defines.
-        definition: tokenizer.json.
-        files: What stands beside it.
+        tokenizer: Tokenizer that `definition` defines.
+        definition: Content of tokenizer.json.
+        files: Files beside it.
 
     Raises:
-        ModelSourceError: The class splits words in a way that tokenizer.json cannot say.
+        ModelSourceError: The class splits words in a way that tokenizer.json cannot express.
     """
     settings, name = files.settings, files.class_name
     if name == "RoFormerTokenizer":
@@ -112,10 +112,10 @@ def apply_settings(tokenizer: Any, definition: dict[str, Any], files: TokenizerF
 
 
 def split_special_tokens(definition: dict[str, Any], settings: Settings) -> None:
-    """Where the settings say so, let special tokens in a text be text, as words of the vocabulary, in place.
+    """Treat special tokens in a text as ordinary text, if the settings say so, by changing `definition` in place.
 
     Raises:
-        ModelSourceError: One of them is in no vocabulary, so that the ids of others hang on it.
+        ModelSourceError: An added token is not in the vocabulary, so that ids of others depend on it.
     """
     if not settings.get("split_special_tokens"):
         return
@@ -132,10 +132,10 @@ def split_special_tokens(definition: dict[str, Any], settings: Settings) -> None
 
 
 def truncation_side(definition: dict[str, Any], settings: Settings) -> TruncationDirection:
-    """Return the side of a text that gives way where it is too long.
+    """Return the side of a text that is cut where the text is too long.
 
     Raises:
-        ModelSourceError: It is neither left nor right.
+        ModelSourceError: The settings state neither left nor right.
     """
     own = (definition.get("truncation") or {}).get("direction", "right")
     side = settings.get("truncation_side", own)
@@ -145,14 +145,14 @@ def truncation_side(definition: dict[str, Any], settings: Settings) -> Truncatio
 
 
 def _add_tokens(tokenizer: Any, definition: dict[str, Any], files: TokenizerFiles) -> None:
-    """Add the tokens that the files beside tokenizer.json name and it does not, or names with other flags."""
+    """Add the tokens that the files beside tokenizer.json name, and that it lacks or has with other flags."""
     from tokenizers import AddedToken
 
     own = {int(token["id"]): _token(token) for token in definition.get("added_tokens") or []}
     named = {**_class_tokens(tokenizer, files.class_name), **files.settings}
     if "added_tokens_decoder" in files.settings:
         listed = {int(number): _token(token) for number, token in files.settings["added_tokens_decoder"].items()}
-    else:  # as transformers kept them before version 4.34
+    else:  # the form of transformers before version 4.34
         named |= files.special
         texts = {_text(token) for token in _named(named)}
         listed = {
@@ -178,14 +178,14 @@ def _add_tokens(tokenizer: Any, definition: dict[str, Any], files: TokenizerFile
 
 
 def _class_tokens(tokenizer: Any, class_name: str) -> dict[str, str]:
-    """Return the special tokens of a class whose configuration names none, those of the vocabulary."""
+    """Return the default special tokens of a class, by role, as far as the vocabulary has them."""
     if class_name not in REWRITING - KEEPING_CHINESE:
         return {}
     return {role: text for role, text in BERT_TOKENS.items() if tokenizer.token_to_id(text) is not None}
 
 
 def _named(settings: dict[str, Any]) -> Iterator[Any]:
-    """Return the special tokens that settings name, texts or AddedToken."""
+    """Yield the special tokens that settings name, each a str or an AddedToken."""
     more = settings.get("additional_special_tokens") or []
     extra = settings.get("extra_special_tokens") or {}
     values = [settings.get(f"{role}_token") for role in _ROLES]
@@ -198,7 +198,7 @@ def _named(settings: dict[str, Any]) -> Iterator[Any]:
 
 
 def _text(token: Any) -> str:
-    """Return the text of an AddedToken, or of what is a text already."""
+    """Return the text of a token that is a str or an AddedToken."""
     return str(getattr(token, "content", token))
 
 

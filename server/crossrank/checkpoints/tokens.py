@@ -1,6 +1,6 @@
-"""Read how a tokenizer frames a pair: the special tokens around it, their ids, and how long it may be.
+"""Read a model's tokenizer: how it frames a pair, the ids of its special tokens, and the maximum length of a pair.
 
-Read with the `tokenizers` library alone, so that transformers is not needed (`tokenizer_settings`).
+Only the `tokenizers` library is used; `tokenizer_settings` does the part of transformers.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _NO_LIMIT = 1_000_000
 
 @dataclass(frozen=True)
 class PairTokens:
-    """How a model's tokenizer frames a pair.
+    """Tokenizer of a model, and how it frames a pair.
 
     Attributes:
-        definition: tokenizer.json as transformers uses it, without truncation and padding, which the server does
-            itself.
+        definition: tokenizer.json as transformers uses it, without truncation and padding, which `crossrank.text` and
+            the engines do.
         template: Special tokens around query and document.
-        special_token_ids: Ids by role; `pad` is always there.
-        max_length: Tokens of a pair, special tokens included.
-        truncation_side: The side of a text that gives way.
-        lowered: Whether texts are lower-cased before all else, as sentence-transformers does it.
+        special_token_ids: Ids by role; `pad` is always present.
+        max_length: Maximum tokens of a pair, special tokens included.
+        truncation_side: Side of a text that is cut.
+        lowered: Whether texts are lower-cased first, as sentence-transformers does.
     """
 
     definition: dict[str, Any]
@@ -59,7 +59,7 @@ class PairTokens:
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills shorter pairs."""
+        """Id of the padding token."""
         return self.special_token_ids["pad"]
 
     def write(self, directory: Path) -> None:
@@ -68,11 +68,13 @@ class PairTokens:
         (directory / TOKENIZER).write_text(text, encoding="utf-8")
 
     def encode(self, pairs: list[tuple[str, str]], max_length: int | None = None) -> PairBatch:
-        """Tokenize pairs with the reference implementation, truncated longest side first.
+        """Tokenize pairs with the `tokenizers` library, the reference implementation.
+
+        A pair that is too long loses tokens of the longer text first.
 
         Args:
-            pairs: Queries and documents.
-            max_length: Tokens of a pair at most, where they are fewer than the window's.
+            pairs: (query, document) each.
+            max_length: Maximum tokens of a pair; None, or more than the model's, is the model's maximum.
         """
         tokenizer = _tokenizer(self.definition)
         longest = min(max_length or self.max_length, self.max_length)
@@ -81,7 +83,7 @@ class PairTokens:
         offsets = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
         types = np.concatenate([np.array(encoding.type_ids, np.int32) for encoding in encodings])
         if self.template.segments == (0, 0):
-            types[:] = 0  # the tokenizer's own may be others, which the model does not get
+            types[:] = 0  # the tokenizer may give other types, which this model never gets
         ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
         return PairBatch(ids, types, offsets.astype(np.int64))
 
@@ -90,12 +92,12 @@ def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) ->
     """Read tokenizer.json (or vocab.txt) and its companions, and check the template against the tokenizer itself.
 
     Args:
-        directory: Holds tokenizer.json (or the vocab.txt of a BERT), perhaps the files beside it, and config.json.
-        config: For the encoder's window, its segments and its padding id.
-        max_length: The user's cap in tokens, None for the whole window.
+        directory: Directory with tokenizer.json (or the vocab.txt of a BERT), config.json and optional companions.
+        config: Configuration of the model; its window, segments and padding id are used.
+        max_length: The user's maximum of tokens of a pair; None is the whole window.
 
     Raises:
-        ModelSourceError: The tokenizer is unreadable, frames no pairs, or the cap does not fit the window.
+        ModelSourceError: The tokenizer is unreadable or frames no pairs, or `max_length` does not fit the window.
     """
     files = TokenizerFiles(*(_read(directory, name) for name in _BESIDE))
     path, definition = _read_definition(directory, files)
@@ -127,37 +129,37 @@ def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) ->
 
 
 def check_source(directory: Path, kind: Kind, *, is_known_class: Callable[[str, str], bool] = is_own_class) -> None:
-    """Refuse a model by its small files, before its weights are fetched or read.
+    """Refuse an unsuitable model by its small files, before its weights are downloaded or read.
 
     Args:
-        directory: Holds config.json, tokenizer.json and the files beside them.
-        kind: What the graph is made from.
+        directory: Directory with config.json, tokenizer.json and the files beside them.
+        kind: Form of the model.
         is_known_class: See `read_config`.
 
     Raises:
-        ModelSourceError: What `read_config` and `read_tokens` raise.
+        ModelSourceError: See `read_config` and `read_tokens`.
     """
     config = read_config(directory, kind, is_known_class=is_known_class)
-    if config.window is not None:  # else the user's own limit is needed
+    if config.window is not None:  # without a window, the user must give a maximum, which is not known here
         read_tokens(directory, config, None)
 
 
 def _read(directory: Path, name: str) -> dict[str, Any]:
-    """Read one of the tokenizer's files; those beside tokenizer.json may be absent."""
+    """Read one of the tokenizer's files; an absent file beside tokenizer.json is empty."""
     if name != TOKENIZER and not (directory / name).is_file():
         return {}
     return read_object(name, str(directory), lambda file: (directory / file).read_bytes())
 
 
 def _read_definition(directory: Path, files: TokenizerFiles) -> tuple[Path, dict[str, Any]]:
-    """Return the tokenizer's file and the content of its tokenizer.json, made of vocab.txt where only that is there."""
+    """Return the tokenizer's file and the content of tokenizer.json, built from vocab.txt if only that is present."""
     if (directory / TOKENIZER).is_file() or not (directory / VOCABULARY).is_file():
         return directory / TOKENIZER, _read(directory, TOKENIZER)
     return directory / VOCABULARY, definition_from_vocabulary(directory, files)
 
 
 def _lower_first(definition: dict[str, Any]) -> None:
-    """Lower-case texts before all else, as sentence-transformers does where its own configuration says so."""
+    """Lower-case texts before any other step, as sentence-transformers does if its configuration says so."""
     before = [definition["normalizer"]] if definition.get("normalizer") else []
     definition["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *before]}
 
@@ -189,9 +191,12 @@ def _tokenizer(definition: dict[str, Any], path: Path | None = None) -> Any:
 def _special_token_ids(
     tokenizer: Any, template: PairTemplate, config: ModelConfig, companions: list[dict[str, Any]], directory: Path
 ) -> dict[str, int]:
-    """Return ids by role, as the companions name them; the template fills what they leave out.
+    """Return the special token ids by role, from the companions, else from the template.
 
-    Padding is the model's own: it may find the end of a text, or count positions, by that id.
+    The padding id is that of config.json: the model may find the end of a text, or count positions, by that id.
+
+    Raises:
+        ModelSourceError: No padding token is named, or only one that frames pairs.
     """
     found: dict[str, int] = {}
     for role in _ROLES:

@@ -1,4 +1,4 @@
-"""Make a tokenizer.json of a vocab.txt, as transformers does where a checkpoint holds only that.
+"""Build a tokenizer.json from a vocab.txt, as transformers does for a checkpoint that has only that.
 
 Source: `BertConverter` (convert_slow_tokenizer.py) and `load_vocab` (models/bert/tokenization_bert.py) of
 https://github.com/huggingface/transformers, v4.57.6.
@@ -18,14 +18,14 @@ _CLASSES = {"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"}
 
 
 def definition_from_vocabulary(directory: Path, files: TokenizerFiles) -> dict[str, Any]:
-    """Return the tokenizer.json of a WordPiece vocabulary, one word a line; settings are yet to be applied.
+    """Return the tokenizer.json of a WordPiece vocabulary, one word a line, before any settings are applied.
 
     Args:
-        directory: Holds vocab.txt.
-        files: What stands beside it.
+        directory: Directory with vocab.txt.
+        files: Files beside it.
 
     Raises:
-        ModelSourceError: The tokenizer is of another class, or the file is no such vocabulary.
+        ModelSourceError: The tokenizer is of another class, or the file is not a WordPiece vocabulary.
     """
     if files.class_name not in _CLASSES:
         raise ModelSourceError(why_no_tokenizer(str(directory)))

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint by role, checked against its config.json."""
+"""Read the weights of a checkpoint by role, and check them against its config.json."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from crossrank.checkpoints.position_bias import BUCKETS
 from crossrank.checkpoints.tensors import Array, Tensors
 from crossrank.errors import ModelSourceError
 
-# Of BERT's config in transformers, where config.json states none.
+# Defaults of BERT's configuration in transformers, where config.json states none.
 _EPSILON = 1e-12
 _POSITIONS = 512
-# What TensorFlow's checkpoints call the weight and the bias of a layer normalization; transformers reads both names.
+# Names that TensorFlow's checkpoints have for weight and bias of a layer normalization; transformers reads both.
 _OLD_NAMES = {".weight": ".gamma", ".bias": ".beta"}
 
 
 class CheckpointWeights:
-    """The float32 weights of a checkpoint by role, read when they are asked for.
+    """Float32 weights of a checkpoint by role, read on demand.
 
     Linear layers compute x W^T + b with W [out, in], as PyTorch stores them.
 
     Args:
-        directory: Of the checkpoint.
+        directory: Directory of the checkpoint.
         files: Its safetensors files.
-        config: Content of its config.json, for which `why_not_built` has no objection.
-        sizes: What that says of the shape.
-        num_labels: Logits of a pair.
+        config: Content of its config.json, for which `why_not_built` returned None.
+        sizes: Shape of the encoder as config.json states it.
+        num_labels: Number of logits of a pair.
 
     Raises:
-        ModelSourceError: Files are damaged, weights are missing, or have other shapes than config.json says.
+        ModelSourceError: Files are damaged, weights are missing, or have other shapes than config.json states.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class CheckpointWeights:
         self._check(directory)
 
     def array(self, role: str) -> Array:
-        """Return the weights of a role; those of layers and of the head are called `ROLE.weight` and `ROLE.bias`."""
+        """Return the float32 weights of a role; layers and head have the roles `NAME.weight` and `NAME.bias`."""
         return self._tensors.array(self._name(role))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every role's array."""
+        """Return the expected shape of every role's array."""
         hidden, width = self.sizes.hidden, self.embedding_size
         shapes: dict[str, tuple[int, ...]] = {
             "embeddings.word": (self.sizes.vocab_size, width),
@@ -83,7 +83,7 @@ class CheckpointWeights:
         return shapes | _pair("pooler", hidden, hidden) | _pair("classifier", self.num_labels, hidden)
 
     def _name(self, role: str) -> str:
-        """Return the name of the tensor of a role, the old one where only that is there."""
+        """Return the name of a role's tensor; the old name if only that is present."""
         module, kind = role, ".weight"
         if role.endswith((".weight", ".bias")):
             module, _, last = role.rpartition(".")

@@ -1,8 +1,8 @@
-"""`CrossEncoder`, and what it is made of.
+"""Define `CrossEncoder`, the public class of the library.
 
-`encoder` (the class) -> `calls` (one call) and `facts` (an open model) -> `handle` (a model in each process that uses
-it) -> `opening` (what opens it) -> `loaded` (texts to logits, for threads and event loops); `inputs`, `activations` and
-`results` are what comes in and goes out.
+`encoder` (the class) -> `calls` (steps of one call) and `facts` (properties of an open model) -> `handle` (one model
+for each process) -> `opening` (opens it) -> `loaded` (texts to logits, for threads and event loops). `inputs`,
+`activations` and `results` handle arguments and return values.
 """
 
 from crossrank.cross_encoder.encoder import CrossEncoder

@@ -1,4 +1,4 @@
-"""What is applied to a model's logits: by name, by a torch module or by any function of arrays."""
+"""Apply activations to a model's logits: chosen by name, a torch module or any function of arrays."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def sigmoid(logit: float) -> float:
 
 
 class Activation:
-    """A function of logits, applied to float32 arrays.
+    """Function from logits to scores, applied to float32 arrays.
 
     Args:
-        function: Gets float32 [n, 1], as a classifier with one label gives them, and returns n scores in any shape.
-        name: What is shown of it.
-        takes: `array` or `tensor`: what it is given first. A function of arrays that raises TypeError or
-            AttributeError is tried with a tensor where PyTorch is imported.
+        function: Takes float32 [n, 1], the logits of a classifier with one label, and returns n scores in any shape.
+        name: Name shown in messages.
+        takes: Type of the argument, `array` or `tensor`. If a function of arrays raises TypeError or AttributeError, it
+            is called again with a tensor, provided PyTorch is imported.
     """
 
     def __init__(self, function: ActivationFunction, name: str, *, takes: str = "array") -> None:
@@ -49,7 +49,7 @@ class Activation:
         return _NAMED.get(self.name) is not self
 
     def __call__(self, logits: Logits) -> NDArray[Any]:
-        """Return the scores, [n], in the function's own floating-point type, else in float32.
+        """Return the scores [n], in the function's floating-point type; other types become float32.
 
         Raises:
             ValueError: The function did not return one number for each logit.
@@ -110,7 +110,7 @@ _FUNCTIONS: dict[str, _Function] = {
     "logsigmoid": _log_sigmoid,
     "softmax": np.ones_like,  # over one label
 }
-# Modules of torch without options: what they compute needs no tensor.
+# Modules of torch without options, computed here without tensors.
 _PLAIN_MODULES = ("Identity", "Sigmoid", "Tanh", "ReLU")
 
 
@@ -118,15 +118,15 @@ _NAMED = {name: Activation(function, name) for name, function in _FUNCTIONS.item
 
 
 def activation_from(choice: str | ActivationFunction | Activation) -> Activation:
-    """Return the activation that a caller asks for.
+    """Return the activation of a caller's choice.
 
     Args:
         choice: A name (`identity`, `sigmoid`, `tanh`, `relu`, `softplus`, `logsigmoid`), a torch module or function, or
             a function that takes a float32 array [n, 1] and returns n numbers.
 
     Raises:
-        ValueError: The name is not known.
-        TypeError: It is neither a name nor callable.
+        ValueError: The name is unknown.
+        TypeError: The choice is neither a name nor callable.
     """
     if isinstance(choice, Activation):
         return choice
@@ -144,16 +144,16 @@ def activation_from(choice: str | ActivationFunction | Activation) -> Activation
 
 
 def default_activation(recorded: str) -> Activation:
-    """Return the activation that a model's configuration names, as sentence-transformers chooses it.
+    """Return the activation that a model's configuration names, chosen as in sentence-transformers.
 
-    A class outside of torch is code of the model's author, which is not run: the sigmoid serves, with a warning.
+    A class outside of torch is code of the model's author and is never run: the sigmoid replaces it, with a warning.
     Source: `CrossEncoder.get_default_activation_fn`, https://github.com/huggingface/sentence-transformers
 
     Args:
-        recorded: A name, or a class by its path, as the bundle's manifest has it.
+        recorded: Name or class path from the bundle's manifest.
 
     Raises:
-        SetupError: It is a class of torch, which is not installed.
+        SetupError: It is a class of torch, and PyTorch is not installed.
     """
     if recorded in _NAMED:
         return _NAMED[recorded]

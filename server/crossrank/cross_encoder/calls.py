@@ -1,4 +1,4 @@
-"""What one call does before and after its pairs are scored: for threads that wait and for event loops alike."""
+"""Prepare the pairs of one call and build its result, for blocking and asynchronous calls alike."""
 
 from __future__ import annotations
 
@@ -17,25 +17,37 @@ from crossrank.cross_encoder.results import Prediction, Scored, checked_top_k, c
 
 @dataclass(frozen=True)
 class CallOptions:
-    """What all calls share.
+    """Options that all calls share.
 
     Attributes:
-        prompt: Text before each query.
-        activation: What makes scores of logits.
+        prompt: Text put before each query.
+        activation: Function from logits to scores.
     """
 
     prompt: str
     activation: Activation
 
     def scores(self, logits: NDArray[np.float32]) -> NDArray[Any]:
-        """Return the scores of logits, of none without asking the function."""
+        """Return the scores of logits; without logits the activation is not called."""
         return self.activation(logits) if len(logits) else logits
 
 
 def prediction(
     inputs: Any, options: CallOptions, to_numpy: bool, to_tensor: bool, return_details: bool
 ) -> tuple[Callable[[], list[Group]], Callable[[Scored], Any]]:
-    """Return what makes the groups of a call of `predict`, and what makes its result."""
+    """Return two functions for a call of `predict`: one makes its groups, the other its result.
+
+    Args:
+        inputs: See `CrossEncoder.predict`.
+        options: Options that all calls share.
+        to_numpy: See `converted`.
+        to_tensor: See `converted`.
+        return_details: Whether the result is a `Prediction`.
+
+    Raises:
+        InvalidInput: `inputs` is neither a pair nor an iterable of pairs. The first function raises it for a pair that
+            is not two texts.
+    """
     pairs, single = as_pairs(inputs)
 
     def finish(scored: Scored) -> Any:
@@ -57,7 +69,22 @@ def ranking(
     return_documents: bool,
     return_details: bool,
 ) -> tuple[Callable[[], list[Group]], Callable[[Scored], list[list[dict[str, Any]]]]]:
-    """Return what makes the groups of a call of `rank_many`, and what makes its result."""
+    """Return two functions for a call of `rank_many`: one makes its groups, the other its result.
+
+    Args:
+        queries: Texts.
+        documents: The documents of each query.
+        options: Options that all calls share.
+        top_k: See `CrossEncoder.rank_many`.
+        return_documents: See `CrossEncoder.rank_many`.
+        return_details: See `CrossEncoder.rank_many`.
+
+    Raises:
+        ValueError: The numbers of queries and of lists of documents differ, or `top_k` is negative.
+        TypeError: `top_k` is not a whole number, or documents are None.
+        InvalidInput: Documents are no iterable. The first function raises it for a query or document that is not a
+            text.
+    """
     most = checked_top_k(top_k)
     if len(queries) != len(documents):
         raise ValueError(f"there are {len(queries)} queries and {len(documents)} lists of documents: give one for each")

@@ -1,4 +1,4 @@
-"""Facts of a model under the names that transformers' configurations have for them."""
+"""State facts of a model under the names that transformers' configurations have for them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is known of a model.
+    """Configuration of an open model.
 
     Attributes:
-        name_or_path: Its id.
-        model_type: Its family: `bert`, `electra` ...
-        num_hidden_layers: Of the encoder.
-        hidden_size: Of a token's state.
-        num_attention_heads: Of a layer.
-        intermediate_size: Of the feed-forward part of a layer.
+        name_or_path: Id of the model.
+        model_type: Family of the model: `bert`, `electra` ...
+        num_hidden_layers: Layers of the encoder.
+        hidden_size: Width of a token's hidden state.
+        num_attention_heads: Attention heads of a layer.
+        intermediate_size: Width of a layer's feed-forward part.
         vocab_size: Rows of the token embeddings.
-        pad_token_id: Id of the token that pads.
-        num_labels: Scores of a pair: always 1.
+        pad_token_id: Id of the padding token.
+        num_labels: Scores of a pair, always 1.
     """
 
     name_or_path: str
@@ -37,7 +37,7 @@ class ModelConfig:
 
 
 def config_from_manifest(manifest: Manifest) -> ModelConfig:
-    """Return the facts that a bundle's manifest states."""
+    """Return the configuration that a bundle's manifest states."""
     sizes = manifest.architecture
     return ModelConfig(
         name_or_path=manifest.model_id,

@@ -1,4 +1,4 @@
-"""`CrossEncoder`: scores pairs of texts in this process, with the interface of sentence-transformers' class."""
+"""Score pairs of texts in this process, with the interface of sentence-transformers' `CrossEncoder`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Result = TypeVar("Result")
 # One pair (query, document), or pairs.
 Pairs = Sequence[str] | Iterable[Sequence[str]]
 
-# Of version 5: `rank` returns plain floats, of one label.
+# Arguments of `rank` in version 5: here it always returns plain floats, of one label.
 _WITHOUT_EFFECT_IN_RANK = ("num_workers", "apply_softmax", "convert_to_numpy", "convert_to_tensor")
-# Methods of sentence-transformers' class that there are none of here, and what to do instead.
+# Methods of sentence-transformers' class that are missing here, and what to do instead.
 _ELSEWHERE = {
     **dict.fromkeys(
         ("fit", "old_fit", "train", "save", "save_pretrained", "save_to_hub", "push_to_hub"),
@@ -41,41 +41,41 @@ _ELSEWHERE = {
 
 
 class CrossEncoder(OpenedModel):
-    """Scores how well documents answer a query, with a cross-encoder that runs in this process, without PyTorch.
+    """Score how well documents answer a query, with a cross-encoder that runs in this process, without PyTorch.
 
-    It takes the place of `sentence_transformers.CrossEncoder` (version 6, and 5 with its earlier names of arguments)
-    for scoring. Threads may share one: their calls are scored together, in full batches, with the same scores as alone.
-    It can be pickled, and used in a process that was forked: there it opens its model again when it is first used.
+    For scoring, the class replaces `sentence_transformers.CrossEncoder` (version 6, and version 5 with its names of
+    arguments). Threads may share one encoder: their calls are scored together, in full batches, with the same scores as
+    alone. An encoder can be pickled and used in a forked process: it opens its model again on first use there.
 
     Args:
-        model_name_or_path: `builtin`, a directory (what `save_pretrained` writes, or a bundle), an ONNX file in one, or
-            a hub id with an optional `@revision`.
+        model_name_or_path: `builtin`, a directory (a bundle, or one written by `save_pretrained`), an ONNX file in such
+            a directory, or a hub id with an optional `@revision`.
         modules: Not supported.
         device: `cpu`, `cuda` (the first GPU, with engine `cuda`), or None for the fastest engine of this machine.
-        prompts: Texts by name, put before queries that are scored under that name.
-        default_prompt_name: The prompt of calls that name none.
-        cache_folder: Where converted models are kept; None is the default cache.
+        prompts: Texts by name, each put before queries that are scored under that name.
+        default_prompt_name: Name of the prompt for calls that name none.
+        cache_folder: Directory of converted models; None is the default cache.
         trust_remote_code: Not supported.
         revision: Commit, branch or tag on the hub.
         local_files_only: Use no network.
-        token: For private repositories on the hub; None and True are huggingface_hub's own, False is none.
-        model_kwargs: Options of transformers; only those that change no score are accepted, and have no effect.
+        token: Access token for private repositories on the hub; None and True use huggingface_hub's own, False none.
+        model_kwargs: Options of transformers. Only those that change no score are accepted; they have no effect.
         processor_kwargs: As `model_kwargs`.
         config_kwargs: As `model_kwargs`.
         model_card_data: No effect.
         backend: `torch` is the fastest engine, whichever that is; `onnx` is engine `onnxruntime`, `openvino` is
             engine `openvino`.
-        num_labels: None or 1: a score is one number.
-        max_length: Tokens of a pair at most, special tokens included; None is the model's own window. Longer pairs lose
+        num_labels: None or 1, as a score is one number.
+        max_length: Maximum tokens of a pair, special tokens included; None is the model's window. Longer pairs lose
             tokens of the longer text first.
-        activation_fn: What makes scores of logits: a name (`identity`, `sigmoid`, `tanh`, ...), a torch module, or a
-            function that takes a float32 array [pairs, 1]. None is what the model's configuration names, else the
-            sigmoid.
+        activation_fn: Function from logits to scores: a name (`identity`, `sigmoid`, `tanh`, ...), a torch module, or a
+            function that takes a float32 array [pairs, 1]. None is the one that the model's configuration names, else
+            the sigmoid.
         keep_in_fp32_modules: Not supported.
-        engine: `auto`, `native`, `openvino`, `onnxruntime` or `cuda`; goes before `backend`.
+        engine: `auto`, `native`, `openvino`, `onnxruntime` or `cuda`; takes precedence over `backend`.
         precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`; `auto` is bf16 where the CPU multiplies it natively.
-        threads: Inferences at the same time; None is one for each core.
-        label: Which of several logits is the score, counted from 0, where the model has several.
+        threads: Number of concurrent inferences; None is one per core.
+        label: Index of the logit that is the score, counted from 0, where the model gives several.
 
     Raises:
         ValueError: An argument is not supported or out of its range.
@@ -172,29 +172,29 @@ class CrossEncoder(OpenedModel):
         """Return the score of each pair.
 
         Args:
-            inputs: One pair (query, document), or an iterable of pairs. A query that is repeated from one pair to the
-                next is tokenized once.
-            prompt_name: Which of `prompts` is put before each query; None is the default one.
-            prompt: Text that is put before each query; goes before `prompt_name`.
-            batch_size: No effect beyond being checked: batches are made of what all callers wait for, in the size that
-                suits the engine.
-            show_progress_bar: Show one.
-            activation_fn: In place of the encoder's.
+            inputs: One pair (query, document), or an iterable of pairs. Consecutive pairs with the same query tokenize
+                it once.
+            prompt_name: Name of the prompt, one of `prompts`, to put before each query; None is the default prompt.
+            prompt: Text to put before each query; takes precedence over `prompt_name`.
+            batch_size: Checked, but without effect: batches hold pairs of all callers, in the size that suits the
+                engine.
+            show_progress_bar: Show a progress bar.
+            activation_fn: Used in place of the encoder's activation.
             apply_softmax: No effect, as there is one label.
-            convert_to_numpy: False returns a list with a tensor for each pair, of NumPy's float32 where PyTorch is not
-                installed.
-            convert_to_tensor: Return one tensor, which needs PyTorch; goes before `convert_to_numpy`.
-            device: No effect if it is the encoder's own.
+            convert_to_numpy: False returns a list with one tensor for each pair; where PyTorch is not installed, with
+                NumPy's float32 in place of tensors.
+            convert_to_tensor: Return one tensor, which needs PyTorch; takes precedence over `convert_to_numpy`.
+            device: No effect if it is the encoder's own; others are refused.
             pool: Not supported.
             chunk_size: No effect.
-            return_details: Return a `Prediction` with the scores, and with which pairs were truncated.
+            return_details: Return a `Prediction`: scores, truncation and token counts.
 
         Returns:
-            float32 [pairs], a single number for a single pair. For no pairs the array is empty and of float64, as
-            sentence-transformers has it.
+            Scores, float32 [pairs]; one number for a single pair. For no pairs the array is empty and of float64, as in
+            sentence-transformers.
 
         Raises:
-            InvalidInput: A pair is not two texts; names the pair. It is a ValueError.
+            InvalidInput: A pair is not two texts; the message names the pair. It is a ValueError.
             ValueError: An argument is not supported or out of its range.
             EngineFailure: The engine broke, or a score is not a finite number.
             RuntimeError: The encoder is closed.
@@ -221,10 +221,10 @@ class CrossEncoder(OpenedModel):
         *,
         return_details: bool = False,
     ) -> Any:
-        """Return what `predict` returns, without blocking the event loop; a cancelled call frees its place.
+        """Return what `predict` returns, without blocking the event loop. Cancelling drops pairs not scored yet.
 
-        Texts are checked, tokenized and scored in other threads, where the model is opened too, if that is still to be
-        done, and `activation_fn` is called. No progress is shown.
+        Other threads check, tokenize and score the texts and call `activation_fn`. They also open the model, if it is
+        not open in this process yet. No progress is shown.
 
         Args:
             inputs: See `predict`; an iterator is consumed in the thread of the event loop.
@@ -270,13 +270,13 @@ class CrossEncoder(OpenedModel):
         *,
         return_details: bool = False,
     ) -> list[dict[str, Any]]:
-        """Return documents by falling score; equal scores stay in the order of the documents.
+        """Return documents by descending score; equal scores keep the order of the documents.
 
         Args:
-            query: What they are to answer.
-            documents: Texts.
-            top_k: How many are returned at most; None is all.
-            return_documents: Add each document as `text`.
+            query: Text of the query.
+            documents: Texts to rank.
+            top_k: Maximum number of results; None returns all.
+            return_documents: Add each document's text as `text`.
             prompt_name: See `predict`.
             prompt: See `predict`.
             batch_size: See `predict`.
@@ -285,13 +285,13 @@ class CrossEncoder(OpenedModel):
             device: See `predict`.
             pool: See `predict`.
             chunk_size: See `predict`.
-            return_details: Add to each `truncated` (bool) and `tokens` (int), as `Prediction` has them.
+            return_details: Add `truncated` (bool) and `tokens` (int) to each result, as defined by `Prediction`.
 
         Returns:
-            Dictionaries with `corpus_id` (int, the document's index), `score` (float) and what is asked for.
+            Dictionaries with `corpus_id` (int, the document's index), `score` (float) and the requested additions.
 
         Raises:
-            InvalidInput: The query or a document is not a text; names it. It is a ValueError.
+            InvalidInput: The query or a document is not a text; the message names it. It is a ValueError.
             ValueError: An argument is not supported or out of its range.
             TypeError: `documents` or `top_k` is of the wrong type.
             EngineFailure: The engine broke, or a score is not a finite number.
@@ -319,7 +319,7 @@ class CrossEncoder(OpenedModel):
         *,
         return_details: bool = False,
     ) -> list[dict[str, Any]]:
-        """Return what `rank` returns, without blocking the event loop; a cancelled call frees its place.
+        """Return what `rank` returns, without blocking the event loop. Cancelling drops pairs not scored yet.
 
         Args:
             query: See `rank`.
@@ -330,7 +330,7 @@ class CrossEncoder(OpenedModel):
             prompt: See `predict`.
             batch_size: See `predict`.
             show_progress_bar: No effect.
-            activation_fn: See `predict`; called in another thread.
+            activation_fn: See `predict`; it is called in another thread.
             device: See `predict`.
             pool: See `predict`.
             chunk_size: See `predict`.
@@ -360,21 +360,24 @@ class CrossEncoder(OpenedModel):
         activation_fn: str | ActivationFunction | None = None,
         return_details: bool = False,
     ) -> list[list[dict[str, Any]]]:
-        """Return for each query its documents as `rank` does, all scored together.
+        """Rank the documents of several queries, each as `rank` does, and score all pairs together.
 
         Args:
-            queries: Texts.
-            documents: For each query its own documents.
-            top_k: How many are returned of each query at most; None is all.
+            queries: Texts of the queries.
+            documents: For each query, its own documents.
+            top_k: Maximum number of results for each query; None returns all.
             return_documents: See `rank`.
             prompt_name: See `predict`.
             prompt: See `predict`.
             show_progress_bar: See `predict`.
-            activation_fn: See `predict`; called once, with the logits of all queries.
+            activation_fn: See `predict`; it is called once, with the logits of all queries.
             return_details: See `rank`.
 
+        Returns:
+            For each query, what `rank` returns.
+
         Raises:
-            ValueError: There are not as many lists of documents as queries, or see `rank`.
+            ValueError: The numbers of queries and of lists of documents differ.
             Exception: Those of `rank`.
         """
         options = self._options(prompt_name, prompt, 1, activation_fn, None, None)
@@ -416,7 +419,12 @@ class CrossEncoder(OpenedModel):
     def _options(
         self, prompt_name: Any, prompt: Any, batch_size: Any, activation_fn: Any, device: Any, pool: Any
     ) -> CallOptions:
-        """Check the options that all calls share."""
+        """Check the options that all calls share, and return those that have an effect.
+
+        Raises:
+            ValueError: An option is not supported or out of its range.
+            TypeError: An option is of the wrong type.
+        """
         if isinstance(prompt_name, int):  # the second argument of version 5
             batch_size, prompt_name = prompt_name, None
         check_batch_size(batch_size)

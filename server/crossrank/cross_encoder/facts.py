@@ -1,4 +1,4 @@
-"""What an open model is known by, what of it can be set, and how it is closed."""
+"""Expose an open model: its properties, its settings, and how to close it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Opened = TypeVar("Opened", bound="OpenedModel")
 
 
 class OpenedModel:
-    """A model with its facts, its limits and its life.
+    """Open a model, expose its properties and settings, and close it.
 
     Args:
-        handle: Holds it.
-        activation: What makes scores of logits; None is what the model's configuration names.
-        max_length: Tokens of a pair at most; None is the model's own window.
+        handle: Opens and holds the model.
+        activation: Function from logits to scores; None is the one that the model's configuration names.
+        max_length: Maximum tokens of a pair; None is the model's window.
 
     Raises:
         ValueError: `max_length` is not in the model's range.
-        CrossrankError: It cannot be opened, see `Opening.open`.
+        CrossrankError: The model cannot be opened, see `Opening.open`.
     """
 
     def __init__(self, handle: ModelHandle, activation: Activation | None, max_length: int | None) -> None:
@@ -39,7 +39,7 @@ class OpenedModel:
 
     @property
     def model_id(self) -> str:
-        """The model's id."""
+        """Id of the model."""
         return self._manifest.model_id
 
     @property
@@ -49,34 +49,34 @@ class OpenedModel:
 
     @property
     def num_labels(self) -> int:
-        """Scores of a pair: always 1."""
+        """Scores of a pair, always 1."""
         return 1
 
     @property
     def engine(self) -> str:
-        """The engine in use: `native`, `openvino`, `onnxruntime` or `cuda`."""
+        """Engine in use: `native`, `openvino`, `onnxruntime` or `cuda`."""
         return self._handle.model().engine.name
 
     @property
     def precision(self) -> str:
-        """The arithmetic in use: `fp32`, `bf16` ..."""
+        """Precision in use: `fp32`, `bf16` ..."""
         return self._handle.model().engine.precision
 
     @property
     def device(self) -> str:
-        """`cuda`, or `cpu`."""
+        """Device in use: `cuda` or `cpu`."""
         return "cuda" if self.engine == "cuda" else "cpu"
 
     @property
     def max_length(self) -> int:
-        """Tokens of a pair at most, special tokens included; can be set up to the model's window."""
+        """Maximum tokens of a pair, special tokens included; can be set up to the model's window."""
         window = self._manifest.max_length
         return window if self._max_length is None else min(self._max_length, window)
 
     @max_length.setter
     def max_length(self, tokens: int) -> None:
         manifest = self._manifest
-        # One token of each text.
+        # At least one token of each text.
         least = manifest.pair_template.special_tokens + 2
         if not least <= operator.index(tokens) <= manifest.max_length:
             raise ValueError(
@@ -89,7 +89,7 @@ class OpenedModel:
 
     @property
     def activation_fn(self) -> Activation:
-        """What makes scores of logits; can be set, see the argument `activation_fn`."""
+        """Function from logits to scores; can be set, see the argument `activation_fn`."""
         if self._activation is None:
             self._activation = default_activation(self._manifest.activation)
         return self._activation
@@ -99,15 +99,15 @@ class OpenedModel:
         self._activation = activation_from(choice)
 
     def close(self) -> None:
-        """Wait for the calls under way, then release threads and memory. Calling it twice is harmless."""
+        """Wait for running calls, then release threads and memory. Calling it twice is harmless."""
         self._handle.close()
 
     async def aopen(self) -> None:
-        """Open the model, where it is not open in this process (after a fork, or unpickled), beside the event loop.
+        """Open the model without blocking the event loop, if it is not open in this process (forked or unpickled).
 
         Raises:
-            RuntimeError: It is closed.
-            CrossrankError: It cannot be opened, see `Opening.open`.
+            RuntimeError: The model is closed.
+            CrossrankError: The model cannot be opened, see `Opening.open`.
         """
         if not self._handle.is_open:
             await asyncio.get_running_loop().run_in_executor(None, self._handle.model)

@@ -1,4 +1,4 @@
-"""Holds a model for one object of the caller: opened when needed, once in each process, and closed."""
+"""Hold the model of one encoder: open it when needed, once in each process, and close it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 class ModelHandle:
-    """Opens a model when it is first asked for.
+    """Open a model on first use, and hold it.
 
-    It can be pickled, and lives on in a forked process; in both it carries what opens the model, not the model.
+    A handle can be pickled and used in a forked process. There it opens the model again, as only `opening` is carried
+    over.
 
     Args:
-        opening: What opens it.
+        opening: Opens the model.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -39,15 +40,15 @@ class ModelHandle:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether the model is loaded in this process."""
+        """Whether the model is loaded in this process."""
         return self._model is not None
 
     def model(self) -> LoadedModel:
-        """Return the model, opened first if need be.
+        """Return the model, opened first if necessary.
 
         Raises:
-            RuntimeError: It is closed.
-            CrossrankError: It cannot be opened, see `Opening.open`.
+            RuntimeError: The handle is closed.
+            CrossrankError: The model cannot be opened, see `Opening.open`.
         """
         model = self._model
         if model is not None:
@@ -57,12 +58,12 @@ class ModelHandle:
                 raise RuntimeError(f"{self.opening.model} is closed: open it with a new CrossEncoder")
             if self._model is None:
                 self._model = self.opening.open()
-                # Nobody may have closed it: then its thread ends when this object is freed.
+                # If nobody closes the model, its thread ends when this object is freed.
                 self._finalizer = weakref.finalize(self, self._model.stop)
             return self._model
 
     def close(self) -> None:
-        """Wait for the calls under way, then release threads and memory. Calling it twice is harmless."""
+        """Wait for running calls, then release threads and memory. Calling it twice is harmless."""
         with self._lock:
             self._closed = True
             model, self._model = self._model, None
@@ -72,9 +73,9 @@ class ModelHandle:
             model.close()
 
     def forget(self) -> None:
-        """Give up the model of the parent process, in a process that was forked: its threads are not here.
+        """Drop the parent's model in a forked process, where the model's threads do not exist.
 
-        It is never freed here, as some runtimes would wait for their threads then.
+        Its memory is never freed here, as some runtimes would then wait for those threads.
         """
         self._lock = threading.Lock()
         if self._model is not None:

@@ -1,4 +1,4 @@
-"""What callers may give as pairs and documents, checked and grouped by query, so that a query is tokenized once."""
+"""Check the pairs and documents of callers, and group them by query, so that each query is tokenized once."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from crossrank.errors import InvalidInput
 
 # (query, its documents)
 Group = tuple[str, list[str]]
-# Of a text, shown in an error.
+# Characters of a text that an error shows.
 _SHOWN_CHARACTERS = 40
 
 
 def as_pairs(inputs: Any) -> tuple[list[Any], bool]:
-    """Return the pairs of an argument, not yet checked, and whether it was a single pair.
+    """Return the pairs of an argument, not checked yet, and whether it was a single pair.
 
     Args:
         inputs: One pair of texts, or an iterable of pairs: a list, a tuple, an array, a column of a data set, an
             iterator.
 
     Raises:
-        InvalidInput: It is no iterable of pairs, or a single text.
+        InvalidInput: The argument is not an iterable of pairs, or is a single text.
     """
     if isinstance(inputs, np.ndarray):
         inputs = inputs.tolist()
@@ -35,10 +35,11 @@ def as_pairs(inputs: Any) -> tuple[list[Any], bool]:
 
 
 def as_documents(documents: Any, where: str = "documents") -> list[Any]:
-    """Return documents as a list, not yet checked.
+    """Return documents as a list, not checked yet.
 
     Raises:
-        InvalidInput: It is no iterable, or a single text.
+        TypeError: The argument is None.
+        InvalidInput: The argument is not an iterable, or is a single text.
     """
     if isinstance(documents, list):
         return documents
@@ -48,14 +49,14 @@ def as_documents(documents: Any, where: str = "documents") -> list[Any]:
 
 
 def group_pairs(pairs: Sequence[Any], prompt: str = "") -> list[Group]:
-    """Return checked pairs, those of the same query one after the other as one group.
+    """Check pairs, and group consecutive pairs of the same query.
 
     Args:
         pairs: (query, document) each.
-        prompt: Put before every query.
+        prompt: Text to put before every query.
 
     Raises:
-        InvalidInput: One is not a pair of texts; names it.
+        InvalidInput: One is not a pair of texts; the message names it.
     """
     groups: list[Group] = []
     last = None
@@ -73,10 +74,10 @@ def group_pairs(pairs: Sequence[Any], prompt: str = "") -> list[Group]:
 
 
 def group_documents(query: Any, documents: Sequence[Any], prompt: str = "", where: str = "documents") -> Group:
-    """Return one query with its documents, all checked.
+    """Check one query and its documents, and return them as a group.
 
     Raises:
-        InvalidInput: One of them is not a text; names it.
+        InvalidInput: One of them is not a text; the message names it.
     """
     check_text(query, "query" if where == "documents" else f"the query of {where}")
     for i, document in enumerate(documents):
@@ -85,10 +86,10 @@ def group_documents(query: Any, documents: Sequence[Any], prompt: str = "", wher
 
 
 def check_text(text: Any, where: str) -> None:
-    """Refuse what is not a text.
+    """Refuse a value that is not a text.
 
     Raises:
-        InvalidInput: It is not a string, or holds a lone surrogate, which is no character.
+        InvalidInput: The value is not a str, or holds a lone surrogate, which is not a character.
     """
     if not isinstance(text, str):
         raise InvalidInput(f"{where} is {_described(text)}, not a text: give a str", param=where)

@@ -1,4 +1,4 @@
-"""A model in memory: groups of texts in, logits out, for threads and event loops."""
+"""Compute the logits of texts with a model in memory, for threads and event loops."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from crossrank.text.encoding import EncodedPairs, PairEncoder
 
 Result = TypeVar("Result")
 
-# So many pairs and characters are tokenized at a time: memory is bounded, and scoring begins before all is tokenized.
+# Pairs and characters tokenized at a time: this bounds memory, and scoring begins before all texts are tokenized.
 _PART_PAIRS = 1024
 _PART_CHARACTERS = 4_000_000
-# Parts that are tokenized or scored at the same time.
+# Parts tokenized or scored at the same time.
 _PARTS_AHEAD = 2
-# More pairs than these are not tokenized in the calling thread.
+# Maximum pairs of a call that are tokenized in the calling thread.
 _INLINE_PAIRS = 16
 
 
 class LoadedModel:
-    """A bundle with its encoder and its engine.
+    """Hold a bundle in memory with its encoder and engine, and score texts with it.
 
     Args:
         bundle: The model.
-        engine: What computes its logits; closed with this.
+        engine: Computes the logits; closed together with this object.
 
     Raises:
         BundleError: The bundle's tokenizer cannot be read.
@@ -55,12 +55,12 @@ class LoadedModel:
     def score(
         self, groups: Sequence[Group], truncation: Truncation, advance: Callable[[int], None] | None = None
     ) -> Scored:
-        """Return the logits of all pairs, in order, to a thread that waits for them.
+        """Return the logits of all pairs, in order; the calling thread waits for them.
 
         Args:
             groups: (query, documents) each.
-            truncation: What happens to long texts.
-            advance: Called with the number of pairs scored since it was last called, in another thread.
+            truncation: Rules for long texts.
+            advance: Called in another thread with the number of pairs scored since the last call.
 
         Raises:
             EngineFailure: The engine broke, or a logit is not finite.
@@ -80,15 +80,15 @@ class LoadedModel:
         truncation: Truncation,
         finish: Callable[[Scored], Result],
     ) -> Future[Result]:
-        """Score pairs without a thread that waits; `prepare` and `finish` are called in worker threads.
+        """Score pairs without a waiting thread; `prepare` and `finish` are called in worker threads.
 
         Args:
             prepare: Returns the groups.
-            truncation: What happens to long texts.
-            finish: Makes the result.
+            truncation: Rules for long texts.
+            finish: Makes the result of the scored pairs.
 
         Returns:
-            A future with the result; cancelling it drops what is not scored yet.
+            A future of the result; cancelling it drops the pairs that are not scored yet.
 
         Raises:
             RuntimeError: The model is closed.
@@ -105,14 +105,14 @@ class LoadedModel:
         return future
 
     def close(self) -> None:
-        """Wait for the calls under way, then release threads and memory."""
+        """Wait for running calls, then release threads and memory."""
         with self._changed:
             self._closing = True
             self._changed.wait_for(lambda: not self._calls)
         self._background.close()
 
     def stop(self) -> None:
-        """Tell the background thread to end, without waiting for anything."""
+        """Tell the background thread to end, without waiting for it."""
         self._background.stop()
 
     def _inline(self, groups: Sequence[Group]) -> bool:
@@ -168,7 +168,7 @@ class LoadedModel:
 
 
 def _parts(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Cut groups into parts of bounded size, in order; a query is repeated in each part that has documents of it."""
+    """Yield groups in parts of bounded size, in order; each part repeats the query of the documents that it has."""
     part: list[Group] = []
     pairs = characters = 0
     for query, documents in groups:

@@ -1,4 +1,4 @@
-"""What sentence-transformers' evaluators report their metrics to."""
+"""Accept the metrics that sentence-transformers' evaluators report to a model."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class ModelCardData:
-    """Takes the place of sentence-transformers' data of a model card, for evaluators that report to it.
+    """Replace sentence-transformers' model card data, for evaluators that report to it.
 
-    It keeps nothing: this library saves no models, so it writes no model cards.
+    Nothing is stored: this library saves no models, so it writes no model cards.
     """
 
     def set_evaluation_metrics(self, evaluator: Any, metrics: dict[str, Any], epoch: int = 0, step: int = 0) -> None:
-        """Accept the metrics that an evaluator also returns to its caller."""
+        """Accept metrics and drop them; the evaluator also returns them to its caller."""

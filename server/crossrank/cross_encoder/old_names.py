@@ -1,4 +1,4 @@
-"""Names that earlier versions of sentence-transformers had for arguments, accepted with a warning."""
+"""Accept the argument names of earlier sentence-transformers versions, with a warning."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def accepts_old_names(*, without_effect: tuple[str, ...] = (), **renamed: str) -> Callable[[Function], Function]:
-    """Let a function take arguments under their earlier names too.
+    """Return a decorator that lets a function take arguments under their earlier names, too.
 
     Args:
-        without_effect: Arguments that are dropped.
-        renamed: By earlier name, the present one.
+        without_effect: Names of arguments to drop.
+        renamed: Present names, by earlier name.
     """
 
     def decorate(function: Function) -> Function:

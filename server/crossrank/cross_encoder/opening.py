@@ -1,4 +1,4 @@
-"""What opens a model: the arguments of `CrossEncoder` that sentence-transformers has too, and our own."""
+"""Check the arguments of `CrossEncoder`, and open its model from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crossrank.engines.names import DEVICES, EMBEDDED_ENGINES, Device, EngineNam
 if TYPE_CHECKING:
     from crossrank.cross_encoder.loaded import LoadedModel
 
-# By back end of sentence-transformers, the engine that is meant.
+# Engine for each back end of sentence-transformers.
 _BACKENDS: dict[str, EngineName] = {"torch": "auto", "onnx": "onnxruntime", "openvino": "openvino"}
 _PLACES: dict[str | None, Device | None] = {None: None, "cpu": "cpu", "cuda": "gpu", "cuda:0": "gpu"}
 Name = TypeVar("Name", bound=str)
@@ -33,19 +33,19 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class Opening:
-    """What opens a model, in this process or in another.
+    """Open a model from arguments that can be pickled, in this process or in another.
 
     Attributes:
         model: `builtin`, a directory, an ONNX file or a hub id.
-        cache_folder: Where converted models are kept; None is the default cache.
+        cache_folder: Directory of converted models; None is the default cache.
         revision: Commit, branch or tag on the hub.
-        offline: Whether no network is used.
-        token: For private repositories; None is huggingface_hub's own.
-        label: Which logit is the score, where a model gives several.
-        engine: Of this process, or `auto`.
-        precision: The arithmetic, or `auto`.
-        threads: Inferences at the same time; None is one for each core.
-        device: Where it computes; None is wherever it is fastest.
+        offline: Whether to use no network.
+        token: Access token for private repositories; None is huggingface_hub's own.
+        label: Index of the logit that is the score, where a model gives several.
+        engine: Name of an engine that runs in this process, or `auto`.
+        precision: Precision of the computation, or `auto`.
+        threads: Number of concurrent inferences; None is one per core.
+        device: Device to compute on; None is the fastest.
     """
 
     model: str
@@ -65,9 +65,9 @@ class Opening:
         Raises:
             ModelSourceError: The model cannot be found, fetched or trusted.
             BundleError: The model's files do not fit each other, or cannot be converted.
-            SetupError: No engine of this machine can serve it as asked.
+            SetupError: No engine of this machine can serve the model as requested.
         """
-        # Not at the top: `import crossrank` loads no tokenizer, no engine and no pydantic.
+        # Imported on use, so that `import crossrank` loads no tokenizer, no engine and no pydantic.
         from crossrank.cross_encoder.loaded import LoadedModel
         from crossrank.engines.tuning import load_engine
         from crossrank.resolve import resolve_model
@@ -86,15 +86,15 @@ class Opening:
 
 
 def engine_and_device(engine: str, device: Any, backend: str) -> tuple[EngineName, Device | None]:
-    """Return the engine and the device that three arguments ask for together.
+    """Return the engine and the device that three arguments select together.
 
     Args:
-        engine: Ours, which has the last word.
+        engine: Name of an engine; takes precedence over `backend`.
         device: None, `cpu`, `cuda` or `cuda:0`, as text or torch.device.
-        backend: That of sentence-transformers.
+        backend: Name of a back end of sentence-transformers.
 
     Raises:
-        ValueError: One is not known or not supported, or they contradict each other.
+        ValueError: One is unknown or not supported, or they contradict each other.
     """
     if backend not in _BACKENDS:
         raise ValueError(f"Unsupported backend {backend!r}: use one of {', '.join(_BACKENDS)}, or choose with engine")
@@ -110,7 +110,7 @@ def engine_and_device(engine: str, device: Any, backend: str) -> tuple[EngineNam
 
 
 def checked_name(argument: str, name: str, known: tuple[Name, ...]) -> Name:
-    """Return a name that is one of those known.
+    """Return `name` if it is one of the known names.
 
     Raises:
         ValueError: It is not.
@@ -130,18 +130,18 @@ def refuse_options(
     keep_in_fp32_modules: Any,
     options: Mapping[str, Mapping[str, Any] | None],
 ) -> None:
-    """Refuse what sentence-transformers has and this library has not, each with what serves instead.
+    """Refuse arguments of sentence-transformers that this library does not support; each error names the alternative.
 
     Args:
-        threads: Inferences at the same time.
-        modules: Torch modules that make a model.
+        threads: Number of concurrent inferences.
+        modules: Torch modules of a model.
         trust_remote_code: Whether code of the model's author may run.
-        num_labels: Of the classifier.
-        keep_in_fp32_modules: Layers with another precision than the rest.
-        options: By name of the argument, what is handed on to transformers there.
+        num_labels: Number of labels of the classifier.
+        keep_in_fp32_modules: Modules that keep fp32 where the others have another precision.
+        options: Options that sentence-transformers passes on to transformers, by name of the argument.
 
     Raises:
-        ValueError: Something is not supported.
+        ValueError: An argument is not supported, or `threads` is below 1.
     """
     if threads is not None and operator.index(threads) < 1:
         raise ValueError(f"threads is {threads}: give 1 or more, or None for one for each core")

@@ -1,4 +1,4 @@
-"""A progress bar, where the caller wants one."""
+"""Show a progress bar if the caller asks for one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(pairs: int, show: bool | None) -> Iterator[Callable[[int], None] | None]:
-    """Show how many pairs are scored, while inside; the value is called with the number of pairs that became ready.
+    """Show a progress bar inside the `with` block; yield the function that advances it by a number of pairs, or None.
 
     Args:
-        pairs: How many there are.
-        show: None shows nothing, as False.
+        pairs: Total number of pairs.
+        show: Whether to show the bar; None does not, like False.
     """
     if not show:
         yield None

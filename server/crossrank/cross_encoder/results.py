@@ -1,4 +1,4 @@
-"""Scores in the types that sentence-transformers returns: arrays, tensors, lists, ranked dictionaries."""
+"""Convert scores to the types that sentence-transformers returns: arrays, tensors, lists, ranked dictionaries."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from crossrank.errors import SetupError
 
 @dataclass(frozen=True)
 class Scored:
-    """The logits of pairs, and what was read of them.
+    """Logits of pairs, with token counts and truncation.
 
     Attributes:
         logits: float32 [pairs].
-        tokens: int64 [pairs], those that were scored, special tokens included.
-        truncated: bool [pairs], whether the query or the document lost tokens, as both did not fit the window.
+        tokens: int64 [pairs], number of tokens scored, special tokens included.
+        truncated: bool [pairs], whether the query or the document lost tokens because both did not fit the window.
     """
 
     logits: NDArray[np.float32]
@@ -30,13 +30,13 @@ class Scored:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict` returns with `return_details=True`; of a single pair, each field is one value.
+    """Result of `predict` with `return_details=True`; for a single pair, each field is one value.
 
     Attributes:
-        scores: What it returns without.
-        truncated: bool [pairs], whether a part of the query or of the document was not read, as both together are
+        scores: Result of `predict` without details.
+        truncated: bool [pairs], whether a part of the query or of the document was not read because both together are
             longer than `max_length`.
-        tokens: int64 [pairs], tokens that were scored, special tokens included.
+        tokens: int64 [pairs], number of tokens scored, special tokens included.
     """
 
     scores: Any
@@ -45,20 +45,20 @@ class Prediction:
 
 
 def converted(scores: NDArray[Any], *, to_numpy: bool, to_tensor: bool) -> Any:
-    """Return scores [pairs] as float32 array, as tensor, or as list of tensors of no dimension.
+    """Return scores as a float32 array [pairs], as a tensor [pairs], or as a list of tensors without dimensions.
 
-    Where PyTorch is not installed the list has NumPy's float32 in place of tensors.
+    Where PyTorch is not installed, the list has NumPy's float32 in place of tensors.
 
     Args:
-        scores: One number a pair.
-        to_numpy: False asks for a list.
-        to_tensor: Ask for one tensor; goes before `to_numpy`.
+        scores: One number for each pair.
+        to_numpy: False requests a list.
+        to_tensor: Requests one tensor; takes precedence over `to_numpy`.
 
     Raises:
-        SetupError: A tensor is asked for, and PyTorch is not installed.
+        SetupError: A tensor is requested, and PyTorch is not installed.
     """
     if to_numpy and not to_tensor:
-        # float64 is what sentence-transformers has for no pairs at all.
+        # For no pairs, sentence-transformers returns float64.
         return scores.astype(np.float32, copy=False) if len(scores) else np.array([])
     try:
         import torch
@@ -78,17 +78,17 @@ def ranked(
     return_documents: bool,
     details: tuple[NDArray[np.bool_], NDArray[np.int64]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return documents by falling score; equal scores stay in the order of the documents.
+    """Return documents by descending score; equal scores keep the order of the documents.
 
     Args:
-        scores: One number a document.
-        documents: As they were given.
-        top_k: How many are returned at most.
-        return_documents: Add each document as `text`.
-        details: `truncated` and `tokens` of each document, to add.
+        scores: One number for each document.
+        documents: Documents in the caller's order.
+        top_k: Maximum number of results; None returns all.
+        return_documents: Add each document's text as `text`.
+        details: `truncated` and `tokens` of each document, to be added.
 
     Returns:
-        Dictionaries with `corpus_id` (int) and `score` (float), and what is asked for.
+        Dictionaries with `corpus_id` (int, the document's index), `score` (float) and the requested additions.
     """
     order = np.argsort(-scores, kind="stable")[:top_k].tolist()
     values = scores.tolist()
@@ -104,11 +104,11 @@ def ranked(
 
 
 def checked_top_k(top_k: Any) -> int | None:
-    """Return `top_k` as it is used.
+    """Return `top_k` as an int, or None.
 
     Raises:
-        TypeError: It is not a whole number.
-        ValueError: It is negative.
+        TypeError: `top_k` is not a whole number.
+        ValueError: `top_k` is negative.
     """
     if top_k is None:
         return None
@@ -119,11 +119,11 @@ def checked_top_k(top_k: Any) -> int | None:
 
 
 def check_batch_size(batch_size: Any) -> None:
-    """Refuse what sentence-transformers refuses, although batches are made by the library's own measure.
+    """Refuse the batch sizes that sentence-transformers refuses; otherwise the value has no effect.
 
     Raises:
-        TypeError: It is not a number.
-        ValueError: It is not positive.
+        TypeError: `batch_size` is not a number.
+        ValueError: `batch_size` is not positive.
     """
     if batch_size <= 0:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size}.")

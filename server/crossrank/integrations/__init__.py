@@ -1,5 +1,6 @@
-"""Adapters for frameworks that insist on a class of their own: each module here imports its framework, crossrank none.
+"""Adapt CrossEncoder to frameworks that require a class of their own.
 
-Tools that only call `predict` or `rank` take a `crossrank.CrossEncoder` as it is: sentence-transformers' evaluators,
-BEIR, PyTerrier's `pt.apply.doc_score` (see `examples/`).
+Each module imports its framework; `import crossrank` imports none of them. Tools that only call `predict` or `rank`
+take a `crossrank.CrossEncoder` directly: sentence-transformers' evaluators, BEIR, PyTerrier's `pt.apply.doc_score` (see
+`examples/`).
 """

@@ -15,12 +15,12 @@ from crossrank.cross_encoder import CrossEncoder
 class CrossrankRanker:
     """Keep the `top_k` documents that answer the query best, best first, with the model's scores.
 
-    Documents without text are scored as empty ones. Haystack loads a saved pipeline that holds this component if told
-    that it may: `Pipeline.loads(saved, allowed_modules=["crossrank.integrations.haystack"])`.
+    Documents without text are scored as empty texts. Haystack loads a saved pipeline with this component only if it is
+    allowed to: `Pipeline.loads(saved, allowed_modules=["crossrank.integrations.haystack"])`.
 
     Args:
         model: Name or directory of the model, as `CrossEncoder` takes it.
-        top_k: How many documents to keep.
+        top_k: Number of documents to keep.
         options: Further arguments of `CrossEncoder`, like `{"max_length": 256}`.
 
     Raises:
@@ -34,17 +34,17 @@ class CrossrankRanker:
         self._encoder: CrossEncoder | None = None
 
     def warm_up(self) -> None:
-        """Open the model. Pipelines call it; `run` does where it was not."""
+        """Open the model. Pipelines call this method; `run` opens the model if nobody did."""
         self._opened()
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document], top_k: int | None = None) -> dict[str, list[Document]]:
-        """Rank documents.
+        """Rank documents by how well they answer the query.
 
         Args:
-            query: What they are ranked by.
-            documents: The candidates. They stay as they are; copies carry the scores.
-            top_k: Used instead of the component's own.
+            query: Text of the query.
+            documents: The candidates. They are not changed; the scores are set on copies.
+            top_k: Number of documents to keep, in place of the component's own.
 
         Returns:
             {"documents": the best documents, best first}

@@ -8,10 +8,10 @@ from crossrank.cross_encoder import CrossEncoder
 
 
 class CrossrankCrossEncoder(BaseCrossEncoder):
-    """A cross-encoder of LangChain that scores with crossrank.
+    """Adapt CrossEncoder to LangChain's `BaseCrossEncoder`.
 
     Args:
-        encoder: The model. Several adapters may share it.
+        encoder: Scores the pairs. Several adapters may share it.
     """
 
     def __init__(self, encoder: CrossEncoder) -> None:

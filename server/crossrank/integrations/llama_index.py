@@ -18,11 +18,11 @@ _dispatcher = get_dispatcher(__name__)
 class CrossrankRerank(BaseNodePostprocessor):
     """Keep the `top_n` nodes that answer the query best, best first, with the model's scores.
 
-    Nodes are read as LlamaIndex reads them for an embedding: with the metadata that is not excluded from it.
+    The text of a node is the text that LlamaIndex would embed: with all metadata that is not excluded from embeddings.
 
     Attributes:
-        encoder: The model. Several postprocessors may share it.
-        top_n: How many nodes to keep.
+        encoder: Scores the nodes. Several postprocessors may share it.
+        top_n: Number of nodes to keep.
     """
 
     encoder: CrossEncoder = Field(exclude=True)
@@ -30,7 +30,7 @@ class CrossrankRerank(BaseNodePostprocessor):
 
     @classmethod
     def class_name(cls) -> str:
-        """Return the name by which LlamaIndex tells components apart."""
+        """Return the name by which LlamaIndex identifies the component."""
         return "CrossrankRerank"
 
     def _postprocess_nodes(

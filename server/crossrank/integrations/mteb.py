@@ -1,4 +1,4 @@
-"""Evaluate a CrossEncoder with MTEB, as its `CrossEncoderProtocol`."""
+"""Evaluate a CrossEncoder with MTEB: an implementation of its `CrossEncoderProtocol`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 
 from crossrank.cross_encoder import CrossEncoder
 
-# Pairs scored at a time: enough to fill every batch, and no more texts in memory than that.
+# Pairs scored at a time: enough to fill every batch, without holding more texts in memory.
 _AT_A_TIME = 1024
 
 
 class CrossrankCrossEncoder:
-    """A model of `mteb.evaluate` that scores with crossrank.
+    """Adapt CrossEncoder to `mteb.evaluate`.
 
     Args:
         model_name: Name or directory of the model, as `CrossEncoder` takes it.
-        revision: Its revision on the hub.
+        revision: Commit, branch or tag on the hub.
         device: As `CrossEncoder` takes it.
         options: Further arguments of `CrossEncoder`.
 
     Attributes:
         encoder: The open model.
-        mteb_model_meta: What MTEB writes into its results: name, revision, longest input.
+        mteb_model_meta: Facts that MTEB writes into its results: name, revision, maximum tokens.
     """
 
     def __init__(self, model_name: str, revision: str | None = None, device: str | None = None, **options: Any) -> None:
@@ -55,13 +55,13 @@ class CrossrankCrossEncoder:
         Args:
             inputs1: Batches of queries, under "text".
             inputs2: Batches of documents, under "text".
-            described: What MTEB says of the task, and its wishes for batches and progress bars. Not used.
+            described: MTEB's description of the task, and options for batches and progress bars. Not used.
 
         Returns:
             float32 [n_pairs].
 
         Raises:
-            ValueError: There are not as many queries as documents.
+            ValueError: The numbers of queries and documents differ.
         """
         pairs = zip(_texts(inputs1), _texts(inputs2), strict=True)
         scores = [np.empty(0, np.float32)]

@@ -125,6 +125,8 @@ def declare(library: ctypes.CDLL, prefix: str, functions: Functions) -> None:
 @cache
 def kernel_fault(kernel: Kernel) -> str:
     """Return why this process cannot use a kernel, empty if it can."""
+    if kernel not in KERNELS:
+        return f"there is none of that name: {', '.join(KERNELS)}"
     if kernel not in ANYWHERE and platform.machine() not in ("x86_64", "AMD64"):
         return f"its instructions are those of x86-64, not of this CPU ({platform.machine()})"
     try:

@@ -1,1 +1,1 @@
-"""Texts to packed pairs: `tokenizer` (token ids), `truncation` (what gives way), `encoding` (pairs of a model)."""
+"""Convert texts to packed pairs: `tokenizer` (token ids), `truncation` (tokens to keep), `encoding` (whole pairs)."""

@@ -1,4 +1,4 @@
-"""Query and documents to packed token ids: each text is tokenized once, and assembled as the model was trained."""
+"""Encode queries and documents as packed pairs, framed as in the model's training; each text is tokenized once."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from crossrank.request import Truncation
 from crossrank.text.tokenizer import TextTokenizer
 from crossrank.text.truncation import does_not_fit, kept_pieces
 
-# So many characters are tokenized in less than a millisecond, natively and by the Rust tokenizer.
+# Characters that are tokenized in less than a millisecond: by native code, and by the Rust tokenizer.
 _INLINE_CHARACTERS, _INLINE_CHARACTERS_SLOWLY = 50_000, 2_000
-# Tokens of a document that does not fit are counted exactly up to this many windows.
+# Windows up to which the tokens of a document that does not fit are counted exactly.
 _COUNTED_WINDOWS = 10
 _TRUNCATE = Truncation()
 
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """The pairs of one request, in document order.
+    """Encoded pairs of one request, in document order.
 
     Attributes:
-        batch: The packed token ids.
-        truncated: Indices of the documents of which only a part is scored.
-        query_truncated: Whether a query lost tokens too (it is longer than half the window).
-        over_window: Indices of the documents that do not fit the window with their query: one of the two lost tokens.
-        first_pairs: int64 [documents], the first pair of each document; None where each has exactly one.
+        batch: Packed token ids.
+        truncated: Indices of the documents that are scored only in part.
+        query_truncated: Whether a query lost tokens (it is longer than its cap or than half the window).
+        over_window: Indices of the documents that do not fit the window with their query, so that one of the two lost
+            tokens.
+        first_pairs: int64 [documents], index of each document's first pair; None if each document has exactly one.
     """
 
     batch: PairBatch
@@ -41,7 +42,7 @@ class EncodedPairs:
     first_pairs: NDArray[np.int64] | None = None
 
     def document_logits(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logit of each document, float32 [documents]: that of its best chunk.
+        """Return the logit of each document, that of its best chunk, float32 [documents].
 
         Args:
             logits: float32 [pairs].
@@ -53,11 +54,11 @@ class EncodedPairs:
 
 
 class PairEncoder:
-    """Assembles `start + query + middle + document + end` as the bundle's pair template says.
+    """Encode pairs as `start + query + middle + document + end`, by the bundle's pair template.
 
     Attributes:
-        inline_characters: Texts of no more characters together are encoded so quickly that a thread's hand-over would
-            cost more.
+        inline_characters: Texts of at most this many characters in total are encoded faster than another thread could
+            take over.
 
     Raises:
         BundleError: The tokenizer cannot be read, or gives ids that the model has no embedding for.
@@ -74,7 +75,7 @@ class PairEncoder:
         self._fixed_spans = self._fixed.spans()
         query_segment, document_segment = self._template.segments
         self._segments = [query_segment] * 3 + [document_segment] * 2
-        # An id without an embedding would be scored all the same by some runtimes.
+        # Some runtimes score ids without an embedding and report no error.
         template = manifest.pair_template
         ids = [*template.start, *template.middle, *template.end, manifest.pad_token_id, self._tokenizer.vocab_size - 1]
         rows = manifest.architecture.vocab_size
@@ -85,10 +86,10 @@ class PairEncoder:
             )
 
     def encode(self, query: str, documents: list[str], truncation: Truncation = _TRUNCATE) -> EncodedPairs:
-        """Tokenize and assemble all pairs of one query.
+        """Encode the pairs of one query.
 
-        A pair over the window is truncated as Hugging Face's `longest_first` does it: the document gives way,
-        unless the query alone takes more than half of the window.
+        A pair over the window is truncated like Hugging Face's `longest_first`: the document loses tokens, unless the
+        query alone takes more than half of the window.
         Source: https://huggingface.co/docs/transformers/pad_truncation
 
         Raises:
@@ -99,15 +100,15 @@ class PairEncoder:
     def encode_groups(
         self, groups: Sequence[tuple[str, list[str]]], truncation: Truncation, field: str = "documents"
     ) -> EncodedPairs:
-        """Tokenize and assemble the pairs of several queries.
+        """Encode the pairs of several queries.
 
         Args:
-            groups: (query, its documents); documents are counted on from group to group.
-            truncation: What happens to long texts.
-            field: What the caller calls the documents.
+            groups: (query, its documents) each; indices of documents count through all groups.
+            truncation: Rules for long texts.
+            field: Name of the documents in the caller's dialect, for error messages.
 
         Raises:
-            InvalidRequest: A pair does not fit and may not be truncated, or the window asked for holds no text.
+            InvalidRequest: A pair does not fit and must not be truncated, or the requested window holds no text.
         """
         truncation = replace(truncation, direction=truncation.direction or self._truncation_side)
         window = self._window_for(truncation)
@@ -137,7 +138,7 @@ class PairEncoder:
         )
 
     def _window_for(self, truncation: Truncation) -> int:
-        """Return how many tokens query and document may have together."""
+        """Return the maximum tokens of query and document together."""
         if truncation.max_tokens is None:
             return self._window
         special = self._template.special_tokens
@@ -150,7 +151,7 @@ class PairEncoder:
         return min(self._window, truncation.max_tokens - special)
 
     def _tokens(self, queries: list[str], documents: list[str], window: int, truncation: Truncation) -> Tokens:
-        """Return the tokens of queries and documents, as many of each as can be used."""
+        """Return the tokens of queries and documents, of each at least as many as can be used."""
         texts = queries + documents
         left = truncation.direction == "left"
         limit = window * truncation.max_chunks_per_doc
@@ -159,15 +160,16 @@ class PairEncoder:
         most = truncation.max_tokens_per_query or max(map(len, queries), default=0)
         if not over or most <= limit:
             return tokens
-        # As the longer side keeps more, a document over the window too must be compared with all of such a query.
+        # Truncation shortens the longer of query and document, so with a query over the limit both must be counted
+        # beyond the limit: the query in full, the documents up to the length of the longest query.
         longer = self._tokenizer.tokenize([queries[i] for i in over], most, from_end=left)
         tokens = self._tokenizer.tokenize(texts, int(longer.lengths.max()), from_end=left)
         return tokens.replaced(over, longer)
 
     def _assembled(self, ids: NDArray[np.int32], queries: Spans, documents: Spans) -> PairBatch:
-        """Put the parts of every pair together: start, query, middle, document, end."""
+        """Assemble the parts of every pair: start, query, middle, document, end."""
         fixed = self._fixed.ids
-        # [of a part: where it starts, its length, its segment][pair][part]
+        # Each is int64 [pairs, parts].
         starts, lengths, segments = np.empty((3, len(queries.starts), 5), np.int64)
         starts[:, ::2], lengths[:, ::2] = self._fixed_spans
         segments[:] = self._segments
@@ -181,7 +183,7 @@ class PairEncoder:
         )
 
     def _counts(self, documents: list[str], lost: list[int], truncation: Truncation) -> list[tuple[int, str]]:
-        """Return how many tokens documents have, as text; exactly where they are not far too long."""
+        """Return (index, token count as text) of each document in `lost`; beyond ten windows the count is a bound."""
         most = _COUNTED_WINDOWS * self._window
         counts = []
         for i in lost:
@@ -194,18 +196,20 @@ class PairEncoder:
 
 
 class _Cut:
-    """The pairs that fit the window: a document each, or pieces of it where it does not fit with its query.
+    """Pairs cut to the window: one for each document, or several pieces of a document that does not fit.
 
     Args:
-        queries: The query of each document.
-        documents: The documents.
+        queries: Span of the query of each document.
+        documents: Span of each document.
+        window: Maximum tokens of query and document together.
+        truncation: Rules for long texts, with a direction.
 
     Attributes:
-        queries, documents: What is kept for each pair.
+        queries, documents: Spans that each pair keeps.
         short: Indices of the documents that lose tokens.
-        lost: Indices of those that do, or whose query does.
+        lost: Indices of the documents that lose tokens or whose query does.
         query_truncated: Whether a query loses tokens.
-        first_pairs: int64 [documents], the first pair of each document; None where each has exactly one.
+        first_pairs: int64 [documents], index of each document's first pair; None if each document has exactly one.
     """
 
     def __init__(self, queries: Spans, documents: Spans, window: int, truncation: Truncation) -> None:

@@ -1,4 +1,4 @@
-"""Text to token ids, without special tokens, exactly as the model's own fast tokenizer gives them."""
+"""Tokenize texts without special tokens, exactly as the model's own fast tokenizer does."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from crossrank.packed import Tokens
 
 _log = logging.getLogger(__name__)
 
-# A text is first cut to this many characters for each token that can be used. English has about 4.5 characters a token,
-# so nearly every document that must be truncated is read once, and a 1 MB document costs no more than a page.
+# A text is first cut to this many characters for each usable token. English has about 4.5 characters a token, so nearly
+# every document that must be truncated is tokenized once, and a 1 MB document costs no more than a page.
 _CHARACTERS_PER_TOKEN = 16
-# A suffix looks for its boundary in this many characters first.
+# Characters in which the boundary of a suffix is searched first.
 _SUFFIX_REACH = 256
-# White space, and punctuation, as not all text has spaces.
+# White space, and punctuation for texts without spaces.
 _SEPARATORS = " \t\n" + string.punctuation + "、。，"
 
 
@@ -33,7 +33,7 @@ _Part = Callable[[str, int, "re.Pattern[str]"], str]
 
 
 class TextTokenizer:
-    """Tokenizes single texts; the caller assembles pairs.
+    """Tokenize single texts; the caller assembles pairs.
 
     Args:
         path: A Hugging Face `tokenizer.json`; its own truncation and padding settings are ignored.
@@ -61,19 +61,19 @@ class TextTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id there can be, added tokens included."""
+        """Largest possible token id plus one, added tokens included."""
         ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return max(ids.values(), default=-1) + 1
 
     def tokenize(self, texts: list[str], limit: int, *, from_end: bool = False) -> Tokens:
         """Return the token ids of each text: all of them, or at least the first `limit + 1`.
 
-        One id more than the limit tells the caller that the text is longer.
+        One id beyond the limit shows the caller that the text is longer.
 
         Args:
-            texts: What to tokenize.
-            limit: How many ids the caller can use.
-            from_end: Give the last ids in place of the first.
+            texts: Texts to tokenize.
+            limit: Number of ids that the caller can use.
+            from_end: Return the last ids in place of the first.
         """
         characters = (limit + 1) * _CHARACTERS_PER_TOKEN
         if self._boundary is None or max(map(len, texts), default=0) <= characters:
@@ -81,7 +81,7 @@ class TextTokenizer:
         return self._tokenize_parts(texts, limit, self._boundary, _suffix if from_end else _prefix)
 
     def _tokenize_parts(self, texts: list[str], limit: int, boundary: re.Pattern[str], part: _Part) -> Tokens:
-        """Read no more of each text than is needed for `limit + 1` ids."""
+        """Tokenize no more of each text than is needed for `limit + 1` ids."""
         characters = (limit + 1) * _CHARACTERS_PER_TOKEN
         read = list(range(len(texts)))
         tokens = Tokens.of([[]] * len(texts))
@@ -109,7 +109,7 @@ class TextTokenizer:
 
 
 def _native(tokenizer: Tokenizer, definition: dict[str, Any]) -> WordPiece | None:
-    """Return the native tokenizer where it can stand in for the Rust one."""
+    """Return the native tokenizer, or None if it cannot replace the Rust one."""
     if not WordPiece.serves(definition):
         return None
     try:
@@ -144,11 +144,11 @@ def _suffix(text: str, characters: int, boundary: re.Pattern[str]) -> str:
 
 
 def _boundaries(definition: dict[str, Any]) -> str:
-    """Return characters such that a text cut before one has the tokens of the two parts, one after the other.
+    """Return the characters before which a text can be cut without changing its tokens.
 
     For BERT's tokenizers these are white space and punctuation: their normalizer works character by character
-    (canonical ordering never crosses these, which are starters), words never span them, and those that are part of an
-    added token are left out. For other tokenizers: none.
+    (canonical ordering never crosses these, which are starters), and words never span them. Characters of added tokens
+    are left out. Other tokenizers have none.
     """
     normalizer = (definition.get("normalizer") or {}).get("type")
     splitter = (definition.get("pre_tokenizer") or {}).get("type")

@@ -1,11 +1,11 @@
-"""What of a query and a document is scored when they do not fit the window together."""
+"""Choose the tokens of a query and a document that are scored when both do not fit the window together."""
 
 from __future__ import annotations
 
 from crossrank.errors import InvalidRequest
 from crossrank.request import Truncation
 
-# How many documents that do not fit are named in an error.
+# Maximum number of documents named in an error.
 _MOST_NAMED = 5
 
 
