@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crossrank.checkpoints.tokenizer_classes import WITH_TYPES_OF_5
 from tests import odd_texts
 from tests.checkpoints import write_checkpoint, write_family
 from tests.clients.environment import ClientProgram, Refused
@@ -209,6 +211,31 @@ def test_models_of_several_families_give_the_same_scores_and_orders(both: Both) 
     documents = [*DOCUMENTS, *odd_texts.LANGUAGES, *odd_texts.ODD, "word " * 700]
     both.agree("encoder.rank(query, documents, return_documents=True)", query=QUERY, documents=documents)
     both.agree("encoder.predict(pairs, activation_fn=torch.nn.Identity())", pairs=[[QUERY, text] for text in documents])
+
+
+def test_what_it_saves_itself_scores_the_same(
+    reference: ClientProgram, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    # A tokenizer of no family's own class: version 5 of transformers, which saves it here, feeds it no segments.
+    generic = shutil.copytree(directories["TinyBERT-L2"], tmp_path / "generic")
+    settings = generic / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace("BertTokenizer", "PreTrainedTokenizerFast"))
+    for directory in (generic, *(directories[name] for name in MODELS[1:])):
+        saved = tmp_path / "saved" / directory.name
+        key = reference.ask("load", library="sentence_transformers", model=str(directory), options={"device": "cpu"})
+        reference.ask("call", encoder=key, expression="encoder.save_pretrained(path)", texts={"path": str(saved)})
+        Both(reference, saved).agree("encoder.predict(pairs)", pairs=[[QUERY, text] for text in DOCUMENTS])
+
+
+def test_classes_that_feed_segments_are_those_of_its_transformers(bert: Both) -> None:
+    package = "__import__('transformers')"
+    names = f"{package}.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES.values()"
+    kinds = f"[getattr({package}, name) for name in set({names}) if name]"
+    # A class whose library is not installed there is a DummyObject.
+    fed = "type(kind).__name__ != 'DummyObject' and 'token_type_ids' in getattr(kind, 'model_input_names', ())"
+    listed = bert.theirs(f"sorted({{kind.__name__ for kind in {kinds} if {fed}}})")["list"]
+    assert listed
+    assert {each["value"].removesuffix("Fast") for each in listed} <= WITH_TYPES_OF_5
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 33, 1000])

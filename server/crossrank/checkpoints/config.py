@@ -233,11 +233,14 @@ def _pad_token_id(config: dict[str, Any], vocab_size: int) -> int | None:
 
 
 def _num_labels(config: dict[str, Any]) -> int:
-    """Return the number of logits; transformers omits its default of two from config.json."""
-    if isinstance(config.get("num_labels"), int):
-        return int(config["num_labels"])
+    """Return the number of logits: id2label goes before num_labels, and where neither is stated there are two.
+
+    Source: `PretrainedConfig`, configuration_utils.py of https://github.com/huggingface/transformers, v4.57.6
+    """
     labels = config.get("id2label")
-    return len(labels) if isinstance(labels, dict) and labels else 2
+    if isinstance(labels, dict) and labels:
+        return len(labels)
+    return int(config["num_labels"]) if isinstance(config.get("num_labels"), int) else 2
 
 
 def _activation(directory: Path, config: dict[str, Any], num_labels: int) -> str:

@@ -61,6 +61,23 @@ WITHOUT_TYPES = {
     "XGLMTokenizer",
     "XLMRobertaTokenizer",
 }
+# The classes of transformers 5 that feed token_type_ids where their configuration says nothing: all others feed none,
+# unlike those of transformers 4. Source: models/*/tokenization_*.py, v5.24.0.
+WITH_TYPES_OF_5 = {
+    "BertTokenizer",
+    "CanineTokenizer",
+    "ConvBertTokenizer",
+    "DPRContextEncoderTokenizer",
+    "DPRQuestionEncoderTokenizer",
+    "DebertaTokenizer",
+    "DebertaV2Tokenizer",
+    "FNetTokenizer",
+    "LayoutLMv2Tokenizer",
+    "MarkupLMTokenizer",
+    "MobileBertTokenizer",
+    "SqueezeBertTokenizer",
+    "TapasTokenizer",
+}
 # Model types by the class that reads their tokenizer where no file names a class.
 CLASSES = {
     "BartTokenizer": ("bart",),

@@ -19,6 +19,7 @@ from crossrank.checkpoints.tokenizer_classes import (
     KEEPING_CHINESE,
     KEEPING_PREFIX,
     REWRITING,
+    WITH_TYPES_OF_5,
     WITHOUT_TYPES,
 )
 from crossrank.errors import ModelSourceError
@@ -59,7 +60,19 @@ class TokenizerFiles:
     def feeds_types(self) -> bool:
         """Whether transformers gives the model token_type_ids; without them, every token has type 0."""
         names = self.settings.get("model_input_names")
-        return "token_type_ids" in names if isinstance(names, list) else self.class_name not in WITHOUT_TYPES
+        if isinstance(names, list):
+            return "token_type_ids" in names
+        if self.is_of_transformers_5:
+            return self.class_name in WITH_TYPES_OF_5
+        return self.class_name not in WITHOUT_TYPES
+
+    @property
+    def is_of_transformers_5(self) -> bool:
+        """Whether transformers 5 wrote tokenizer_config.json, which states the back end then.
+
+        A directory is read by the rule of the version that wrote it: its model was trained with that one.
+        """
+        return "backend" in self.settings or self.class_name == "TokenizersBackend"
 
     @property
     def max_length(self) -> Any:

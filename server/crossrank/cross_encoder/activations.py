@@ -43,6 +43,11 @@ class Activation:
         self.name = name
         self._takes = takes
 
+    @property
+    def is_callers_own(self) -> bool:
+        """Whether it is none of those known by name, so that it may do anything: wait, or call the encoder itself."""
+        return _NAMED.get(self.name) is not self
+
     def __call__(self, logits: Logits) -> NDArray[Any]:
         """Return the scores [n], in the function's floating-point type; other types become float32.
 

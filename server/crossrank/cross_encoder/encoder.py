@@ -19,6 +19,7 @@ from crossrank.cross_encoder.progress import progress
 from crossrank.cross_encoder.results import Scored, check_batch_size
 from crossrank.engines.names import PRECISIONS
 from crossrank.request import Truncation
+from crossrank.scheduling.own_thread import in_thread_of_its_own
 
 Result = TypeVar("Result")
 # One pair (query, document), or pairs.
@@ -249,7 +250,7 @@ class CrossEncoder(OpenedModel):
         await self.aopen()
         options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
         prepare, finish = prediction(inputs, options, convert_to_numpy, convert_to_tensor, return_details)
-        return await self._start(prepare, finish)
+        return await self._start(prepare, finish, options)
 
     @accepts_old_names(activation_fct="activation_fn", without_effect=_WITHOUT_EFFECT_IN_RANK)
     def rank(
@@ -344,7 +345,7 @@ class CrossEncoder(OpenedModel):
         await self.aopen()
         options = self._options(prompt_name, prompt, batch_size, activation_fn, device, pool)
         prepare, finish = ranking([query], [documents], options, top_k, return_documents, return_details)
-        return (await self._start(prepare, finish))[0]
+        return (await self._start(prepare, finish, options))[0]
 
     def rank_many(
         self,
@@ -405,9 +406,15 @@ class CrossEncoder(OpenedModel):
             scored = self._handle.model().score(groups, Truncation(max_tokens=self._max_length), advance)
         return finish(scored)
 
-    async def _start(self, prepare: Callable[[], list[Group]], finish: Callable[[Scored], Result]) -> Result:
-        model = self._handle.model()
-        return await asyncio.wrap_future(model.start(prepare, Truncation(max_tokens=self._max_length), finish))
+    async def _start(
+        self, prepare: Callable[[], list[Group]], finish: Callable[[Scored], Result], options: CallOptions
+    ) -> Result:
+        model, truncation = self._handle.model(), Truncation(max_tokens=self._max_length)
+        if not options.activation.is_callers_own:
+            return await asyncio.wrap_future(model.start(prepare, truncation, finish))
+        # A caller's function holds no worker that tokenizes for others, and may call this encoder, or close it.
+        scored = await asyncio.wrap_future(model.start(prepare, truncation, lambda scored: scored))
+        return await asyncio.wrap_future(in_thread_of_its_own(finish, scored))
 
     def _options(
         self, prompt_name: Any, prompt: Any, batch_size: Any, activation_fn: Any, device: Any, pool: Any

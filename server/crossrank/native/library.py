@@ -84,6 +84,8 @@ def open_library(name: str) -> ctypes.CDLL:
     path = library_path(name)
     if path is None:
         raise NativeError("it was not built: when crossrank was installed, no C++ compiler could (GCC 12 or Clang)")
+    if _is_cut_off(path):  # loading it would end the process with SIGBUS
+        raise NativeError(f"{path} is cut off: run `make native`, or install crossrank anew")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -100,6 +102,19 @@ def open_library(name: str) -> ctypes.CDLL:
     return library
 
 
+def _is_cut_off(path: Path) -> bool:
+    """Tell whether a 64-bit ELF file ends before its section headers do, which stand last.
+
+    Source: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html
+    """
+    with path.open("rb") as stream:
+        header = stream.read(64)
+    if header[:5] != b"\x7fELF\x02" or len(header) < 64:
+        return False  # the loader refuses what is no header
+    start, size, count = (int.from_bytes(header[at : at + n], "little") for at, n in ((40, 8), (58, 2), (60, 2)))
+    return start + size * count > path.stat().st_size
+
+
 def declare(library: ctypes.CDLL, prefix: str, functions: Functions) -> None:
     """Tell ctypes the arguments and results of a library's functions, named without their prefix."""
     for name, (arguments, result) in functions.items():
@@ -110,6 +125,8 @@ def declare(library: ctypes.CDLL, prefix: str, functions: Functions) -> None:
 @cache
 def kernel_fault(kernel: Kernel) -> str:
     """Return why this process cannot use a kernel, empty if it can."""
+    if kernel not in KERNELS:
+        return f"there is none of that name: {', '.join(KERNELS)}"
     if kernel not in ANYWHERE and platform.machine() not in ("x86_64", "AMD64"):
         return f"its instructions are those of x86-64, not of this CPU ({platform.machine()})"
     try:

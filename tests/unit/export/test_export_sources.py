@@ -158,6 +158,8 @@ def test_the_activation_is_what_sentence_transformers_would_apply(
 
 def test_a_config_without_labels_has_transformers_default_of_two(tmp_path: Path):
     assert config_of(tmp_path, id2label=None).num_labels == 2
+    assert config_of(tmp_path, id2label={"0": "relevance"}, num_labels=3).num_labels == 1
+    assert config_of(tmp_path, id2label=None, num_labels=3).num_labels == 3
 
 
 def test_roberta_positions_start_after_the_padding_id(tmp_path: Path):

@@ -186,3 +186,31 @@ def test_segments_are_kept_where_the_tokenizer_names_them(tmp_path: Path) -> Non
     names = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     (directory / "tokenizer_config.json").write_text(json.dumps(names))
     assert read_tokens(directory, config(), None).template.segments == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "segments"),
+    [
+        ({"tokenizer_class": "TokenizersBackend", "backend": "tokenizers"}, (0, 0)),
+        ({"tokenizer_class": "TokenizersBackend"}, (0, 0)),
+        ({"tokenizer_class": "AlbertTokenizer", "backend": "tokenizers"}, (0, 0)),
+        ({"tokenizer_class": "BertTokenizer", "backend": "tokenizers"}, (0, 1)),
+        (
+            {
+                "tokenizer_class": "TokenizersBackend",
+                "backend": "tokenizers",
+                "model_input_names": ["input_ids", "token_type_ids"],
+            },
+            (0, 1),
+        ),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, (0, 1)),
+        ({"tokenizer_class": "AlbertTokenizer"}, (0, 1)),
+    ],
+    ids=["generic", "by its name", "ALBERT", "BERT", "said", "generic of version 4", "ALBERT of version 4"],
+)
+def test_segments_are_fed_as_the_version_of_transformers_that_wrote_the_files_feeds_them(
+    settings: dict[str, Any], segments: tuple[int, int], tmp_path: Path
+) -> None:
+    directory = write(tmp_path, BERT_TEMPLATE)
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert read_tokens(directory, config(), None).template.segments == segments

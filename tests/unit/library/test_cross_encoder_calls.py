@@ -264,13 +264,14 @@ def test_close_waits_for_the_calls_under_way() -> None:
     encoder = CrossEncoder("builtin", precision="fp32", threads=2)
     started, released, closed = threading.Event(), threading.Event(), threading.Event()
 
-    def held(logits: Any) -> Any:
-        started.set()
-        assert released.wait(60)
-        return logits
+    class Held(str):
+        def isascii(self) -> bool:
+            started.set()
+            assert released.wait(60)
+            return super().isascii()
 
     async def call() -> Any:
-        return await encoder.apredict(PAIRS, activation_fn=held)
+        return await encoder.apredict([*PAIRS[1:], ("q", Held("d"))])
 
     with ThreadPoolExecutor(2) as pool:
         scores = pool.submit(asyncio.run, call())

@@ -156,3 +156,24 @@ def test_a_lambda_travels_nowhere() -> None:
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pickle.dumps(encoder)
     encoder.close()
+
+
+def test_a_function_of_the_caller_may_call_the_encoder_and_close_it() -> None:
+    program = """if True:
+        import asyncio, faulthandler
+        from crossrank import CrossEncoder
+        faulthandler.dump_traceback_later(20, exit=True)
+        encoder = CrossEncoder("builtin", engine="onnxruntime", precision="fp32", threads=1)
+        pairs = [("who wrote faust", f"document {i}") for i in range(100)]
+        def nested(logits):
+            return encoder.predict(pairs)[: len(logits)]
+        def closing(logits):
+            encoder.close()
+            return logits
+        async def main():
+            results = await asyncio.gather(*(encoder.apredict(pairs[:3], activation_fn=nested) for _ in range(8)))
+            return [len(result) for result in results], len(await encoder.apredict(pairs, activation_fn=closing))
+        print(asyncio.run(main()))
+        faulthandler.cancel_dump_traceback_later()
+    """
+    assert run(program) == "([3, 3, 3, 3, 3, 3, 3, 3], 100)\n"

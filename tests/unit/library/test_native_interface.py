@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from crossrank.native.interface import HEADERS, INTERFACE, interface_of
+from crossrank.native.library import NativeError, library_path, open_library
 from tests.conftest import ROOT
 
 NATIVE = ROOT / "server" / "crossrank" / "native"
@@ -124,3 +125,15 @@ def test_a_build_with_other_headers_than_pythons_is_refused_with_the_new_hash(tm
     )
     assert done.returncode != 0
     assert f'INTERFACE = "{interface_of(target)}"' in done.stderr
+
+
+def test_a_library_that_is_cut_off_is_refused_before_it_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = library_path("portable")
+    assert whole is not None
+    monkeypatch.setattr("crossrank.native.library.library_path", lambda name: tmp_path / whole.name)
+    for size in (3000, whole.stat().st_size - 1):
+        (tmp_path / whole.name).write_bytes(whole.read_bytes()[:size])
+        with pytest.raises(NativeError, match="cut off"):
+            open_library("portable")
