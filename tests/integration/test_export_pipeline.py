@@ -301,7 +301,7 @@ def test_a_failed_export_leaves_the_old_bundle_as_it_was(onnx_dir: Path, tmp_pat
     out = tmp_path / "bundle"
     bundle_from_files(onnx_dir, out)
     before = sha256_of(out / "manifest.json")
-    write_config(onnx_dir, num_labels=3)
+    write_config(onnx_dir, id2label={"0": "no", "1": "rather", "2": "yes"})
     with pytest.raises(ModelSourceError, match="--label"):
         bundle_from_files(onnx_dir, out)
     assert sha256_of(out / "manifest.json") == before
