@@ -18,7 +18,7 @@ from crossrank.bundles.model_directory import external_locations
 from crossrank.checkpoints.config import ModelConfig
 from crossrank.errors import ModelSourceError
 from crossrank.native.padding import pad
-from crossrank.packed import PairBatch
+from crossrank.packed import PairBatch, take_pairs
 from crossrank.reasons import reason_of
 from crossrank_export.graph_files import INLINE_BYTES, open_graph, save_graph, weight_bytes
 
@@ -195,7 +195,7 @@ def score_in_batches(
         stop = start + 1
         while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= _most_tokens(lengths[order[stop]]):
             stop += 1
-        part = _take(batch, order[start:stop])
+        part = take_pairs(batch, order[start:stop])
         results.append(_run(run, part, pad_token_id))
         start = stop
     logits = np.concatenate(results).astype(np.float32)
@@ -226,12 +226,3 @@ def _run(
 def _most_tokens(length: int) -> int:
     """Return the most tokens of a batch: its attention scores, rows x length^2, are no more than at 512 tokens."""
     return min(_BATCH_TOKENS, _BATCH_TOKENS * _ATTENTION_TOKENS // length)
-
-
-def _take(batch: PairBatch, indices: NDArray[np.int64]) -> PairBatch:
-    spans = [slice(batch.offsets[i], batch.offsets[i + 1]) for i in indices]
-    return PairBatch(
-        np.concatenate([batch.input_ids[span] for span in spans]),
-        np.concatenate([batch.token_type_ids[span] for span in spans]),
-        np.cumsum([0, *batch.lengths[indices]]).astype(np.int64),
-    )

@@ -34,11 +34,15 @@ class Spans(NamedTuple):
         """Return the spans at these indices, which may repeat."""
         return Spans(self.starts[indices], self.lengths[indices])
 
+    def places(self) -> NDArray[np.int64]:
+        """Return where the ids of all spans lie, one span after the other, int64 [sum of lengths]."""
+        places: NDArray[np.int64] = (self.starts + self.lengths - self.lengths.cumsum()).repeat(self.lengths)
+        places += np.arange(len(places))
+        return places
+
     def gathered(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return the ids of all spans, one span after the other, int32 [sum of lengths]."""
-        places = (self.starts + self.lengths - self.lengths.cumsum()).repeat(self.lengths)
-        places += np.arange(len(places))
-        gathered: NDArray[np.int32] = ids[places]
+        gathered: NDArray[np.int32] = ids[self.places()]
         return gathered
 
 
@@ -112,10 +116,9 @@ class PairBatch:
 
 def take_pairs(batch: PairBatch, rows: NDArray[np.int64]) -> PairBatch:
     """Return the pairs at `rows`, int64 [pairs to take], in that order."""
-    lengths = batch.lengths[rows]
-    offsets = offsets_of(lengths)
-    tokens = np.repeat(batch.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return PairBatch(batch.input_ids[tokens], batch.token_type_ids[tokens], offsets)
+    spans = Spans(batch.offsets[:-1], batch.lengths).taken(rows)
+    places = spans.places()
+    return PairBatch(batch.input_ids[places], batch.token_type_ids[places], offsets_of(spans.lengths))
 
 
 def join_pairs(batches: Sequence[PairBatch]) -> PairBatch:

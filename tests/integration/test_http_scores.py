@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from crossrank.engines.cpu import has_bf16
+from crossrank.engines.cpu import cpu_flags
 from tests.conftest import Topic
 from tests.server_process import RunningServer, running_server
 
@@ -39,7 +39,7 @@ def openvino_fp32() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def bf16() -> Iterator[RunningServer]:
-    if not has_bf16():
+    if cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"}):
         pytest.skip("this CPU has no bf16 arithmetic")
     with running_server("--engine", "openvino", "--precision", "bf16") as server:
         yield server

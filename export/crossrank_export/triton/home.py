@@ -51,14 +51,19 @@ def install_command(path: Path) -> str:
     return f"{Path(sys.executable).name} -m pip install --no-deps --target {path} {WHEEL} {NUMPY}"
 
 
-def home_path() -> Path:
-    """Return CROSSRANK_TRITON_HOME, or `.triton` here or in the checkout that this module belongs to."""
-    if configured := os.environ.get(HOME_VARIABLE):
+def home_path(variable: str = HOME_VARIABLE, default: str = DEFAULT_HOME) -> Path:
+    """Return where a tool of NVIDIA's is installed, tritonserver unless another is named.
+
+    Args:
+        variable: Environment variable that names the directory.
+        default: Otherwise the directory of this name, here or in the checkout that this module belongs to.
+    """
+    if configured := os.environ.get(variable):
         return Path(configured).expanduser().resolve()
     checkout = Path(__file__).resolve().parents[3]
-    if not Path(DEFAULT_HOME).is_dir() and (checkout / DEFAULT_HOME).is_dir():
-        return checkout / DEFAULT_HOME
-    return Path(DEFAULT_HOME).resolve()
+    if not Path(default).is_dir() and (checkout / default).is_dir():
+        return checkout / default
+    return Path(default).resolve()
 
 
 def find_home() -> TritonHome:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from crossrank.bundles.bundle import Bundle, Graph
 from crossrank.errors import SetupError
 from crossrank.native.padding import pad
-from crossrank.packed import PairBatch
+from crossrank.packed import PairBatch, join_pairs, take_pairs
 from crossrank.text.encoding import PairEncoder
 from crossrank_export.graphs import session_scorer
 from crossrank_export.parity import SampleSet, compare
@@ -47,7 +47,7 @@ def measure_parity(trt: Any, plan: bytes, bundle: Bundle, spec: EngineSpec) -> d
     with plan_runner(trt, plan, spec) as runner:
         for profile, chosen in _by_bucket(batch.lengths, spec):
             bucket = spec.buckets[profile]
-            feed = make_feed(spec.graph, _take(batch, chosen), bucket.length, manifest.pad_token_id)
+            feed = make_feed(spec.graph, take_pairs(batch, chosen), bucket.length, manifest.pad_token_id)
             output = run_plan(runner, profile, feed, spec.graph.output.name)
             logits[chosen] = output.reshape(len(chosen), -1)[:, manifest.label]
             delta = np.abs(logits[chosen] - reference[chosen])
@@ -91,13 +91,7 @@ def make_feed(graph: Graph, batch: PairBatch, length: int, pad_token_id: int) ->
 
 def _encode(bundle: Bundle, groups: list[SampleGroup]) -> PairBatch:
     encoder = PairEncoder(bundle)
-    batches = [encoder.encode(group.query, group.documents).batch for group in groups]
-    lengths = np.concatenate([batch.lengths for batch in batches])
-    return PairBatch(
-        np.concatenate([batch.input_ids for batch in batches]),
-        np.concatenate([batch.token_type_ids for batch in batches]),
-        np.concatenate([[0], np.cumsum(lengths)]),
-    )
+    return join_pairs([encoder.encode(group.query, group.documents).batch for group in groups])
 
 
 def _by_bucket(lengths: NDArray[np.int64], spec: EngineSpec) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -107,12 +101,3 @@ def _by_bucket(lengths: NDArray[np.int64], spec: EngineSpec) -> Iterator[tuple[i
         chosen = np.flatnonzero(profiles == profile)
         for start in range(0, len(chosen), bucket.max_batch):
             yield profile, chosen[start : start + bucket.max_batch]
-
-
-def _take(batch: PairBatch, chosen: NDArray[np.int64]) -> PairBatch:
-    spans = [slice(batch.offsets[i], batch.offsets[i + 1]) for i in chosen]
-    return PairBatch(
-        np.concatenate([batch.input_ids[span] for span in spans]),
-        np.concatenate([batch.token_type_ids[span] for span in spans]),
-        np.concatenate([[0], np.cumsum(batch.lengths[chosen])]),
-    )

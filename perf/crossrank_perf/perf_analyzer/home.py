@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crossrank.errors import SetupError
+from crossrank_export.triton.home import home_path
 
 HOME_VARIABLE = "CROSSRANK_PERF_ANALYZER_HOME"
 DEFAULT_HOME = ".perf-analyzer"
@@ -37,23 +38,13 @@ class PerfAnalyzer:
         return _environment(self.libraries)
 
 
-def home_path() -> Path:
-    """Return CROSSRANK_PERF_ANALYZER_HOME, or `.perf-analyzer` here or in the checkout that this module belongs to."""
-    if configured := os.environ.get(HOME_VARIABLE):
-        return Path(configured).expanduser().resolve()
-    checkout = Path(__file__).resolve().parents[3]
-    if not Path(DEFAULT_HOME).is_dir() and (checkout / DEFAULT_HOME).is_dir():
-        return checkout / DEFAULT_HOME
-    return Path(DEFAULT_HOME).resolve()
-
-
 def find_perf_analyzer() -> PerfAnalyzer:
     """Return the installed perf_analyzer after asking it for its version, which needs all its libraries.
 
     Raises:
         SetupError: It or a library is missing; the message names the make target that installs both.
     """
-    home = home_path()
+    home = home_path(HOME_VARIABLE, DEFAULT_HOME)
     binary = home / "bin" / "perf_analyzer"
     if not binary.is_file():
         raise SetupError(f"no perf_analyzer in {home}: run {SETUP}, or set {HOME_VARIABLE} to where it lies")

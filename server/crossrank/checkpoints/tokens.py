@@ -26,7 +26,7 @@ from crossrank.checkpoints.tokenizer_settings import (
 )
 from crossrank.checkpoints.vocabulary import definition_from_vocabulary
 from crossrank.errors import ModelSourceError
-from crossrank.packed import PairBatch
+from crossrank.packed import PairBatch, offsets_of
 from crossrank.reasons import reason_of
 from crossrank.request import TruncationDirection
 
@@ -80,12 +80,11 @@ class PairTokens:
         longest = min(max_length or self.max_length, self.max_length)
         tokenizer.enable_truncation(longest, strategy="longest_first", direction=self.truncation_side)
         encodings = tokenizer.encode_batch(pairs)
-        offsets = np.cumsum([0, *(len(encoding.ids) for encoding in encodings)])
         types = np.concatenate([np.array(encoding.type_ids, np.int32) for encoding in encodings])
         if self.template.segments == (0, 0):
             types[:] = 0  # the tokenizer may give other types, which this model never gets
         ids = np.concatenate([np.array(encoding.ids, np.int32) for encoding in encodings])
-        return PairBatch(ids, types, offsets.astype(np.int64))
+        return PairBatch(ids, types, offsets_of([len(encoding.ids) for encoding in encodings]))
 
 
 def read_tokens(directory: Path, config: ModelConfig, max_length: int | None) -> PairTokens:

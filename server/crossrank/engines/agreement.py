@@ -16,7 +16,7 @@ from crossrank.bundles.bundle import Bundle
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.engines.memory import return_memory
 from crossrank.errors import EngineFailure
-from crossrank.packed import PairBatch, take_pairs
+from crossrank.packed import PairBatch, offsets_of, take_pairs
 
 _log = logging.getLogger("crossrank")
 
@@ -68,7 +68,7 @@ def random_pairs(bundle: Bundle) -> PairBatch:
     return PairBatch(
         generator.integers(0, manifest.architecture.vocab_size, int(lengths.sum()), np.int32),
         np.concatenate(types).astype(np.int32),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets_of(lengths),
     )
 
 

@@ -58,11 +58,6 @@ def _quota(group: Path, old: bool) -> list[int]:
         return []
 
 
-def has_bf16() -> bool:
-    """Tell whether the CPU multiplies bf16 natively (AMX, or AVX-512 BF16)."""
-    return bool(cpu_flags() & {"amx_bf16", "avx512_bf16"})
-
-
 def cpu_flags() -> frozenset[str]:
     """Return the instruction set extensions (`Features` on ARM), empty where the kernel does not say."""
     return frozenset(_cpu_info("flags").split() or _cpu_info("Features").split())

@@ -22,7 +22,7 @@ from crossrank.engines.cuda_session import GATE, Lane, new_session
 from crossrank.engines.embedded import GraphEngine
 from crossrank.engines.onnxruntime import session_interface
 from crossrank.errors import EngineFailure
-from crossrank.packed import PairBatch, take_pairs
+from crossrank.packed import PairBatch, offsets_of, take_pairs
 
 # Sequence lengths as in `crossrank repository`; beyond 32, rows are padded by half at most.
 LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
@@ -172,5 +172,5 @@ class CudaEngine(GraphEngine):
         return PairBatch(
             random.integers(0, self._vocab_size, tokens, np.int32),
             np.zeros(tokens, np.int32),
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            offsets_of(lengths),
         )

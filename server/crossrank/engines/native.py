@@ -15,7 +15,7 @@ from crossrank.engines.lent import Lent
 from crossrank.errors import BundleError, EngineFailure, SetupError
 from crossrank.native.library import Kernel, NativeContext, NativeError, NativeModel
 from crossrank.native.weights import Shape, read_weights
-from crossrank.packed import PairBatch
+from crossrank.packed import PairBatch, offsets_of
 
 _TEST_LENGTHS = (1, 3, 17, 33, 64, 97)
 _TEST_SEED = 0
@@ -74,7 +74,7 @@ class NativeEngine(EmbeddedEngine):
     def _test_kernel(self, kernel: Kernel, portable: NativeModel, shape: Shape) -> None:
         generator = np.random.default_rng(_TEST_SEED)
         lengths = [min(length, shape.positions) for length in _TEST_LENGTHS]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        offsets = offsets_of(lengths)
         ids = generator.integers(0, shape.vocab_size, offsets[-1], np.int32)
         types = generator.integers(0, shape.segments, offsets[-1], np.int32)
         own, expected = (NativeContext(model).score(ids, types, offsets) for model in (self._model, portable))

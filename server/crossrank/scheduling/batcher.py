@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crossrank.engines.base import BatchedEngine
 from crossrank.errors import EngineFailure, Overloaded
-from crossrank.packed import PairBatch, Tokens, offsets_of
+from crossrank.packed import PairBatch, join_pairs, take_pairs
 from crossrank.scheduling.cores import Cores
 from crossrank.scheduling.similar import first_similar
 from crossrank.scheduling.tiers import BULK, REALTIME
@@ -275,10 +275,4 @@ def _waiting_pairs(queue: list[_Job]) -> int:
 
 def _gather(parts: list[tuple[_Job, list[int]]]) -> PairBatch:
     """Copy the chosen pairs of several requests into one packed batch."""
-    ids, types, lengths = [], [], []
-    for job, indices in parts:
-        pairs = Tokens(job.batch.input_ids, job.batch.offsets).spans().taken(np.array(indices))
-        ids.append(pairs.gathered(job.batch.input_ids))
-        types.append(pairs.gathered(job.batch.token_type_ids))
-        lengths.append(pairs.lengths)
-    return PairBatch(np.concatenate(ids), np.concatenate(types), offsets_of(np.concatenate(lengths)))
+    return join_pairs([take_pairs(job.batch, np.array(indices)) for job, indices in parts])
