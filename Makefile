@@ -13,7 +13,7 @@ PYTEST_WORKERS ?= 2
 COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
+.PHONY: help serve test test-all test-faults check lock openapi proto builtin model-repository triton triton-setup \
 	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
 	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-install \
 	bench-gpu
@@ -54,6 +54,9 @@ test: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients
 
 test-all: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients frameworks reference aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-faults: $(VENV)/.dev $(VENV)/.native-test ## attack running servers, the long attacks included; make test has the short ones
+	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, directions of imports
 	$(BIN)/ruff check .
