@@ -14,7 +14,7 @@ from crossrank.engines.cuda_session import cuda_installed
 from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank.packed import take_pairs
 from crossrank.text.encoding import PairEncoder
-from crossrank_export.trt.device import find_device
+from crossrank.engines.tensorrt.device import find_device
 from tests.engine_bundle import write_fp16_bundle
 
 pytestmark = pytest.mark.gpu

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from crossrank.bundles.bundle import load_bundle
-from crossrank_export.trt.bindings import load_runtime, plan_runner
+from crossrank.engines.tensorrt.build import load_runtime, plan_runner
 from crossrank_export.trt.build import build_engine
-from crossrank_export.trt.check import check_plan
-from crossrank_export.trt.device import find_device
-from crossrank_export.trt.gpus import GPUS
-from crossrank_export.trt.runtimes import TENSORRT
-from crossrank_export.trt.spec import make_spec
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.device import find_device
+from crossrank.engines.tensorrt.gpus import GPUS
+from crossrank.engines.tensorrt.runtimes import TENSORRT
+from crossrank.engines.tensorrt.spec import make_spec
 from tests.engine_bundle import write_fp16_bundle
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,7 @@ import click
 
 from crossrank.engines.names import EMBEDDED_ENGINES, PRECISIONS
 from crossrank_export.triton.spec import TARGETS, Queue, RepositorySpec, Target, make_spec
-from crossrank_export.trt.gpus import GPUS
+from crossrank.engines.tensorrt.gpus import GPUS
 
 _CURRENT_TAG = GPUS["h100"].container.tag
 

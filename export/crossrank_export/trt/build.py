@@ -11,13 +11,13 @@ from typing import Any
 
 from crossrank.bundles.bundle import Bundle, Manifest, sha256_of, write_manifest
 from crossrank.errors import SetupError
-from crossrank_export.trt.bindings import build_plan
-from crossrank_export.trt.device import Device, check_device
-from crossrank_export.trt.gpus import Gpu, check_release
+from crossrank.engines.tensorrt.build import build_plan
+from crossrank.engines.tensorrt.device import Device, check_device
+from crossrank.engines.tensorrt.gpus import Gpu, check_release
 from crossrank_export.trt.operators import check_operators
 from crossrank_export.trt.parity import check_parity, measure_parity
-from crossrank_export.trt.runtimes import RTX, TENSORRT
-from crossrank_export.trt.spec import EngineSpec
+from crossrank.engines.tensorrt.runtimes import RTX, TENSORRT
+from crossrank.engines.tensorrt.spec import EngineSpec
 
 
 def build_engine(trt: Any, device: Device | None, bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:

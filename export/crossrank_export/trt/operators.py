@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from crossrank.errors import SetupError
-from crossrank_export.trt.gpus import release_of
+from crossrank.engines.tensorrt.gpus import release_of
 
 _FLOAT = "FP32 FP16 BF16"
 _NUMBER = f"{_FLOAT} INT32 INT64"

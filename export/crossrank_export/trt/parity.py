@@ -17,8 +17,8 @@ from crossrank.text.encoding import PairEncoder
 from crossrank_export.graphs import session_scorer
 from crossrank_export.parity import SampleSet, compare
 from crossrank_export.samples import SampleGroup, builtin_groups
-from crossrank_export.trt.bindings import Feed, plan_runner, run_plan
-from crossrank_export.trt.spec import EngineSpec
+from crossrank.engines.tensorrt.build import Feed, plan_runner, run_plan
+from crossrank.engines.tensorrt.spec import EngineSpec
 
 # The fp16 graph itself may be 0.02 off fp32; TensorRT adds in yet another order.
 MAX_DELTA_LOGIT = 0.05

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from crossrank_export.triton.config import ACCELERATOR_CACHE
-from crossrank_export.trt.gpus import CURRENT, GPUS, VOLTA
+from crossrank.engines.tensorrt.gpus import CURRENT, GPUS, VOLTA
 from crossrank_server.settings import ServeSettings
 from tests.deploy_files import (
     DEPLOY,

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 from crossrank.bundles.bundle import load_bundle, sha256_of
 from crossrank.errors import SetupError
 from crossrank_export.commands.engine import engine
-from crossrank_export.trt.bindings import build_plan, plan_runner
+from crossrank.engines.tensorrt.build import build_plan, plan_runner
 from crossrank_export.trt.build import build_engine
-from crossrank_export.trt.check import check_plan
-from crossrank_export.trt.device import find_device
-from crossrank_export.trt.gpus import GPUS
-from crossrank_export.trt.runtimes import TENSORRT
-from crossrank_export.trt.spec import make_spec
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.device import find_device
+from crossrank.engines.tensorrt.gpus import GPUS
+from crossrank.engines.tensorrt.runtimes import TENSORRT
+from crossrank.engines.tensorrt.spec import make_spec
 from tests.engine_bundle import write_fp16_bundle
 from tests.fake_builder import FakeDriver, install, plan_header
 from tests.fake_tensorrt import VERSIONS
@@ -258,7 +258,7 @@ def test_a_machine_without_tensorrt_or_gpu_gets_one_message_with_the_container_c
 
 def test_check_and_spec_import_no_tensorrt_and_no_onnx():
     code = (
-        "import sys, crossrank_export.trt.check, crossrank_export.trt.spec, crossrank_export.commands.engine\n"
+        "import sys, crossrank.engines.tensorrt.check, crossrank.engines.tensorrt.spec, crossrank_export.commands.engine\n"
         "print(sorted({'tensorrt', 'tensorrt_rtx', 'polygraphy', 'onnx', 'onnxruntime', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

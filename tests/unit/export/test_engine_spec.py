@@ -8,12 +8,12 @@ import pytest
 
 from crossrank.bundles.bundle import Graph
 from crossrank.errors import BundleError, SetupError
-from crossrank_export.trt.check import check_plan
+from crossrank.engines.tensorrt.check import check_plan
 from crossrank_export.trt.describe import describe, trtexec_command
-from crossrank_export.trt.device import Device, check_device, find_device
-from crossrank_export.trt.gpus import GPUS, check_release
-from crossrank_export.trt.runtimes import TENSORRT
-from crossrank_export.trt.spec import make_buckets, make_spec
+from crossrank.engines.tensorrt.device import Device, check_device, find_device
+from crossrank.engines.tensorrt.gpus import GPUS, check_release
+from crossrank.engines.tensorrt.runtimes import TENSORRT
+from crossrank.engines.tensorrt.spec import make_buckets, make_spec
 from tests.fake_builder import FakeDriver
 
 ENTRY = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossrank.errors import BundleError
-from crossrank_export.trt.runtimes import RTX, TENSORRT
+from crossrank.engines.tensorrt.runtimes import RTX, TENSORRT
 
 
 def _same_version(left: str, right: str) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 
 from crossrank.bundles.bundle import Graph, Manifest
 from crossrank.errors import SetupError
-from crossrank_export.trt.gpus import Gpu, sm_text
-from crossrank_export.trt.runtimes import RTX, Runtime
+from crossrank.engines.tensorrt.gpus import Gpu, sm_text
+from crossrank.engines.tensorrt.runtimes import RTX, Runtime
 
 DEFAULT_BUCKETS = (32, 64, 128, 256, 512)
 DEFAULT_MAX_BATCH = 128
@@ -114,13 +114,16 @@ class EngineSpec:
         }
 
 
-def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int) -> tuple[Bucket, ...]:
+def make_buckets(
+    lengths: Sequence[int] | None, max_length: int, max_batch: int, batch_tokens: int | None = None
+) -> tuple[Bucket, ...]:
     """Return a bucket for each length.
 
     Args:
         lengths: Tokens of each bucket, ascending; None takes the usual ones up to `max_length`.
         max_length: Tokens of the bundle's longest pair, which the last bucket must hold.
         max_batch: Most pairs of a batch.
+        batch_tokens: Most tokens of a batch, which may leave fewer pairs in long buckets; None sets no limit.
 
     Raises:
         SetupError: The lengths are not ascending, or do not end at `max_length`.
@@ -138,10 +141,11 @@ def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int)
             f"make {max_length} the last bucket, or export with --max-length {lengths[-1]}"
         )
     starts = [1, *(length + 1 for length in lengths[:-1])]
-    return tuple(
-        Bucket(length, start, max(1, min(max_batch, OPT_TOKENS // length)), max_batch)
-        for length, start in zip(lengths, starts, strict=True)
-    )
+    buckets = []
+    for length, start in zip(lengths, starts, strict=True):
+        most = max_batch if batch_tokens is None else max(1, min(max_batch, batch_tokens // length))
+        buckets.append(Bucket(length, start, max(1, min(most, OPT_TOKENS // length)), most))
+    return tuple(buckets)
 
 
 def make_spec(
@@ -153,6 +157,7 @@ def make_spec(
     *,
     buckets: Sequence[int] | None = None,
     max_batch: int = DEFAULT_MAX_BATCH,
+    batch_tokens: int | None = None,
     workspace_mib: int = DEFAULT_WORKSPACE_MIB,
     timing_cache: Path | None = None,
 ) -> EngineSpec:
@@ -166,6 +171,7 @@ def make_spec(
         tensorrt: Version of the runtime.
         buckets: See `make_buckets`.
         max_batch: Most pairs of a batch.
+        batch_tokens: See `make_buckets`.
         workspace_mib: Memory that a kernel may use beside weights and activations, in MiB.
         timing_cache: File that keeps kernel timings; defaults to one in the bundle.
 
@@ -189,7 +195,7 @@ def make_spec(
         runtime=runtime,
         tensorrt=tensorrt,
         graph=graph,
-        buckets=make_buckets(buckets, manifest.max_length, max_batch),
+        buckets=make_buckets(buckets, manifest.max_length, max_batch, batch_tokens),
         workspace_mib=workspace_mib,
         # Timings are valid for one device and release, hence the name; beside the plan they outlive the container
         # that it was built in.
