@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 from crossrank.bundles.bundle import Graph, Manifest
+from crossrank.engines.buckets import check_lengths
 from crossrank.errors import SetupError
 from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.gpus import GPUS
@@ -17,8 +17,6 @@ from crossrank_export.trt.runtimes import RTX, TENSORRT
 Target = Literal["tensorrt", "onnxruntime-gpu", "cpu"]
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime-gpu", "cpu")
 
-# More buckets pad less but merge fewer requests; pairs of MS MARCO have 95 tokens on average.
-DEFAULT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 TEXT_SUFFIX = "_rerank"
 # On a CPU a batch is sorted by length and divided to suit the caches anyway.
 _MAX_BATCH = 128
@@ -141,7 +139,7 @@ def make_spec(
         opt_batches = [int(profile["opt"][0]) for profile in plan["profiles"]]
         graph = _planned_graph(manifest, plan)
     else:
-        buckets = check_buckets(buckets, manifest.max_length)
+        buckets = check_lengths(buckets, manifest.max_length)
         max_batch = max_batch or _MAX_BATCH
         opt_batches = [min(max_batch, max(1, 4096 // bucket)) for bucket in buckets]
         graph = _graph_for(manifest, target)
@@ -165,25 +163,6 @@ def make_spec(
         precision=precision,
         plan=plan,
     )
-
-
-def check_buckets(buckets: Sequence[int] | None, max_length: int) -> list[int]:
-    """Return the buckets, or the usual ones up to `max_length` tokens.
-
-    Raises:
-        SetupError: The buckets are not ascending, or do not end at `max_length`.
-    """
-    if buckets is None:
-        return [*(bucket for bucket in DEFAULT_BUCKETS if bucket < max_length), max_length]
-    given = ",".join(map(str, buckets))
-    if not buckets or buckets[0] < 1 or any(a >= b for a, b in pairwise(buckets)):
-        raise SetupError(f"--buckets {given} are not ascending lengths: give them like 32,64,128,256,512")
-    if buckets[-1] != max_length:
-        raise SetupError(
-            f"--buckets {given} end at {buckets[-1]} tokens, the bundle's pairs have up to {max_length}: "
-            f"make {max_length} the last bucket"
-        )
-    return list(buckets)
 
 
 def choose_plan(manifest: Manifest, gpu: str | None, tensorrt: str | None) -> dict[str, Any]:
