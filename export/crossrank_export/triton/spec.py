@@ -169,30 +169,48 @@ def choose_plan(manifest: Manifest, gpu: str | None, tensorrt: str | None) -> di
     """Return the manifest's plan for a GPU, or its only one.
 
     Raises:
-        SetupError: There is no plan, or several and none was chosen.
+        SetupError: There is no plan that Triton loads, or several and none was chosen.
         BundleError: That GPU or TensorRT version cannot load the plan.
     """
     plans = [plan for plan in manifest.plans if plan.get("runtime") != RTX.name]
-    names = ", ".join(str(plan.get("file", "?")) for plan in plans or manifest.plans)
-    if not plans:
-        has = f"only plans of {RTX.label} ({names}), which Triton does not load" if names else "no TensorRT plan"
-        raise SetupError(
-            f"{manifest.model_id} has {has}: build one with crossrank engine --runtime {TENSORRT.name} on the GPU that "
-            "will serve, or use --target onnxruntime-gpu"
-        )
+    served = [plan for plan in plans if gpu is None or GPUS[gpu].sm in plan.get("sms", [])]
+    portable = [plan for plan in manifest.plans if plan not in plans]
+    if not served and (portable or not plans):
+        raise SetupError(_no_plan_for_triton(manifest, portable, gpu))
     if gpu is None:
         if len(plans) > 1:
-            raise SetupError(f"the bundle has the plans {names}: choose one with --gpu")
+            raise SetupError(f"the bundle has the plans {_names(plans)}: choose one with --gpu")
         plan = plans[0]
         check_plan(plan, int(next(iter(plan.get("sms", [])), 0)), tensorrt or str(plan.get("tensorrt", "")))
         return plan
     wanted = GPUS[gpu]
     version = tensorrt or wanted.container.tensorrt
-    fitting = [plan for plan in plans if wanted.sm in plan.get("sms", [])]
-    same_release = [plan for plan in fitting if str(plan.get("tensorrt", "")).startswith(version)]
-    plan = (same_release or fitting or plans)[0]
+    same_release = [plan for plan in served if str(plan.get("tensorrt", "")).startswith(version)]
+    plan = (same_release or served or plans)[0]
     check_plan(plan, wanted.sm, version)
     return plan
+
+
+def _no_plan_for_triton(manifest: Manifest, portable: Sequence[dict[str, Any]], gpu: str | None) -> str:
+    label = GPUS[gpu].label if gpu else "GPU that will serve"
+    build = (
+        f"build a plan of {TENSORRT.label} itself on the {label} "
+        f"(crossrank engine --gpu {gpu or 'NAME'} --runtime {TENSORRT.name})"
+    )
+    if not portable:
+        return (
+            f"{manifest.model_id} has no TensorRT plan: {build}, or let Triton run the graph (--target onnxruntime-gpu)"
+        )
+    which = f"for the {label} only plans" if gpu else "only plans"
+    return (
+        f"{manifest.model_id} has {which} of {RTX.label} ({_names(portable)}), which Triton's TensorRT backend does "
+        "not load: serve them with the gateway alone (crossrank serve --engine tensorrt), or let Triton run the graph "
+        f"(--target onnxruntime-gpu), or {build}"
+    )
+
+
+def _names(plans: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(str(plan.get("file", "?")) for plan in plans)
 
 
 def _planned_graph(manifest: Manifest, plan: dict[str, Any]) -> Graph:

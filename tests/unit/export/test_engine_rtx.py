@@ -35,7 +35,7 @@ from tests.onnx_exports import Exporter, export_named
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'crossrank[tensorrt]'")
 
-ANY = [GPUS[name] for name in ("t4", "a100", "a10", "l4", "rtx-50")]
+ANY = [GPUS[name] for name in ("t4", "a100", "a10", "l4", "rtx-50", "gb10")]
 
 
 @pytest.fixture(scope="module")

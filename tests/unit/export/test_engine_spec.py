@@ -123,7 +123,9 @@ def test_the_description_and_the_manifest_entry_say_the_same(manifest, tmp_path)
         assert all(f"{batch}x{length}" in text for batch, length in profile.values())
 
 
-@pytest.mark.parametrize(("gpu", "sm"), [("v100", 70), ("t4", 75), ("a100", 80), ("l4", 89), ("h200", 90)])
+@pytest.mark.parametrize(
+    ("gpu", "sm"), [("v100", 70), ("t4", 75), ("a100", 80), ("l4", 89), ("h200", 90), ("gb10", 121)]
+)
 def test_gpus_have_their_compute_capability(gpu, sm):
     assert GPUS[gpu].sm == sm
 
