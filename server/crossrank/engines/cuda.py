@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle, Operators, Precision
 from crossrank.engines.agreement import check_logits, expect_logits
+from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
 from crossrank.engines.cuda_session import Lane, new_session
 from crossrank.engines.onnxruntime import session_interface
 from crossrank.engines.shaped import GATE, ShapedEngine, batch_tokens_of, call_tokens_of, row_counts
 from crossrank.errors import EngineFailure
 
-# Sequence lengths as in `crossrank repository`; beyond 32, rows are padded by half at most.
-LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 # ONNX Runtime's own operators are taken from the release on that they were measured in: those of earlier ones added up
 # mean and variance in fp16 on GPUs. Source: https://github.com/microsoft/onnxruntime/pull/28682
 _EXACT_SINCE = (1, 31)
@@ -65,14 +64,14 @@ class CudaEngine(ShapedEngine):
         threads: int | None = None,
         *,
         device: Literal["cuda", "cpu"] = "cuda",
-        lengths: tuple[int, ...] = LENGTHS,
+        lengths: tuple[int, ...] = BUCKET_LENGTHS,
         rows: tuple[int, ...] | None = None,
         operators: Operators = "onnxruntime",
     ) -> None:
         manifest = bundle.manifest
-        lengths = (*(length for length in lengths if length < manifest.max_length), manifest.max_length)
         tokens = batch_tokens_of(manifest), call_tokens_of(manifest)
-        shapes = {length: rows or row_counts(length, *tokens) for length in lengths}
+        fitting = fit_lengths(lengths, manifest.max_length)
+        shapes = {length: rows or row_counts(length, *tokens) for length in fitting}
         super().__init__(bundle, manifest.graph(precision, operators), precision, threads, shapes)
         self._device = device
         try:
