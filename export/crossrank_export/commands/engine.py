@@ -81,12 +81,12 @@ def engine(
       crossrank engine tiny --gpu t4 --runtime tensorrt       for Triton, on the T4 itself
     """  # noqa: D301 - click reads the backspace itself
     from crossrank.bundles.bundle import load_bundle
-    from crossrank.engines.tensorrt.build import load_runtime
-    from crossrank_export.trt.build import build_engine, container_command, require_machine, require_wheel
-    from crossrank_export.trt.describe import describe
     from crossrank.engines.tensorrt.device import find_device
-    from crossrank.engines.tensorrt.runtimes import RTX, RTX_RELEASE, choose_runtime
+    from crossrank.engines.tensorrt.runtimes import RTX, RTX_RELEASE, choose_runtime, load_runtime
     from crossrank.engines.tensorrt.spec import make_spec
+    from crossrank_export.trt.build import build_engine
+    from crossrank_export.trt.describe import describe
+    from crossrank_export.trt.machine import container_command, require_machine, require_wheel
 
     targets = [GPUS[name] for name in dict.fromkeys(gpus)]
     chosen, why = choose_runtime(targets, runtime)

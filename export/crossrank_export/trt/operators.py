@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx
 
-from crossrank.errors import SetupError
 from crossrank.engines.tensorrt.gpus import release_of
+from crossrank.errors import SetupError
 
 _FLOAT = "FP32 FP16 BF16"
 _NUMBER = f"{_FLOAT} INT32 INT64"

@@ -19,8 +19,8 @@ from crossrank.packed import PairBatch, offsets_of, take_pairs
 GATE = CaptureGate()
 # Two: while one batch computes, the next is copied.
 _LANES = 2
-# Measured on an H200 with engine cuda and a TinyBERT-L2, whose hidden size is 128: a call takes 105 us and 6 ns more for
-# each token, and twice as many tokens would save less than a tenth. For other sizes inverse proportion is assumed.
+# Measured on an H200 with engine cuda and a TinyBERT-L2, whose hidden size is 128: a call takes 105 us and 6 ns more
+# for each token, and twice as many tokens would save less than a tenth. For other sizes inverse proportion is assumed.
 _HIDDEN, _BATCH_TOKENS, _CALL_TOKENS = 128, 98_304, 16_384
 
 

@@ -16,8 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from crossrank_export.triton.config import ACCELERATOR_CACHE
 from crossrank.engines.tensorrt.gpus import CURRENT, GPUS, VOLTA
+from crossrank_export.triton.config import ACCELERATOR_CACHE
 from crossrank_server.settings import ServeSettings
 from tests.deploy_files import (
     DEPLOY,

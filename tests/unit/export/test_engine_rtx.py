@@ -19,16 +19,16 @@ import pytest
 
 from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of
 from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
+from crossrank.engines.tensorrt.build import build_plan
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.gpus import GPUS, Gpu
+from crossrank.engines.tensorrt.runtimes import RTX, RTX_RELEASE, RTX_SMS, load_runtime
+from crossrank.engines.tensorrt.spec import Bucket, EngineSpec, make_buckets, make_spec
 from crossrank.errors import SetupError
 from crossrank_export.graphs import describe_graph
 from crossrank_export.passes import optimize
 from crossrank_export.precision import fp16_from_fp32
-from crossrank.engines.tensorrt.build import build_plan, load_runtime
 from crossrank_export.trt.build import build_engine
-from crossrank.engines.tensorrt.check import check_plan
-from crossrank.engines.tensorrt.gpus import GPUS, Gpu
-from crossrank.engines.tensorrt.runtimes import RTX, RTX_RELEASE, RTX_SMS
-from crossrank.engines.tensorrt.spec import Bucket, EngineSpec, make_buckets, make_spec
 from tests.checkpoints import NINE, SMALL
 from tests.engine_bundle import write_fp16_bundle
 from tests.onnx_exports import Exporter, export_named

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from crossrank.errors import BundleError
 from crossrank.engines.tensorrt.runtimes import RTX, TENSORRT
+from crossrank.errors import BundleError
 
 
 def _same_version(left: str, right: str) -> bool:

@@ -47,7 +47,7 @@ def device_fault() -> str:
     if error == runtime.cudaError_t.cudaErrorInsufficientDriver:
         wanted = runtime.cudaRuntimeGetVersion()[1] // 1000
         return (
-            f"the NVIDIA driver is too old, it serves CUDA {driver // 1000}.{driver % 1000 // 10} and not CUDA {wanted}: "
+            f"the NVIDIA driver serves CUDA {driver // 1000}.{driver % 1000 // 10} and is too old for CUDA {wanted}: "
             "update it"
         )
     if error != runtime.cudaError_t.cudaSuccess or not count:
@@ -77,4 +77,3 @@ def checked(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
     if int(error):
         raise SetupError(f"the GPU failed in {function.__name__} with {error.name}: nvidia-smi and dmesg may say why")
     return values[0] if values else None
-

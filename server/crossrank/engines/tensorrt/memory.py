@@ -63,7 +63,7 @@ class GpuMemory:
         """
         address = int(checked(self._runtime.cudaHostAlloc, nbytes, self._runtime.cudaHostAllocDefault))
         self._pinned.append(address)
-        return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
     def upload(self, target: int, source: NDArray[np.uint8], nbytes: int) -> None:
         """Queue a copy of pinned memory to the GPU."""

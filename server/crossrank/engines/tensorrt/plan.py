@@ -13,7 +13,6 @@ Source: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-libra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +24,13 @@ from crossrank.engines.cuda_gate import CaptureGate
 from crossrank.engines.tensorrt.logger import new_logger
 from crossrank.engines.tensorrt.memory import GpuMemory
 from crossrank.engines.tensorrt.runtimes import RTX, Runtime
+from crossrank.engines.tensorrt.validity import PlanRefused, check_validity
 from crossrank.errors import SetupError
 
 Feed = Mapping[str, NDArray[np.generic]]
 _DTYPES = {"FLOAT": "float32", "INT32": "int32", "INT64": "int64"}
 # The first run of a shape compiles its kernels, the next may capture its CUDA graph.
 _RUNS_UNTIL_CAPTURED = 2
-
-
-class PlanRefused(SetupError):
-    """TensorRT does not load a plan: it is damaged, or of another release or GPU."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +69,18 @@ class LoadedPlan:
         self._trt = trt
         self._gate = gate
         self._logger = new_logger(trt)
+        self._config: Any | None = None
+        self._cache: Any | None = None
         # It must outlive its engine.
         self._runtime = trt.Runtime(self._logger)
         if runtime is RTX:
-            self._check_validity(plan)
+            check_validity(trt, self._runtime, plan, f"{self.release} cannot load {name}", self._logger)
         with gate.run():
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 raise PlanRefused(f"{self.release} cannot load {name}: {self._logger.reason()}")
-            self._config = self._rtx_config(compiled) if runtime is RTX else None
+            if runtime is RTX:
+                self._config, self._cache = self._rtx_config(compiled)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         read = trt.TensorIOMode.INPUT
         self.inputs = {each: self._dtype(each) for each in names if self._engine.get_tensor_mode(each) == read}
@@ -99,37 +98,26 @@ class LoadedPlan:
 
     def compiled_kernels(self) -> bytes:
         """Return TensorRT for RTX's runtime cache: what it compiled for this GPU. Empty for TensorRT proper."""
-        return b"" if self._config is None else bytes(self._cache.serialize())
+        return b"" if self._cache is None else bytes(self._cache.serialize())
 
     def close(self) -> None:
         """Free the plan's memory on the GPU; its lanes must be closed."""
         self._config = self._cache = self._engine = self._runtime = None
 
-    def _check_validity(self, plan: bytes) -> None:
-        """Ask TensorRT for RTX whether the plan's header fits this machine.
-
-        Raises:
-            PlanRefused: It does not.
-        """
-        trt = self._trt
-        validity, found = self._runtime.get_engine_validity(plan[: self._runtime.engine_header_size])
-        if int(validity) == int(trt.EngineValidity.INVALID):
-            reasons = [text for name, text in _INVALID.items() if int(getattr(trt.EngineInvalidityDiagnostics, name)) & found]
-            raise PlanRefused(f"{self.release} cannot load {self.name}: {'; '.join(reasons) or self._logger.reason()}")
-
-    def _rtx_config(self, compiled: bytes) -> Any:
+    def _rtx_config(self, compiled: bytes) -> tuple[Any, Any]:
+        """Return the configuration of execution contexts, and their cache of compiled kernels."""
         trt = self._trt
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        # All shapes are run before the first request, which need not wait for kernels, nor get fallback kernels' scores.
+        # All shapes are run before the first request, which then neither waits for kernels nor gets those of fallbacks.
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self._cache = config.create_runtime_cache()
+        cache = config.create_runtime_cache()
         if compiled:
-            self._cache.deserialize(compiled)
-        if not config.set_runtime_cache(self._cache):
+            cache.deserialize(compiled)
+        if not config.set_runtime_cache(cache):
             raise SetupError(f"{self.release} refused its runtime cache: {self._logger.reason()}")
-        return config
+        return config, cache
 
     def new_context(self, profile: int, memory: GpuMemory) -> Any:
         """Return an execution context on a profile, which has no workspace yet.
@@ -172,17 +160,6 @@ class LoadedPlan:
         first = next(iter(self.inputs))
         rows, length = tuple(self._engine.get_tensor_profile_shape(first, index)[-1])
         return Profile(int(length), int(rows))
-
-
-_INVALID = {
-    "MALFORMED_ENGINE": "it is damaged: build it again with crossrank engine",
-    "VERSION_MISMATCH": "another release built it: build it again with crossrank engine",
-    "UNSUPPORTED_CC": "it was built for other GPUs: build it with crossrank engine for this one",
-    "OLD_CUDA_DRIVER": "the NVIDIA driver is too old for it: update it",
-    "OLD_CUDA_RUNTIME": "the CUDA runtime is too old for it: pip install --upgrade 'crossrank[tensorrt]'",
-    "INSUFFICIENT_GPU_MEMORY": "the GPU has too little memory for it: free some (nvidia-smi), or serve a smaller model",
-    "CUDA_ERROR": "the NVIDIA driver does not answer: see nvidia-smi",
-}
 
 
 class PlanLane:
@@ -274,4 +251,4 @@ class PlanLane:
         memory.download(self._host[self._output], self._on_gpu[self._output], logits.nbytes)
         memory.wait()
         # The next batch overwrites them.
-        return logits.reshape(shape[0], self._labels).copy()
+        return np.array(logits.reshape(shape[0], self._labels))

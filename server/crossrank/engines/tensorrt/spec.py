@@ -9,9 +9,9 @@ from typing import Any
 
 from crossrank.bundles.bundle import Graph, Manifest
 from crossrank.engines.buckets import check_lengths
-from crossrank.errors import SetupError
 from crossrank.engines.tensorrt.gpus import Gpu, sm_text
 from crossrank.engines.tensorrt.runtimes import RTX, Runtime
+from crossrank.errors import SetupError
 
 DEFAULT_MAX_BATCH = 128
 DEFAULT_WORKSPACE_MIB = 4096
