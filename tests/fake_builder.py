@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType, SimpleNamespace
 
@@ -18,6 +19,7 @@ import onnx
 import onnxruntime
 from cuda.bindings import runtime
 
+from crossrank.engines.tensorrt.device import Device
 from tests.fake_tensorrt import RTX, Behaviour, fake_tensorrt
 
 _TYPES = {1: "FLOAT", 10: "HALF", 6: "INT32", 7: "INT64"}
@@ -40,6 +42,9 @@ class FakeDriver:
         if isinstance(value, (int, type)):
             return value
         raise NotImplementedError(f"the fake gives no behaviour to {name}")
+
+    def device(self) -> Device:
+        return Device(self.name, self.sm)
 
     def _answer(self, *values, error: str = "cudaSuccess"):
         return (getattr(runtime.cudaError_t, error), *values)
@@ -104,7 +109,13 @@ class FakeDriver:
 
 
 def install(
-    monkeypatch, version: str, driver: FakeDriver, *, skew: float = 0.0, overrides: Behaviour | None = None
+    monkeypatch,
+    version: str,
+    driver: FakeDriver,
+    *,
+    skew: float = 0.0,
+    fails: Callable[[], bool] = lambda: False,
+    overrides: Behaviour | None = None,
 ) -> ModuleType:
     """Make this process look like a machine with TensorRT and a GPU.
 
@@ -113,12 +124,13 @@ def install(
         version: Of TensorRT, or RTX.
         driver: The GPU.
         skew: Added to every logit that a plan gives.
+        fails: Whether batches do not run.
         overrides: Behaviour in place of what this module supplies, to make a step fail.
     """
     behaviour: Behaviour = {}
     trt = fake_tensorrt(version, behaviour)
     _add_building(trt, behaviour)
-    _add_running(trt, behaviour, skew)
+    _add_running(trt, behaviour, skew, fails)
     if version == RTX:
         _add_rtx(trt, behaviour)
     behaviour.update(overrides or {})
@@ -233,7 +245,7 @@ def _new_context(trt: ModuleType, engine, strategy):
     )  # fmt: skip
 
 
-def _add_running(trt: ModuleType, behaviour: Behaviour, skew: float) -> None:
+def _add_running(trt: ModuleType, behaviour: Behaviour, skew: float, fails: Callable[[], bool]) -> None:
     def load(runtime, plan):
         try:
             header, graph = plan_header(plan), plan.partition(b"\0")[2]
@@ -263,6 +275,8 @@ def _add_running(trt: ModuleType, behaviour: Behaviour, skew: float) -> None:
     def execute(ctx, stream):
         state = ctx._engine._state
         assert ctx._workspace == WORKSPACE
+        if fails():
+            return False
         feed = {}
         for name, shape in ctx._shapes.items():
             dtype = np.dtype(_NUMPY[state.types[name]])

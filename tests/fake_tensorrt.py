@@ -18,6 +18,8 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.machinery import ModuleSpec
 from keyword import iskeyword
 from pathlib import Path
 from types import ModuleType
@@ -36,8 +38,14 @@ Behaviour = dict[str, Callable]
 
 def recorded_api(version: str) -> dict:
     if version == RTX:
-        return record_api(importlib.import_module("tensorrt_rtx"))
+        return record_api(_installed_rtx())
     return json.loads((GOLDEN / f"tensorrt-{version}-python-api.json").read_text())
+
+
+@cache
+def _installed_rtx() -> ModuleType:
+    """Return the real module, also while a stand-in has its name."""
+    return importlib.import_module("tensorrt_rtx")
 
 
 def record_api(module: ModuleType) -> dict:
@@ -214,7 +222,8 @@ def fake_tensorrt(version: str, behaviour: Behaviour | None = None) -> ModuleTyp
         return classes[name]
 
     module = ModuleType("tensorrt")
-    module.__version__ = version if version != RTX else importlib.import_module("tensorrt_rtx").__version__
+    module.__spec__ = ModuleSpec("tensorrt", None)
+    module.__version__ = version if version != RTX else _installed_rtx().__version__
     for name, record in api.items():
         if record["kind"] == "class":
             setattr(module, name, make(name))

@@ -10,6 +10,7 @@ filled cache may be mounted read-only. TensorRT itself refuses a runtime cache o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -48,7 +49,7 @@ class PlanCache:
             digest = kept.pop("sha256")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, AttributeError, KeyError):
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):
             digest = kept = plan = None
         if plan is None or kept != self._facts or digest != hashlib.sha256(plan).hexdigest():
             _log.warning("the plan in %s is damaged, or another one, and will be built again", self.path)
@@ -114,7 +115,8 @@ class PlanCache:
             partial.write_bytes(content)
             partial.replace(self.path / name)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             self._warn(error)
 
     def _warn(self, error: OSError) -> None:

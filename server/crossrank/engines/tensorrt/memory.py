@@ -6,6 +6,7 @@ Source: https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__MEMORY.html
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from crossrank.errors import SetupError
 
 
 class GpuMemory:
-    """Own one stream and all memory that is used on it; `close` frees them.
+    """Own one stream and all memory that is used on it; `close`, or the end of the object, frees them.
 
     Raises:
         SetupError: The CUDA runtime is not installed, or the GPU gives no stream.
@@ -32,6 +33,9 @@ class GpuMemory:
         # The default stream would wait for those of the other lanes.
         stream = checked(runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking)
         self.stream = int(stream)
+        # An engine that is refused after it was loaded is not closed by anybody.
+        self._free = weakref.finalize(self, _free, runtime, self._on_gpu, self._pinned, self.stream)
+        self._free.atexit = False
 
     def on_gpu(self, nbytes: int, use: str) -> int:
         """Return the address of new memory on the GPU.
@@ -85,15 +89,17 @@ class GpuMemory:
 
     def close(self) -> None:
         """Free everything; no array of `pinned` may be used any more. Calling it twice is harmless."""
-        # Errors of a GPU that is lost already would only hide the first one.
-        for address in self._on_gpu:
-            self._runtime.cudaFree(address)
-        for address in self._pinned:
-            self._runtime.cudaFreeHost(address)
-        if self.stream:
-            self._runtime.cudaStreamDestroy(self.stream)
-        self._on_gpu, self._pinned, self.stream = [], [], 0
+        self._free()
 
     def _left(self) -> tuple[int, int]:
         error, *values = self._runtime.cudaMemGetInfo()
         return (0, 0) if int(error) else (int(values[0]), int(values[1]))
+
+
+def _free(runtime: Any, on_gpu: list[int], pinned: list[int], stream: int) -> None:
+    # Errors of a GPU that is lost already would only hide the first one.
+    for address in on_gpu:
+        runtime.cudaFree(address)
+    for address in pinned:
+        runtime.cudaFreeHost(address)
+    runtime.cudaStreamDestroy(stream)

@@ -58,7 +58,8 @@ class LoadedPlan:
         compiled: What `compiled_kernels` returned earlier; one of another GPU, driver or release is not used.
 
     Raises:
-        PlanRefused: TensorRT does not load it.
+        PlanRefused: TensorRT does not load it; another plan may do.
+        SetupError: TensorRT loads no plan here: the driver is too old, or the GPU has too little memory.
     """
 
     def __init__(
