@@ -191,7 +191,7 @@ lock: $(VENV)/.dev ## write the lock files anew
 		--output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra server --extra openvino --extra grpc --constraint requirements/dev.txt \
 		--output-file requirements/serve.txt
-	$(LOCK) pyproject.toml requirements/cuda.in --extra server --extra grpc --extra triton --extra perf --constraint requirements/dev.txt \
+	$(LOCK) pyproject.toml requirements/cuda.in --extra server --extra grpc --extra tensorrt --extra triton --extra perf --constraint requirements/dev.txt \
 		--override requirements/no-cpu-onnxruntime.override --output-file requirements/cuda.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
