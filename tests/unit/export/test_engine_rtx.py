@@ -1,14 +1,12 @@
 """The real parser and builder of TensorRT for RTX, on a CPU: what builds for which GPU, and what is refused.
 
 A plan needs a GPU to be loaded, so these tests see no score; the graph's are compared in ONNX Runtime elsewhere.
-`pytest -rP -m slow` prints a row of the README's table for each model.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,13 +27,15 @@ from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.gpus import GPUS, Gpu
 from crossrank_export.trt.runtimes import RTX, RTX_RELEASE, RTX_SMS
 from crossrank_export.trt.spec import Bucket, EngineSpec, make_buckets, make_spec
-from tests.checkpoints import NINE, SMALL
+from lab.plans.build import measure_plans, shapes_of_catalog
+from lab.plans.command import ONE_OF_EACH
+from tests.checkpoints import SMALL
 from tests.engine_bundle import write_fp16_bundle
 from tests.onnx_exports import Exporter, export_named
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'crossrank[tensorrt]'")
 
-ANY = [GPUS[name] for name in ("t4", "a100", "a10", "l4", "rtx-50", "gb10")]
+ANY = [GPUS[name] for name in ONE_OF_EACH]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_release_named_in_the_table_is_the_one_tested():
     assert trt.__version__ == RTX_RELEASE
     assert load_runtime(RTX) is trt
     members = {name for name in dir(trt.ComputeCapability) if name.startswith("SM")}
-    assert members == {f"SM{sm}" for sm in RTX_SMS}
+    assert members == {f"SM{sm}" for sm in RTX_SMS} == {f"SM{gpu.sm}" for gpu in ANY}
 
 
 @pytest.mark.parametrize("names", [["t4"], ["a100"], ["t4", "a10", "l4", "l40s", "rtx-50"]], ids=" ".join)
@@ -131,16 +131,12 @@ def test_weights_beside_the_graph_are_read(bundle: Bundle, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", NINE)
-def test_an_architecture_in_its_true_shape_builds_for_every_gpu(name: str, tmp_path: Path):
-    path = write_fp16(name, tmp_path)
-    cells = []
-    for gpus in (*([gpu] for gpu in ANY), ANY):
-        started = time.process_time()  # of CPU: the same on a busy machine
-        size = len(build_plan(trt, path, spec_for(path, gpus, make_buckets(None, 512, 128))))
-        assert size > path.stat().st_size
-        cells.append(f"{time.process_time() - started:.1f} s, {size / 1e6:.0f} MB")
-    print(f"| {' | '.join([name, *cells])} |")
+@pytest.mark.parametrize("name", shapes_of_catalog())
+def test_an_architecture_in_its_true_shape_builds_for_every_gpu(name: str):
+    model = shapes_of_catalog()[name]
+    report = measure_plans({name: model}, [*([gpu] for gpu in ANY), ANY], lambda _: None)
+    layers = 2 * model.layers * (4 * model.hidden**2 + 2 * model.hidden * model.ffn)  # bytes of fp16
+    assert all(plan["bytes"] > layers for plan in report["rows"][0]["plans"])
 
 
 def test_a_head_in_fp32_does_not_build_for_a_t4_and_the_message_says_why(bundle: Bundle, tmp_path: Path):
