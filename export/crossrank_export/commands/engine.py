@@ -7,18 +7,10 @@ from pathlib import Path
 
 import click
 
+from crossrank_export.commands.buckets import DEFAULT, parse_lengths
 from crossrank_export.trt.gpus import GPUS
 from crossrank_export.trt.runtimes import RUNTIMES
 from crossrank_export.trt.spec import DEFAULT_MAX_BATCH, DEFAULT_WORKSPACE_MIB
-
-
-def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
-    if value is None:
-        return None
-    try:
-        return [int(word) for word in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of lengths such as 32,64,128", ctx, param) from None
 
 
 @click.command()
@@ -47,9 +39,8 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 )
 @click.option(
     "--buckets",
-    callback=_lengths,
-    help="Lengths in tokens that pairs are padded to, one profile each.  [default: 32,64,128,256,512 up to the "
-    "bundle's max_length]",
+    callback=parse_lengths,
+    help=f"Lengths in tokens that pairs are padded to, one profile each.  {DEFAULT}",
 )
 @click.option(
     "--workspace-mib",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from crossrank.bundles.bundle import Graph, Manifest
+from crossrank.engines.buckets import check_lengths
 from crossrank.errors import SetupError
 from crossrank_export.trt.gpus import Gpu, sm_text
 from crossrank_export.trt.runtimes import RTX, Runtime
 
-DEFAULT_BUCKETS = (32, 64, 128, 256, 512)
 DEFAULT_MAX_BATCH = 128
 DEFAULT_WORKSPACE_MIB = 4096
 OPTIMIZATION_LEVEL = 5
@@ -118,7 +117,7 @@ def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int)
     """Return a bucket for each length.
 
     Args:
-        lengths: Tokens of each bucket, ascending; None takes the usual ones up to `max_length`.
+        lengths: Tokens of each bucket; see `check_lengths`.
         max_length: Tokens of the bundle's longest pair, which the last bucket must hold.
         max_batch: Most pairs of a batch.
 
@@ -127,16 +126,7 @@ def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int)
     """
     if max_batch < 1:
         raise SetupError(f"--max-batch {max_batch} is not a batch: give 1 or more")
-    if lengths is None:
-        lengths = [*(length for length in DEFAULT_BUCKETS if length < max_length), max_length]
-    given = ",".join(map(str, lengths))
-    if not lengths or lengths[0] < 1 or any(a >= b for a, b in pairwise(lengths)):
-        raise SetupError(f"--buckets {given} are not ascending lengths: give them like 32,64,128,256,512")
-    if lengths[-1] != max_length:
-        raise SetupError(
-            f"--buckets {given} end at {lengths[-1]} tokens, the bundle's pairs have up to {max_length}: "
-            f"make {max_length} the last bucket, or export with --max-length {lengths[-1]}"
-        )
+    lengths = check_lengths(lengths, max_length)
     starts = [1, *(length + 1 for length in lengths[:-1])]
     return tuple(
         Bucket(length, start, max(1, min(max_batch, OPT_TOKENS // length)), max_batch)

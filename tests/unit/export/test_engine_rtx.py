@@ -18,6 +18,7 @@ import onnx_ir
 import pytest
 
 from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of
+from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
 from crossrank.errors import SetupError
 from crossrank_export.graphs import describe_graph
 from crossrank_export.passes import optimize
@@ -34,7 +35,7 @@ from tests.onnx_exports import Exporter, export_named
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'crossrank[tensorrt]'")
 
-ANY = [GPUS[name] for name in ("t4", "a100", "a10", "l4", "rtx-50")]
+ANY = [GPUS[name] for name in ("t4", "a100", "a10", "l4", "rtx-50", "gb10")]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_the_builtin_model_builds_with_its_profiles(bundle: Bundle, names: list[
     assert again.manifest.files[entry["file"]] == sha256_of(again.file(entry["file"]))
     assert again.manifest.tool_versions["tensorrt-rtx"] == RTX_RELEASE
     assert entry["sms"] == sorted({GPUS[name].sm for name in names})
-    assert [profile["max"] for profile in entry["profiles"]] == [[128, n] for n in (32, 64, 128, 256, 512)]
+    assert [profile["max"] for profile in entry["profiles"]] == [[128, n] for n in fit_lengths(BUCKET_LENGTHS, 512)]
     assert again.file(entry["file"]).stat().st_size > again.file("model.fp16.onnx").stat().st_size
     check_plan(entry, entry["sms"][0], trt.__version__)
     assert "parity" not in entry  # it has not run
