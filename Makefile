@@ -13,9 +13,9 @@ PYTEST_WORKERS ?= 2
 COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check lock openapi proto builtin model-repository triton triton-setup \
+.PHONY: help serve test test-all test-faults check lock openapi proto builtin model-repository triton triton-setup \
 	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
-	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-plans bench-tokenizer bench-install \
+	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-plans bench-tokenizer bench-install bench-soak \
 	bench-gpu
 
 help: ## list the targets
@@ -54,6 +54,9 @@ test: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients
 
 test-all: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients frameworks reference aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-faults: $(VENV)/.dev $(VENV)/.native-test ## attack running servers, the long attacks included; make test has the short ones
+	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, directions of imports
 	$(BIN)/ruff check .
@@ -174,6 +177,9 @@ bench-graphs: $(VENV)/.dev ## an exported graph before and after the passes (BEN
 
 bench-plans: $(VENV)/.dev ## TensorRT plans of every architecture for each GPU, built without one: seconds and megabytes
 	$(LAB) plans $(BENCH_ARGS)
+
+bench-soak: native ## an hour of mixed load: memory, latency, right answers
+	$(LAB) soak $(BENCH_ARGS)
 
 bench-tokenizer: native ## the tokenizer beside the tokenizers library, on one core
 	$(LAB) tokenizer $(BENCH_ARGS)

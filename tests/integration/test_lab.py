@@ -164,3 +164,15 @@ def test_every_benchmark_has_a_make_target_and_teaches_it_with_examples() -> Non
     for command in commands:
         assert f"\nbench-{command}: " in makefile
         assert f"\n    make bench-{command}" in lab(command, "--help").stdout
+
+
+@pytest.mark.slow
+def test_a_soak_compares_every_answer_and_says_that_it_was_too_short(tmp_path: Path) -> None:
+    path = tmp_path / "soak.json"
+    result = lab("soak", "--minutes", "0.3", "--json", str(path))
+    figures = json.loads(path.read_text())["soak"]
+    assert figures["wrong"] == []
+    assert figures["errors"] == {}
+    assert {"http", "grpc", "probe", "hang-up", "nonsense"} <= set(figures["answers"])
+    assert result.returncode == 1
+    assert "the second model did not both sleep and serve: soak for longer" in result.stdout
