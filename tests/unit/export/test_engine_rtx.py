@@ -5,6 +5,7 @@ A plan needs a GPU to be loaded, so these tests see no score; the graph's are co
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,10 +15,12 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
+from click.testing import CliRunner
 
-from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of
+from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of, write_manifest
 from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
 from crossrank.errors import SetupError
+from crossrank_export.commands.engine import engine
 from crossrank_export.graphs import describe_graph
 from crossrank_export.passes import optimize
 from crossrank_export.precision import fp16_from_fp32
@@ -180,6 +183,38 @@ def test_a_graph_that_cannot_be_parsed_is_refused(bundle: Bundle, tmp_path: Path
     assert "it gives no reason" not in str(told.value)
 
 
+def with_an_operator_of(domain: str, bundle: Bundle) -> Bundle:
+    """Put an operator into the fp16 graph that no parser knows."""
+    path = bundle.file("model.fp16.onnx")
+    model = onnx.load(path)
+    next(node for node in model.graph.node if node.op_type == "Erf").domain = domain
+    next(node for node in model.graph.node if node.op_type == "Erf").op_type = "Erf3"
+    model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    path.unlink()  # a hard link to the module's fixture
+    onnx.save(model, path)
+    manifest = bundle.manifest.model_copy(update={"files": {**bundle.manifest.files, path.name: sha256_of(path)}})
+    write_manifest(bundle.path, manifest)
+    return load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "message"),
+    [
+        ("l4", rf"TensorRT for RTX {RTX_RELEASE} cannot parse model\.fp16\.onnx: Erf3"),
+        ("v100", r"uses what TensorRT 10\.4\.0 does not support: acme::Erf3 \(no such operator\)"),
+    ],
+)
+def test_a_dry_run_asks_the_parser_and_without_it_the_published_table(bundle: Bundle, gpu: str, message: str):
+    words = [str(bundle.path), "--gpu", gpu, "--dry-run"]
+    fine = CliRunner().invoke(engine, words, catch_exceptions=False)
+    says = "was parsed by TensorRT for RTX" if gpu == "l4" else "was compared with the published operator support"
+    assert fine.output.splitlines()[-1].startswith(f"model.fp16.onnx {says}")
+    odd = CliRunner().invoke(engine, [str(with_an_operator_of("acme", bundle).path), *words[1:]])
+    assert isinstance(odd.exception, SetupError)
+    assert re.search(message, str(odd.exception))
+    assert not list(bundle.path.glob("*.plan"))
+
+
 def test_a_failed_build_leaves_the_bundle_as_it_was(bundle: Bundle):
     before = bundle.file("manifest.json").read_bytes()
     with pytest.raises(SetupError, match="cannot build"):
@@ -199,5 +234,5 @@ def test_the_command_builds_one_plan_for_several_gpus_without_a_gpu(bundle: Bund
     assert (done.returncode, done.stderr) == (0, "")
     assert "it serves every GPU named and builds without one" in done.stdout
     assert f"built {bundle.path}/model.sm75-sm89.rtx{RTX_RELEASE}.fp16.plan: " in done.stdout
-    assert "it has not run: that takes one of these GPUs" in done.stdout
+    assert "its scores are not compared yet: that takes one of these GPUs" in done.stdout
     assert load_bundle(bundle.path).manifest.plans[0]["gpus"] == ["t4", "l4"]
