@@ -68,7 +68,7 @@ def build_plan(trt: Any, onnx_path: Path, spec: EngineSpec) -> bytes:
     if plan is None:
         raise SetupError(
             f"{spec.release} cannot build {spec.plan_name}: {logger.reason()}; where memory is short, try a smaller "
-            f"--workspace-mib (now {spec.workspace_mib}) or --max-batch"
+            f"--max-batch, or another --workspace-mib (now {spec.workspace_mib})"
         )
     if spec.timing_cache is not None:
         _save_timings(config, spec.timing_cache)

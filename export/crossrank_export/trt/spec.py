@@ -21,6 +21,11 @@ OPTIMIZATION_LEVEL = 5
 # hidden size 128 to 768, and more would only add latency; a full queue makes batches of this size.
 OPT_TOKENS = 8192
 
+# A batch's attention scores grow with the square of its length. Beyond 512 tokens a profile takes only as many pairs as
+# need no more of them than 128 pairs of 512 tokens: TensorRT for RTX cannot build one for 128 pairs of 2,048 tokens.
+FULL_LENGTH = 512
+MOST_SCORES = DEFAULT_MAX_BATCH * FULL_LENGTH**2
+
 Shape = tuple[int, int]
 
 
@@ -104,7 +109,7 @@ class EngineSpec:
             "tensorrt": self.tensorrt,
             "precision": self.graph.precision,
             "graph": self.graph.file,
-            "max_batch": max(bucket.max_batch for bucket in self.buckets),
+            "max_batch": min(bucket.max_batch for bucket in self.buckets),  # what every profile takes
             "profiles": [
                 dict(zip(("min", "opt", "max"), map(list, bucket.shapes), strict=True)) for bucket in self.buckets
             ],
@@ -119,7 +124,7 @@ def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int)
     Args:
         lengths: Tokens of each bucket; see `check_lengths`.
         max_length: Tokens of the bundle's longest pair, which the last bucket must hold.
-        max_batch: Most pairs of a batch.
+        max_batch: Most pairs of a batch; of pairs longer than 512 tokens fewer.
 
     Raises:
         SetupError: The lengths are not ascending, or do not end at `max_length`.
@@ -128,9 +133,12 @@ def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int)
         raise SetupError(f"--max-batch {max_batch} is not a batch: give 1 or more")
     lengths = check_lengths(lengths, max_length)
     starts = [1, *(length + 1 for length in lengths[:-1])]
+    rows = [
+        max_batch if length <= FULL_LENGTH else max(1, min(max_batch, MOST_SCORES // length**2)) for length in lengths
+    ]
     return tuple(
-        Bucket(length, start, max(1, min(max_batch, OPT_TOKENS // length)), max_batch)
-        for length, start in zip(lengths, starts, strict=True)
+        Bucket(length, start, max(1, min(most, OPT_TOKENS // length)), most)
+        for length, start, most in zip(lengths, starts, rows, strict=True)
     )
 
 

@@ -128,7 +128,7 @@ def test_device_memory_is_given_back(monkeypatch, bundle):
         (
             "Builder.build_serialized_network",
             None,
-            r"cannot build model\.sm70.*smaller --workspace-mib \(now 4096\)",
+            r"cannot build model\.sm70.*smaller --max-batch, or another --workspace-mib \(now 4096\)",
         ),
         ("IBuilderConfig.add_optimization_profile", -1, "refused the profile of the 32-token bucket"),
     ],

@@ -120,6 +120,12 @@ def test_a_family_builds_for_every_gpu(family: str, tmp_path: Path):
     assert len(build_plan(trt, path, spec_for(path, ANY, make_buckets([64], 64, 8)))) > path.stat().st_size
 
 
+def test_a_profile_of_long_pairs_builds(tmp_path: Path):
+    path = write_fp16("xlm-roberta", tmp_path, max_position_embeddings=2050)
+    plan = build_plan(trt, path, spec_for(path, [GPUS["l4"]], make_buckets([512, 2048], 2048, 128)))
+    assert len(plan) > path.stat().st_size
+
+
 def test_weights_beside_the_graph_are_read(bundle: Bundle, tmp_path: Path):
     onnx.save(
         onnx.load(bundle.file("model.fp16.onnx")), tmp_path / "m.onnx", save_as_external_data=True, location="m.data"
