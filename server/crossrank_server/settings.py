@@ -124,6 +124,24 @@ class ServeSettings(BaseSettings):
     max_body_bytes: int = Field(
         10_000_000, ge=1024, description="Size of one request body. Refused before it is read whole."
     )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="Open HTTP connections. Beyond it idle ones make room, those of the address that has most first;"
+        " where all are in use, new ones get 503. An idle one takes about 15 kB.",
+    )
+    client_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds in which a client must send the headers of a request, and for which a body may stop or an"
+        " answer not be read; beyond that they have to move at 10,000 bytes a second.",
+    )
+    idle_timeout_s: float = Field(
+        75.0,
+        gt=0,
+        description="Seconds for which a connection is kept open without a request. Longer than a load balancer keeps"
+        " its own, or it may send a request as the connection is closed.",
+    )
     cors_origin: Annotated[str, AfterValidator(_origins)] = Field(
         "",
         description="Origins whose pages may call the server by script, like https://app.example.org, separated by"
@@ -224,7 +242,8 @@ class ServeSettings(BaseSettings):
     tls_cert: str = Field(
         "",
         description="PEM file of the server's certificate, intermediate ones after it: HTTPS, and gRPC over TLS, at"
-        " least version 1.2. Read at start-up: restart when it was renewed.",
+        " least version 1.2. SIGHUP reads this file and the next two again, for new connections; where they are no"
+        " good, those in use stay.",
     )
     tls_key: str = Field("", description="PEM file of the certificate's private key, without a passphrase.")
     tls_client_ca: str = Field(
