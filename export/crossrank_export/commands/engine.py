@@ -54,7 +54,9 @@ from crossrank_export.commands.buckets import DEFAULT, parse_lengths
     type=click.Path(dir_okay=False, path_type=Path),
     help="Keeps kernel timings between builds, so that the next takes seconds.  [default: a file in the bundle]",
 )
-@click.option("--dry-run", is_flag=True, help="Print the runtime and why, every profile and flag; build nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Parse the graph, print the runtime and why, every profile and flag; build nothing."
+)
 def engine(
     bundle: Path,
     gpus: tuple[str, ...],
@@ -87,6 +89,7 @@ def engine(
     from crossrank_export.trt.build import build_engine
     from crossrank_export.trt.describe import describe
     from crossrank_export.trt.machine import container_command, require_machine, require_wheel
+    from crossrank_export.trt.operators import check_graph
 
     targets = [GPUS[name] for name in dict.fromkeys(gpus)]
     chosen, why = choose_runtime(targets, runtime)
@@ -106,6 +109,8 @@ def engine(
     )
     if dry_run:
         click.echo(describe(spec, bundle, why))
+        usable = trt if chosen is RTX or find_device() is not None else None
+        click.echo(f"\n{check_graph(usable, loaded.file(spec.graph.file), spec)}")
         return
     device = None
     if chosen is RTX:
@@ -122,7 +127,7 @@ def engine(
     size = (bundle / spec.plan_name).stat().st_size
     built = f"\nbuilt {bundle / spec.plan_name}: {size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
     if "parity" not in entry:
-        click.echo(f"{built}; it has not run: that takes one of these GPUs")
+        click.echo(f"{built}; its scores are not compared yet: that takes one of these GPUs")
         return
     parity = entry["parity"]
     click.echo(

@@ -136,7 +136,7 @@ def make_spec(
         plan = choose_plan(manifest, gpu, tensorrt)
         buckets = [profile["max"][1] for profile in plan["profiles"]]
         max_batch = int(plan["max_batch"])
-        opt_batches = [int(profile["opt"][0]) for profile in plan["profiles"]]
+        opt_batches = [min(max_batch, int(profile["opt"][0])) for profile in plan["profiles"]]
         graph = _planned_graph(manifest, plan)
     else:
         buckets = check_lengths(buckets, manifest.max_length)

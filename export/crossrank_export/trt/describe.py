@@ -64,11 +64,11 @@ def describe(spec: EngineSpec, bundle_path: Path, why: str = "asked for") -> str
         f"served by  {_SERVED_BY[spec.runtime.name]}",
         *([f"timings    {spec.timing_cache}"] if spec.timing_cache else []),
         "",
-        f"{'profile':<9}{'input':<18}{'min':>10}{'opt':>10}{'max':>10}   (pairs x tokens)",
+        f"inputs     {', '.join(spec.inputs)}, each pairs x tokens:",
+        f"{'profile':<11}{'min':>10}{'opt':>10}{'max':>10}",
     ]
     for index, bucket in enumerate(spec.buckets):
-        points = "".join(f"{f'{batch}x{length}':>10}" for batch, length in bucket.shapes)
-        lines += [f"{index if row == 0 else '':<9}{name:<18}{points}" for row, name in enumerate(spec.inputs)]
+        lines.append(f"{index:<11}" + "".join(f"{f'{batch}x{length}':>10}" for batch, length in bucket.shapes))
     if spec.runtime is TENSORRT:
         lines += ["", trtexec_command(spec, bundle_path)]
     return "\n".join(lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -130,7 +129,7 @@ def test_device_memory_is_given_back(monkeypatch, bundle):
         (
             "Builder.build_serialized_network",
             None,
-            r"cannot build model\.sm70.*smaller --workspace-mib \(now 4096\)",
+            r"cannot build model\.sm70.*smaller --max-batch, or another --workspace-mib \(now 4096\)",
         ),
         ("IBuilderConfig.add_optimization_profile", -1, "refused the profile of the 32-token bucket"),
     ],
@@ -161,20 +160,6 @@ def test_a_plan_of_another_tensorrt_is_an_error_not_a_crash(monkeypatch, bundle)
     new = install(monkeypatch, "11.4.0", FakeDriver())
     with pytest.raises(PlanRefused, match=r"TensorRT 11\.4\.0 cannot load model\.sm75"):
         LoadedPlan(new, TENSORRT, plan, spec.plan_name, CaptureGate())
-
-
-def test_unsupported_operators_are_refused_before_the_builder_is_made(monkeypatch, bundle, tmp_path):
-    path = bundle.file("model.fp16.onnx")
-    model = onnx.load(path)
-    next(node for node in model.graph.node if node.op_type == "Erf").domain = "com.microsoft"
-    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    path.unlink()  # a hard link to the module's fixture
-    onnx.save(model, path)
-    trt = install(monkeypatch, "10.4.0", FakeDriver())
-    monkeypatch.delattr(trt, "Builder")
-    spec = make_spec(bundle.manifest, bundle.path, [GPUS["v100"]], TENSORRT, "10.4.0")
-    with pytest.raises(SetupError, match=r"com\.microsoft::Erf"):
-        build_engine(trt, find_device(), bundle, spec)
 
 
 def test_the_wrong_gpu_and_the_wrong_release_are_refused_first(monkeypatch, bundle):

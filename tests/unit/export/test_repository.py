@@ -285,6 +285,12 @@ def test_a_plan_of_tensorrt_for_rtx_is_passed_over_and_alone_refused(gpu_bundle)
             assert way in message
 
 
+def test_warm_up_batches_are_no_larger_than_what_every_profile_of_the_plan_takes(gpu_bundle):
+    manifest = gpu_bundle.manifest.model_copy(update={"plans": [{**plan_entry(), "max_batch": 8}]})
+    spec = make_spec(manifest, "tensorrt")
+    assert (spec.max_batch, spec.opt_batches) == (8, (8, 8))
+
+
 def test_of_several_plans_the_one_for_the_gpu_is_taken(gpu_bundle):
     plans = [plan_entry(), plan_entry("model.sm90.trt11.2.1.fp16.plan", "h100", 90, "11.2.1")]
     manifest = gpu_bundle.manifest.model_copy(update={"plans": plans})

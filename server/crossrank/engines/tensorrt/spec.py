@@ -21,6 +21,11 @@ OPTIMIZATION_LEVEL = 5
 # hidden size 128 to 768, and more would only add latency; a full queue makes batches of this size.
 OPT_TOKENS = 8192
 
+# A batch's attention scores grow with the square of its length. Beyond 512 tokens a profile takes only as many pairs as
+# need no more of them than 128 pairs of 512 tokens: TensorRT for RTX cannot build one for 128 pairs of 2,048 tokens.
+FULL_LENGTH = 512
+MOST_SCORES = DEFAULT_MAX_BATCH * FULL_LENGTH**2
+
 Shape = tuple[int, int]
 
 
@@ -104,7 +109,7 @@ class EngineSpec:
             "tensorrt": self.tensorrt,
             "precision": self.graph.precision,
             "graph": self.graph.file,
-            "max_batch": max(bucket.max_batch for bucket in self.buckets),
+            "max_batch": min(bucket.max_batch for bucket in self.buckets),  # what every profile takes
             "profiles": [
                 dict(zip(("min", "opt", "max"), map(list, bucket.shapes), strict=True)) for bucket in self.buckets
             ],
@@ -121,7 +126,7 @@ def make_buckets(
     Args:
         lengths: Tokens of each bucket; see `check_lengths`.
         max_length: Tokens of the bundle's longest pair, which the last bucket must hold.
-        max_batch: Most pairs of a batch.
+        max_batch: Most pairs of a batch; of pairs longer than 512 tokens fewer.
         batch_tokens: Most tokens of a batch, which may leave fewer pairs in long buckets; None sets no limit.
 
     Raises:
@@ -133,9 +138,18 @@ def make_buckets(
     starts = [1, *(length + 1 for length in lengths[:-1])]
     buckets = []
     for length, start in zip(lengths, starts, strict=True):
-        most = max_batch if batch_tokens is None else max(1, min(max_batch, batch_tokens // length))
+        most = _most_pairs(length, max_batch, batch_tokens)
         buckets.append(Bucket(length, start, max(1, min(most, OPT_TOKENS // length)), most))
     return tuple(buckets)
+
+
+def _most_pairs(length: int, max_batch: int, batch_tokens: int | None) -> int:
+    most = max_batch
+    if batch_tokens is not None:
+        most = min(most, batch_tokens // length)
+    if length > FULL_LENGTH or batch_tokens is not None:
+        most = min(most, MOST_SCORES // length**2)
+    return max(1, most)
 
 
 def make_spec(
