@@ -16,7 +16,7 @@ COMMA := ,
 .PHONY: help serve test test-all test-faults check lock openapi proto builtin model-repository triton triton-setup \
 	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
 	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-plans bench-tokenizer bench-install bench-soak \
-	bench-gpu
+	bench-gpu bench-tensorrt
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -189,6 +189,9 @@ bench-install: $(VENV)/.dev ## packages, megabytes and import times of each way 
 
 bench-gpu: ## everything about a machine with an NVIDIA GPU (MODEL=builtin; options in perf/lab/gpu/measure.sh)
 	perf/lab/gpu/measure.sh $(MODEL)
+
+bench-tensorrt: ## ask all questions about TensorRT on one GPU (BENCH_ARGS="--out DIR"; see perf/lab/gpu/tensorrt.py)
+	PYTHON=.venv-cuda/bin/python perf/lab/gpu/tensorrt.sh $(or $(BENCH_ARGS),--out perf/results/gpu-tensorrt)
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-package crossrank-client

@@ -11,8 +11,8 @@ On one that reaches no package index, carry the wheels (here for the Python that
 
 The order is that of the questions: bundles, load (does a plan for 8.0 load here at all), parity, rates, gateway, and
 tests/gpu. Each is a process with a time limit of its own; one that fails loses nothing of the others. After each the
-answers stand in OUT/tensorrt.json with the hardware. `load` decides what follows: where the GPU is not in TensorRT for
-RTX's list and its plan runs all the same, the others are asked with CROSSRANK_TENSORRT_SM=80, else of engine cuda alone.
+answers stand in OUT/tensorrt.json with the hardware. `load` decides what follows: where TensorRT for RTX does not list
+the GPU and its plan runs all the same, the others are asked with CROSSRANK_TENSORRT_SM=80; else of engine cuda alone.
 
 Without a GPU nothing is measured: a step is `not run`, with the reason, and the exit code is 3. `--rehearse` lets
 engines onnxruntime and native stand in for cuda and tensorrt, to see that it works; those steps are `rehearsed`.
