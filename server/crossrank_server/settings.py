@@ -71,8 +71,8 @@ class ServeSettings(BaseSettings):
         description="What computes the scores. auto takes the GPU (cuda) where onnxruntime-gpu is installed and finds"
         " one, else the native encoder for TinyBERT-L2, TinyBERT-L4 and MiniLM models on x86 CPUs with AVX2, else"
         " OpenVINO where it is installed, else ONNX Runtime; crossrank engines prints the whole order and what is taken"
-        " here. tensorrt runs a TensorRT plan on an NVIDIA GPU, built at the first start; auto does not take it, as no plan"
-        " has run on a GPU yet. triton sends token ids to the Triton servers of --triton-url.",
+        " here. tensorrt runs a TensorRT plan on an NVIDIA GPU, built at the first start; auto does not take it, as no"
+        " plan has run on a GPU yet. triton sends token ids to the Triton servers of --triton-url.",
     )
     triton_url: str = Field(
         "grpc://127.0.0.1:8001",

@@ -146,17 +146,9 @@ def rates(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
     answer = {}
     for model in _models(work):
         out = work / f"rates-{model}.json"
-        _crossrank(
-            [
-                "bench",
-                "engines",
-                "--model",
-                str(work / model),
-                *(f"--engine={engine}" for engine in engines),
-                *f"--precision {_precision(engines)} --threads 2 --rounds 3 --bucket-s 1.5 --json".split(),
-                str(out),
-            ]
-        )
+        options = f"--precision {_precision(engines)} --threads 2 --requests 4 --rounds 3 --bucket-s 1.5".split()
+        names = [f"--engine={engine}" for engine in engines]
+        _crossrank(["bench", "engines", "--model", str(work / model), *names, *options, "--json", str(out)])
         answer[model] = json.loads(out.read_text(encoding="utf-8"))
         keep(answer)
     return answer
@@ -185,7 +177,7 @@ def _load(url: str, prefix: Path) -> list[dict[str, Any]]:
     files = [prefix.with_name(f"{prefix.name}-{number}.json") for number in range(_LOADERS)]
     command = [sys.executable, "-m", "crossrank_server", "bench", "load", "--url", url, "--concurrency", "16"]
     running = [
-        subprocess.Popen([*command, "--duration", "8", "--seed", str(number), "--json", str(file)])
+        subprocess.Popen([*command, "--duration", "6", "--seed", str(number), "--json", str(file)])
         for number, file in enumerate(files)
     ]
     if codes := [code for process in running if (code := process.wait())]:

@@ -79,9 +79,9 @@ def test_a_step_that_fails_or_hangs_loses_nothing_of_the_others(tmp_path: Path, 
     script = Scripted(
         tmp_path,
         {
-            "bundles": "open({answer!r}, 'w').write('{{\"models\": 2}}')",
+            "bundles": "open('{answer}', 'w').write('{{\"models\": 2}}')",
             "load": "raise SystemExit('no such plan')",
-            "parity": "import subprocess, sys, time; open({answer!r}, 'w').write('{{\"half\": 1}}'); "
+            "parity": "import subprocess, sys, time; open('{answer}', 'w').write('{{\"half\": 1}}'); "
             f"child = subprocess.Popen(['sleep', '60']); open({str(child)!r}, 'w').write(str(child.pid)); time.sleep(60)",
             "rates": f"raise SystemExit({NOT_RUN})",
         },
@@ -125,12 +125,13 @@ def test_steps_after_the_end_of_the_time_are_not_run(tmp_path: Path) -> None:
 )
 def test_what_loads_decides_what_else_is_asked(tmp_path: Path, monkeypatch, answer: str, engines, sm) -> None:
     monkeypatch.delenv("CROSSRANK_TENSORRT_SM", raising=False)
-    script = Scripted(tmp_path, {"load": f"open({{answer!r}}, 'w').write('{answer}')"})
+    script = Scripted(tmp_path, {"load": f"open('{{answer}}', 'w').write('{answer}')"})
     script.run(["load"])
     assert tuple(script._engines) == engines
     assert script._environment.get("CROSSRANK_TENSORRT_SM") == sm
 
 
+@pytest.mark.slow
 def test_the_script_builds_the_plan_here_and_says_that_it_did_not_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'crossrank[tensorrt]'")
     if not device_fault():
