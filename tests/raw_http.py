@@ -82,7 +82,7 @@ def request(
         version: Of HTTP.
         chunked: Send the body in chunks, in place of its length.
     """
-    lines = [f"{method or ('GET' if body is None else 'POST')} {target} HTTP/{version}", "Host: test", *headers]
+    lines = [f"{method or ('GET' if body is None else 'POST')} {target} HTTP/{version}", "Host: localhost", *headers]
     if body is not None:
         lines += ["Content-Type: application/json"]
         lines += ["Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"]

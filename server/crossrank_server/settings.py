@@ -13,6 +13,7 @@ from crossrank.bundles.cache import default_cache_dir
 from crossrank.engines.names import EngineName, PrecisionName
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -36,6 +37,19 @@ def _origin(value: str) -> str:
             "separated by commas, or * alone for all"
         )
     return value.removesuffix(_DEFAULT_PORTS.get(value.partition("://")[0], ""))
+
+
+def _host_names(value: str) -> str:
+    return ",".join(_host_name(part.strip().lower()) for part in value.split(",") if part.strip())
+
+
+def _host_name(value: str) -> str:
+    if value != "*" and not _HOST_NAME.fullmatch(value):
+        raise ValueError(
+            f"{value[:80]!r} is no host name: write names without scheme, port or path, separated by commas, or * for "
+            "any"
+        )
+    return value
 
 
 class ServeSettings(BaseSettings):
@@ -132,6 +146,12 @@ class ServeSettings(BaseSettings):
         "",
         description="Origins whose pages may call the server by script, like https://app.example.org, separated by"
         " commas; * is every page that a caller's browser has open. Empty: none but the server's own page.",
+    )
+    allowed_hosts: Annotated[str, AfterValidator(_host_names)] = Field(
+        "",
+        description="Names under which callers reach the server (the header Host), beside localhost and addresses,"
+        " separated by commas; * is any. Others, and pages of other websites, are refused where it listens on loopback"
+        " or names are given here: a proxy in front that passes its own name on needs it here.",
     )
     max_waiting_documents: int = Field(
         20_000,

@@ -146,6 +146,7 @@ def _run(
         max_body_bytes=settings.max_body_bytes,
         metrics=metrics,
         cors_origins=settings.cors_origin.split(",") if settings.cors_origin else (),
+        allowed_hosts=_allowed_hosts(settings, listener),
     )
     rpc = None if grpc_port is None else _rpc_server(service, settings, grpc_port, tls, shared)
 
@@ -161,6 +162,14 @@ def _run(
         server.run(sockets=[listener])
     finally:
         observers.close()
+
+
+def _allowed_hosts(settings: ServeSettings, listener: socket.socket) -> list[str] | None:
+    """Return the names under which the server may be called; None where any will do."""
+    names = settings.allowed_hosts.split(",") if settings.allowed_hosts else []
+    if names or ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+        return [*names, settings.host]
+    return None
 
 
 def _announce(
