@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from crossrank.errors import BackendUnavailable, SetupError
+from crossrank.errors import AccountsUnavailable, SetupError
 from crossrank_server.accounts.store import Store
 
 _MAX_USD = 1e6
@@ -37,9 +37,8 @@ def opened_store(url: str | None) -> Iterator[Store]:
     store = Store(url)
     try:
         yield store
-    except BackendUnavailable as error:
-        reason = getattr(error.__cause__, "orig", error.__cause__)
-        raise SetupError(f"the store does not answer: {str(reason).strip()}; try again") from None
+    except AccountsUnavailable as error:
+        raise SetupError(f"the store does not answer: {error.reason}; try again") from None
     finally:
         store.close()
 
