@@ -1,8 +1,7 @@
 """The SQL of admission: one UPDATE checks a key's limits and balance, and counts the request if it fits both.
 
-The minute is that of the store's clock. A row whose minute lies ahead of it was written before that clock was set back:
-its counts are taken into the present minute, so that a key is neither refused until the clock is there again nor given
-its limit twice.
+The minute is that of the store's clock. A row whose minute lies further ahead than the next one was written before that
+clock was set back: its counts are void, so that no key is refused until the clock is there again.
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ class AdmissionSql:
     def __init__(self, store: Store) -> None:
         minute = store.minute
         weight = minute + 1 - store.now / float(WINDOW_S)
-        # A statement that waited for a lock may see a row of the next minute; beyond that the clock was set back.
-        is_current = allowances.c.window >= minute
+        # A statement that waited for a lock may see a row of the next minute.
+        is_current = or_(allowances.c.window == minute, allowances.c.window == minute + 1)
         counted: dict[str, dict[str, Any]] = {
             kind: {
                 "current": case((is_current, allowances.c[kind]), else_=0),

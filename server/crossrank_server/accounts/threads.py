@@ -130,6 +130,7 @@ class StoreThreads:
             budget.left_s -= waited_s
         if future.done():
             return future.result()
+        future.add_done_callback(_note_error)
         error = unavailable(f"no answer within {self._timeout_s:g} s", self._what)
         if waited_s > 0.9 * self._timeout_s:
             self._failed(error)
@@ -177,6 +178,12 @@ class StoreThreads:
 def _in_loop(loop: asyncio.AbstractEventLoop, note: Callable[[Future[Any]], None], call: Future[Any]) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(note, call)
+
+
+def _note_error(late: asyncio.Future[Any]) -> None:
+    """Take note of the error of a call that nobody waits for any more; asyncio would log it with its stack."""
+    if not late.cancelled():
+        late.exception()
 
 
 def _undo(late: Future[T], undo: Callable[[T], object]) -> None:
