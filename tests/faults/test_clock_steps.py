@@ -70,7 +70,7 @@ def test_a_store_whose_clock_is_stepped_and_put_right_refuses_no_key_for_longer_
     assert use_up(ledgers[1], account) in (0, 10)
     assert use_up(ledgers[0], account) == 0
     assert admitted == 10
-    clock.advance(130)
+    clock.advance(180)
     assert use_up(ledgers[0], account) + use_up(ledgers[1], account) == 10
 
 
