@@ -213,12 +213,21 @@ class ServeSettings(BaseSettings):
         description="redis://host:6379 counts the keys' limits there, which takes most writes off the store. Empty:"
         " in the store.",
     )
+    store_timeout_s: float = Field(
+        1.0,
+        ge=0.1,
+        le=60,
+        description="Seconds that a request waits for the stores of keys and limits in all; then it gets 503, and after"
+        " it, at once, all requests that need what does not answer, until it does. Shorter where many wait, longer for"
+        " a store far away.",
+    )
     flush_window_s: float = Field(
         1.0,
         ge=0.05,
         le=60,
-        description="Usage is in the store this long after it was recorded. Longer means fewer writes and more lost"
-        " if the process is killed.",
+        description="Usage is in the store this long after it was recorded, or, while that does not answer, in a file"
+        " of --cache-dir that the next start writes to it. Longer means fewer writes and more lost if the process is"
+        " killed.",
     )
     usd_per_1000_documents: float | None = Field(
         None,
