@@ -21,8 +21,8 @@ from crossrank.text.cuts import MOST_UNCUT, Cuts
 _log = logging.getLogger(__name__)
 
 # A text is first cut to this many characters for each usable token. English has about 4.5 characters a token, so nearly
-# every document that must be truncated is tokenized once, and a 1 MB document costs no more than a page.
-_CHARACTERS_PER_TOKEN = 16
+# every document that must be truncated is tokenized once, and a 1 MB document costs no more than two pages.
+_CHARACTERS_PER_TOKEN = 6
 # Characters tokenized in one call. The Rust tokenizer needs up to 700 bytes of memory for each; native code 9.
 _CALL_CHARACTERS, _NATIVE_CALL_CHARACTERS = 1 << 16, 1 << 20
 # Characters by which the parts differ that are compared there: a prime, so that what repeats is not cut alike.
@@ -31,7 +31,7 @@ _LONGER = 1021
 _AT_ONCE = 2_000
 
 
-def _go_on() -> None:
+def go_on() -> None:
     """Let the work go on."""
 
 
@@ -75,7 +75,7 @@ class TextTokenizer:
         return self.read(texts, limit, from_end=from_end)[0]
 
     def read(
-        self, texts: list[str], limit: int, *, from_end: bool = False, proceed: Callable[[], None] = _go_on
+        self, texts: list[str], limit: int, *, from_end: bool = False, proceed: Callable[[], None] = go_on
     ) -> tuple[Tokens, list[int]]:
         """Return the token ids of each text: all of them, or at least the first `limit + 1`.
 
@@ -108,7 +108,7 @@ class TextTokenizer:
                     enough[i] = _agree(found.text(i), longer.text(k), limit + 1, from_end=from_end)
             cut += [i for k, i in enumerate(read) if parts[k].last and not parts[k].whole and not enough[k]]
             read = [i for k, i in enumerate(read) if not parts[k].last and not enough[k]]
-            characters *= 8
+            characters *= 4
         return tokens, cut
 
     def _part(self, text: str, characters: int, *, from_end: bool) -> _Part:

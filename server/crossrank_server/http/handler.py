@@ -65,7 +65,7 @@ class HttpHandler:
             async with self.bodies.read(request, yields=call.tier == BULK) as body:
                 with call.stage("parse"):
                     data = parse_object(body)
-                content = await _unless_disconnected(request, respond(data, call))
+                content = await _unless_disconnected(request, respond, data, call)
                 with call.stage("respond"):
                     response = JsonResponse(content, headers=call.response_headers)
                 response.headers["server-timing"] = call.server_timing()
@@ -75,10 +75,17 @@ class HttpHandler:
             raise
 
 
-async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    task = asyncio.ensure_future(work)
-    # The body has been read, so the only message left is the disconnect.
+async def _unless_disconnected(request: Request, respond: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Return what `respond` returns; it is not begun, or is cancelled, once the client has disconnected."""
+    # The body has been read, so the only message left is the disconnect. It is looked for first.
     gone = asyncio.ensure_future(request.receive())
+
+    async def begin() -> T:
+        if gone.done():
+            raise ClientDisconnect
+        return await respond(*arguments)
+
+    task = asyncio.ensure_future(begin())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
