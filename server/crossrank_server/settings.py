@@ -165,6 +165,13 @@ class ServeSettings(BaseSettings):
         description="The same for requests with X-Tier: batch, which never count against the others. They wait longer,"
         " so more may; each takes about 2 kB.",
     )
+    max_queue_s: float = Field(
+        1.0,
+        gt=0,
+        description="Seconds that a request may be expected to wait for its turn, by the speed measured; beyond it, 429"
+        " at once. A request may wait 20 times as long as it takes itself, if that is more and leaves it time to be"
+        " answered.",
+    )
     request_timeout_s: float = Field(
         60.0,
         gt=0,
