@@ -118,7 +118,7 @@ def parity(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
     if not (candidates.is_file() and qrels.is_file()):
         raise NotRunError(f"no DL 2019 files at {data} (CROSSRANK_SHARED names another place)")
     answer: dict[str, Any] = {}
-    for model in _models(work):
+    for model in _models(work, engines):
         common = ["eval", "--candidates", str(candidates), "--qrels", str(qrels), "--model", str(work / model)]
         common += ["--plot", "none"]
         reference = work / f"reference-{model}"
@@ -134,7 +134,8 @@ def parity(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
             )
             report = json.loads((out / "report.json").read_text(encoding="utf-8"))
             answer[model][engine] = {
-                "precisions": report.get("precisions"),
+                "precision": precision,
+                "means": {name: quality["means"] for name, quality in report["rankings"].items()},
                 "max_delta_logit": _run_delta(run, next(out.glob(f"*{precision.split(',')[-1]}*.run"))),
             }
             keep(answer)
@@ -144,7 +145,7 @@ def parity(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
 def rates(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
     """Measure all engines in turn in one process, one request at a time and in full batches by length."""
     answer = {}
-    for model in _models(work):
+    for model in _models(work, engines):
         out = work / f"rates-{model}.json"
         options = f"--precision {_precision(engines)} --threads 2 --requests 4 --rounds 3 --bucket-s 1.5".split()
         names = [f"--engine={engine}" for engine in engines]
@@ -166,16 +167,26 @@ def gateway(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
             options = ["--model", str(work / "tinybert-l2"), "--engine", engine, "--precision", _precision([engine])]
             options += ["--workers", str(workers), "--log-level", "warning"]
             with started_server(options) as server:
-                loads = _load(server.url, work / f"load-{engine}-{number}")
+                loads = _load(server.url, work / f"load-{engine}-{number}", 16 if _on_gpu(engines) else 1)
             answer[engine].append({"start_to_ready_s": round(server.start_to_ready_s, 1), "loads": loads})
             keep(answer)
     return answer
 
 
-def _load(url: str, prefix: Path) -> list[dict[str, Any]]:
+def _load(url: str, prefix: Path, concurrency: int) -> list[dict[str, Any]]:
     """Return the figures of several load generators at once, which one alone could not make."""
     files = [prefix.with_name(f"{prefix.name}-{number}.json") for number in range(_LOADERS)]
-    command = [sys.executable, "-m", "crossrank_server", "bench", "load", "--url", url, "--concurrency", "16"]
+    command = [
+        sys.executable,
+        "-m",
+        "crossrank_server",
+        "bench",
+        "load",
+        "--url",
+        url,
+        "--concurrency",
+        str(concurrency),
+    ]
     running = [
         subprocess.Popen([*command, "--duration", "6", "--seed", str(number), "--json", str(file)])
         for number, file in enumerate(files)
@@ -185,16 +196,21 @@ def _load(url: str, prefix: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8"))["load"] for file in files]
 
 
-def _models(work: Path) -> list[str]:
-    """Return the models that were written."""
-    return [name for name in MODELS if (work / name).is_dir()]
+def _models(work: Path, engines: Sequence[str]) -> list[str]:
+    """Return the models that were written; only the first, which is small, where engines of the CPU stand in."""
+    found = [name for name in MODELS if (work / name).is_dir()]
+    return found if _on_gpu(engines) else found[:1]
 
 
 def _precision(engines: Sequence[str]) -> str:
     """Return the precision to ask engines for: that of the GPU, unless engines of the CPU stand in."""
+    return "fp16" if _on_gpu(engines) else "fp32"
+
+
+def _on_gpu(engines: Sequence[str]) -> bool:
     from crossrank.engines.names import GPU_ENGINES
 
-    return "fp16" if set(engines) <= set(GPU_ENGINES) else "fp32"
+    return set(engines) <= set(GPU_ENGINES)
 
 
 def _run_delta(left: Path, right: Path) -> float:
