@@ -72,6 +72,7 @@ def load(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
     from crossrank.engines.tensorrt.choose import plan_spec
     from crossrank.engines.tensorrt.device import device_fault, find_device
     from crossrank.engines.tensorrt.engine import TensorRtEngine
+    from crossrank.engines.tensorrt.logger import new_logger
     from crossrank.engines.tensorrt.plan import LoadedPlan
     from crossrank.engines.tensorrt.runtimes import RTX, load_runtime
 
@@ -87,12 +88,15 @@ def load(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
     if device is None:
         raise NotRunError(f"no GPU: {device_fault()} (the plan for 8.0 was built, {len(plan) / 1e6:.1f} MB)")
     answer |= {"gpu": device.name, "sm": device.sm, "loads": False, "runs": False}
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    logger = new_logger(trt)
+    runtime = trt.Runtime(logger)
     validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
-    answer["validity"] = validity.name
-    answer["diagnostics"] = [
-        name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if int(bit) & int(bits)
-    ]
+    answer |= {"validity": validity.name, "diagnostics": int(bits)}  # bits of EngineInvalidityDiagnostics
+    # Whatever the header says: that may be overcautious.
+    answer["deserializes"] = runtime.deserialize_cuda_engine(plan) is not None
+    if not answer["deserializes"]:
+        answer["reason"] = logger.reason()
+    keep(answer)
     try:
         loaded = LoadedPlan(trt, RTX, plan, spec.plan_name, GATE)
         answer |= {"loads": True, "profiles": len(loaded.profiles), "workspace_bytes": loaded.workspace_bytes}
