@@ -108,8 +108,12 @@ def open_plan(bundle: Bundle, gate: CaptureGate, cache_dir: Path | None = None) 
     for entry, runtime, trt in _own_plans(bundle, sm):
         file = entry["file"]
         cache = PlanCache(bundle.manifest.model_id, {"plan": bundle.manifest.files[file]}, cache_dir)
-        plan = bundle.file(file).read_bytes()
-        return _served(LoadedPlan(trt, runtime, plan, file, gate, cache.kernels(device.name)), cache, device)
+        try:
+            plan = LoadedPlan(trt, runtime, bundle.file(file).read_bytes(), file, gate, cache.kernels(device.name))
+        except PlanRefused as error:
+            _log.warning("a plan is not used: %s", error.message)
+            continue
+        return _served(plan, cache, device)
     trt = load_runtime(RTX) if sm in RTX_SMS else None
     if trt is None:
         raise SetupError(_no_plan(bundle, device, sm))
