@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from crossrank.errors import BundleError
+from crossrank.errors import BundleError, EngineFailure
 from crossrank.native.library import NativeError
 from crossrank.native.wordpiece import WordPiece
 from crossrank.packed import Tokens
@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 # A text is first cut to this many characters for each usable token. English has about 4.5 characters a token, so nearly
 # every document that must be truncated is tokenized once, and a 1 MB document costs no more than a page.
 _CHARACTERS_PER_TOKEN = 16
+# That of a model with a million tokens has about 60 MB.
+_MAX_FILE_BYTES = 256_000_000
 # Characters in which the boundary of a suffix is searched first.
 _SUFFIX_REACH = 256
 # White space, and punctuation for texts without spaces.
@@ -43,10 +45,15 @@ class TextTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
+        size = path.stat().st_size
+        if size > _MAX_FILE_BYTES:
+            raise BundleError(f"{path} has {size} bytes, the limit is {_MAX_FILE_BYTES}: it is no tokenizer of a model")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust library raises plain Exception
-            raise BundleError(f"{path} is not a readable tokenizer: {error}") from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the Rust library raises plain Exception, or panics, which is none
+            raise BundleError(f"{path} is not a readable tokenizer: {str(error)[:500]}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         definition = json.loads(path.read_bytes())
@@ -102,10 +109,20 @@ class TextTokenizer:
         return tokens.replaced(left, Tokens.of([encoding.ids for encoding in self._encode([texts[i] for i in left])]))
 
     def _encode(self, texts: list[str]) -> list[Any]:
-        if len(texts) == 1:
-            return [self._tokenizer.encode(texts[0], add_special_tokens=False)]
-        encodings: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return encodings
+        """Tokenize with the Rust library.
+
+        Raises:
+            EngineFailure: It panicked, as when a text takes one of the tokenizer's own patterns too many steps.
+        """
+        try:
+            if len(texts) == 1:
+                return [self._tokenizer.encode(texts[0], add_special_tokens=False)]
+            encodings: list[Any] = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            return encodings
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as panic:
+            raise EngineFailure(f"the model's tokenizer failed on a text: {str(panic)[:200]}") from panic
 
 
 def _native(tokenizer: Tokenizer, definition: dict[str, Any]) -> WordPiece | None:
