@@ -82,7 +82,13 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int, str]] = {
 _PATHS = {"100,000 pairs": "/v1/score"}
 
 
-@pytest.mark.parametrize("name", REFUSED)
+# One of each kind of cost in every run: places, values, names.
+_QUICK = ("a surrogate beside a long key and a long list", "3 million empty lists", "100,000 rank_fields")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow) for name in REFUSED]
+)
 def test_a_refused_body_costs_little_memory_and_no_other_caller_a_second(server: RunningServer, name: str) -> None:
     make, status, words = REFUSED[name]
     body = make()
@@ -97,6 +103,7 @@ def test_a_refused_body_costs_little_memory_and_no_other_caller_a_second(server:
     assert seen.slowest_s < 1
 
 
+@pytest.mark.slow
 def test_what_refused_bodies_took_is_given_back(server: RunningServer) -> None:
     bodies = [REFUSED[name][0]() for name in ("a surrogate behind 9 MB", "5 million numbers", "a long name of a model")]
     for body in bodies:
@@ -142,6 +149,7 @@ def test_bodies_that_never_end_leave_room_for_others(server: RunningServer) -> N
     assert seen.slowest_s < 1
 
 
+@pytest.mark.slow
 def test_answers_that_nobody_reads_count_as_held(server: RunningServer) -> None:
     """Each answer repeats its document; the callers do not read it, and the system takes only a part from the server."""
     body = json.dumps({"query": "q", "documents": ["w " * 4_500_000], "return_documents": True}).encode()

@@ -172,7 +172,7 @@ def _refuse_malformed(config: dict[str, Any], path: Path) -> None:
     for name, keys in _SPELLINGS.items():
         most = {"layers": MOST_LAYERS, "vocab_size": MOST_ROWS}.get(name, MOST_WIDTH)
         bounds |= dict.fromkeys(keys, (1, most))
-    for key, (least, most) in bounds.items():
+    for key, (least, _) in bounds.items():
         value = config.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ModelSourceError(f"{path}: {key} is {str(value)[:80]}, not a whole number of at least {least}")
