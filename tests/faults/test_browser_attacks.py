@@ -144,6 +144,10 @@ def test_further_names_are_a_setting():
     with running_server("--allowed-hosts", "rerank.internal") as server:
         assert raw(server, "Host: rerank.internal:8000").status == 200
         assert raw(server, f"Host: {EVIL}").status == 403
+
+
+@pytest.mark.slow
+def test_on_an_address_for_others_any_name_will_do():
     with running_server("--host", "0.0.0.0", "--allow-anonymous", "--workers", "2") as server:
         assert raw(server, f"Host: {EVIL}").status == 200
 
@@ -261,7 +265,7 @@ def test_a_name_that_is_made_to_resolve_to_this_machine_reads_nothing(browser, s
     assert MODEL in str(run(browser, "const done = arguments[0]; fetch('/v1/models').then(a => a.text()).then(done)"))
 
 
-@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+@pytest.mark.parametrize("path", ["/docs", pytest.param("/redoc", marks=pytest.mark.slow)])
 def test_the_reference_of_the_api_works_within_its_policy(browser, server, path):
     browser.get_log("browser")
     browser.get(f"{server.base_url}{path}")
@@ -271,6 +275,7 @@ def test_the_reference_of_the_api_works_within_its_policy(browser, server, path)
     assert [message for message in violations if "https://cdn.redoc.ly/redoc/logo" not in message] == []
 
 
+@pytest.mark.slow
 def test_hostile_texts_and_model_names_run_nothing_in_the_playground(browser, builtin, tmp_path: Path):
     bundle = tmp_path / "bundle"
     shutil.copytree(builtin.path, bundle)

@@ -49,7 +49,9 @@ async def flood(port: int, count: int, *, well_formed: bool) -> Counter[int]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=source)
         for number in left:
             token = f"cr-{number:012x}-{secrets.token_urlsafe(32)}" if well_formed else secrets.token_urlsafe(45)
-            writer.write(f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+            writer.write(
+                f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+            )
             head = await reader.readuntil(b"\r\n\r\n")
             fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
             await reader.readexactly(int(fields[b"content-length"]))
