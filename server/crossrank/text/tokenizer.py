@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,8 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         definition = json.loads(path.read_bytes())
+        # No bound method: a cycle of references would keep a sleeping model in memory until the garbage collector runs.
+        self._ids = partial(_ids_of, self._tokenizer)
         self._cuts = Cuts(self._tokenizer, definition, self._ids)
         self._native = _native(self._tokenizer, definition)
 
@@ -166,21 +169,21 @@ class TextTokenizer:
         tokens = Tokens.joined(found)
         return tokens if counts is None else Tokens(tokens.ids, tokens.offsets[offsets_of(counts)])
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of texts.
 
-        Raises:
-            EngineFailure: The Rust library panicked, as when a text takes one of the tokenizer's own patterns too many
-                steps.
-        """
-        try:
-            if len(texts) == 1 and len(texts[0]) <= _AT_ONCE:
-                return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
-            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        except (Exception, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as panic:
-            raise EngineFailure(f"the model's tokenizer failed on a text: {str(panic)[:200]}") from panic
+def _ids_of(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Return the ids of texts.
+
+    Raises:
+        EngineFailure: The Rust library panicked, as when a text takes one of the tokenizer's own patterns too many steps.
+    """
+    try:
+        if len(texts) == 1 and len(texts[0]) <= _AT_ONCE:
+            return [tokenizer.encode(texts[0], add_special_tokens=False).ids]
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as panic:
+        raise EngineFailure(f"the model's tokenizer failed on a text: {str(panic)[:200]}") from panic
 
 
 class _Part(NamedTuple):
