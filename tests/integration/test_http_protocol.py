@@ -178,7 +178,7 @@ def test_what_is_no_http_is_refused_after_the_answers_to_the_requests_before_it(
         (b"GET /health HTTP/1.1\r\nX: ", 431, "the limit; send fewer"),
         (b"GET /", 414, "the limit; send a body"),
         (
-            b"POST /v1/rerank HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ",
+            b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ",
             431,
             "the limit; send fewer",
         ),

@@ -101,9 +101,7 @@ def test_every_process_serves_both_protocols_and_any_of_them_counts_for_all():
 
 def test_requests_under_way_finish_in_every_process():
     body = json.dumps(SMALL).encode()
-    head = (
-        f"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
+    head = f"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     held = ("crossrank_request_bodies_held_bytes", "")
     with running_server("--workers", "2", "--shutdown-grace-s", "120") as server, contextlib.ExitStack() as stack:
         wait_for_workers(server, 2)
