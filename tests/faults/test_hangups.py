@@ -26,12 +26,16 @@ def _body(documents: int, repeats: int = 1, seed: int = 0) -> bytes:
     return json.dumps({"query": f"which insect jumps {seed}", "documents": texts}).encode()
 
 
-def _hang_up(server: RunningServer, body: bytes, after_s: float) -> None:
+def _hang_up(server: RunningServer, message: bytes, after_s: float) -> None:
     """Send a whole request and reset the connection without reading an answer."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        connection.sendall(b"".join(request("/v1/rerank", body)))
+        connection.sendall(message)
         time.sleep(after_s)
+
+
+def _message(body: bytes) -> bytes:
+    return b"".join(request("/v1/rerank", body))
 
 
 def _tokens(server: RunningServer) -> float:
@@ -40,13 +44,23 @@ def _tokens(server: RunningServer) -> float:
 
 
 def test_the_work_of_clients_that_hung_up_ends_and_others_go_first() -> None:
-    body = _body(1000, 3)  # some 70,000 tokens
-    tokens, hung_up = 70_000, 0
+    message = _message(_body(1000, 3))  # some 70,000 tokens
+    tokens = 70_000
+    ended = threading.Event()
+
+    def attack(_: int) -> int:
+        count = 0
+        while not ended.is_set():
+            _hang_up(server, message, 0.02)
+            count += 1
+        return count
+
     with running_server("--model", "builtin") as server, ThreadPoolExecutor(8) as threads:
-        began = time.monotonic()
+        attacks = [threads.submit(attack, number) for number in range(8)]
         with watched(server) as watch, others(server) as seen:
-            while time.monotonic() < began + 3:
-                hung_up += len(list(threads.map(lambda _: _hang_up(server, body, 0.02), range(8))))
+            time.sleep(4.0)
+        ended.set()
+        hung_up = sum(each.result() for each in attacks)
         deadline = time.monotonic() + 10
         before = -1.0
         while before != (before := _tokens(server)):
@@ -77,7 +91,7 @@ def test_64_clients_of_which_half_hang_up_get_the_scores_that_one_gets_alone() -
         def hang_up(number: int) -> None:
             own = random.Random(number)
             while not ended.is_set():
-                _hang_up(server, own.choice(bodies), own.random() * 0.05)
+                _hang_up(server, _message(own.choice(bodies)), own.random() * 0.05)
 
         def ask(number: int) -> int:
             own = random.Random(number)
