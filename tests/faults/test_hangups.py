@@ -58,7 +58,7 @@ def test_the_work_of_clients_that_hung_up_ends_and_others_go_first() -> None:
     with running_server("--model", "builtin") as server, ThreadPoolExecutor(8) as threads:
         attacks = [threads.submit(attack, number) for number in range(8)]
         with watched(server) as watch, others(server) as seen:
-            time.sleep(4.0)
+            time.sleep(2.0)
         ended.set()
         hung_up = sum(each.result() for each in attacks)
         deadline = time.monotonic() + 10

@@ -20,7 +20,7 @@ from crossrank.text.tokenizer import TextTokenizer
 from tests import odd_texts
 from tests.family_tokenizers import trained
 
-FAMILIES = ["bert", "distilbert", "mpnet", "roberta", "modernbert", "xlm-roberta", "deberta-v2"]
+FAMILIES = ["bert", "distilbert", "roberta", "modernbert", "xlm-roberta", "deberta-v2"]
 PIECES = [
     *odd_texts.LANGUAGES,
     *odd_texts.ODD,
