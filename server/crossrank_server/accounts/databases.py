@@ -111,7 +111,9 @@ def _sqlite_engine(path: Path, timeout_s: float) -> Engine:
     # mode=rw: a file that was deleted meanwhile is an error, and not made anew without the keys.
     # Source: https://www.sqlite.org/uri.html
     uri = f"file:{quote(str(path))}?mode=rw"
-    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": timeout_s, "uri": True})
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)), connect_args={"timeout": timeout_s, "uri": True}, paramstyle="named"
+    )
 
     @event.listens_for(engine, "do_connect")
     def connect(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> None:

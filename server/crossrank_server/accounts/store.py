@@ -19,6 +19,7 @@ from sqlalchemy import (
     extract,
     func,
     insert,
+    literal_column,
     select,
     text,
     update,
@@ -90,7 +91,7 @@ class Store:
     @property
     def minute(self) -> Any:
         """SQL expression of the number of the store's minute since 1970."""
-        minutes = self.now / 60.0
+        minutes = self.now / literal_column("60.0", Float)
         # SQLite cuts, PostgreSQL rounds.
         return cast(minutes if self._file else func.floor(minutes), BigInteger)
 
@@ -111,8 +112,6 @@ class Store:
             self.check()
             with _reported(), self._engine.begin() as connection:
                 yield connection
-            # What went into a deleted file was not written.
-            self.check()
         finally:
             self._writer.release()
 
