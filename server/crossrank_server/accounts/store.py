@@ -82,11 +82,10 @@ class Store:
             self.now = bindparam("store_now", callable_=self.clock.time, type_=Float)
         try:
             self._create_tables()
-        except AccountsUnavailable as error:
+        except (AccountsUnavailable, DatabaseError) as error:
+            reason = error.reason if isinstance(error, AccountsUnavailable) else str(error.orig).strip()
             shown = shown_address(self._engine.url)
-            raise SetupError(
-                f"--store {shown} cannot be opened: {error.reason}; check the address and its rights"
-            ) from None
+            raise SetupError(f"--store {shown} cannot be opened: {reason}; check the address and its rights") from None
 
     @property
     def minute(self) -> Any:
