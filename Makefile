@@ -15,8 +15,8 @@ COMMA := ,
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all test-faults check lock openapi proto builtin model-repository triton triton-setup \
 	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
-	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-install \
-	bench-gpu
+	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-plans bench-tokenizer bench-install bench-soak \
+	bench-gpu bench-tensorrt
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -175,6 +175,12 @@ bench-tiers: native ## latency of realtime requests beside a flood of the tier b
 bench-graphs: $(VENV)/.dev ## an exported graph before and after the passes (BENCH_ARGS=DIR)
 	$(LAB) graphs $(BENCH_ARGS)
 
+bench-plans: $(VENV)/.dev ## TensorRT plans of every architecture for each GPU, built without one: seconds and megabytes
+	$(LAB) plans $(BENCH_ARGS)
+
+bench-soak: native ## an hour of mixed load: memory, latency, right answers
+	$(LAB) soak $(BENCH_ARGS)
+
 bench-tokenizer: native ## the tokenizer beside the tokenizers library, on one core
 	$(LAB) tokenizer $(BENCH_ARGS)
 
@@ -184,6 +190,9 @@ bench-install: $(VENV)/.dev ## packages, megabytes and import times of each way 
 bench-gpu: ## everything about a machine with an NVIDIA GPU (MODEL=builtin; options in perf/lab/gpu/measure.sh)
 	perf/lab/gpu/measure.sh $(MODEL)
 
+bench-tensorrt: ## ask all questions about TensorRT on one GPU (BENCH_ARGS="--out DIR"; see perf/lab/gpu/tensorrt.py)
+	PYTHON=.venv-cuda/bin/python perf/lab/gpu/tensorrt.sh $(or $(BENCH_ARGS),--out perf/results/gpu-tensorrt)
+
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-package crossrank-client
 lock: $(VENV)/.dev ## write the lock files anew
@@ -191,7 +200,7 @@ lock: $(VENV)/.dev ## write the lock files anew
 		--output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra server --extra openvino --extra grpc --constraint requirements/dev.txt \
 		--output-file requirements/serve.txt
-	$(LOCK) pyproject.toml requirements/cuda.in --extra server --extra grpc --extra triton --extra perf --constraint requirements/dev.txt \
+	$(LOCK) pyproject.toml requirements/cuda.in --extra server --extra grpc --extra tensorrt --extra triton --extra perf --constraint requirements/dev.txt \
 		--override requirements/no-cpu-onnxruntime.override --output-file requirements/cuda.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -13,8 +13,9 @@ from crossrank.errors import CrossrankError
 from crossrank.scheduling.tiers import BULK
 from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call
-from crossrank_server.http.body import BodyReader, JsonResponse
-from crossrank_server.http.json_body import parse_object
+from crossrank_server.http.body import BodyReader, HeldResponse
+from crossrank_server.http.held import caller_at
+from crossrank_server.http.json_body import check_values, most_values, parse_object
 from crossrank_server.serving.service import RerankService
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class HttpHandler:
     def __init__(self, service: RerankService, max_body_bytes: int) -> None:
         self.service = service
         self.bodies = BodyReader(max_body_bytes)
+        self._most_values = most_values(service.max_documents)
 
     async def open(self, request: Request, key_scope: str | None = None) -> Call:
         """Open the call of a request; a caller without a good key is refused before the body is read.
@@ -50,7 +52,9 @@ class HttpHandler:
         return call
 
     async def answer(
-        self, request: Request, respond: Callable[[dict[str, Any], Call], Awaitable[dict[str, Any] | list[Any]]]
+        self,
+        request: Request,
+        respond: Callable[[dict[str, Any], Call], Coroutine[Any, Any, dict[str, Any] | list[Any]]],
     ) -> Response:
         """Answer a POST: `respond` gets the JSON object of the body and returns that of the answer.
 
@@ -61,24 +65,47 @@ class HttpHandler:
         """
         request.state.body_unread = True
         call = await self.open(request)
+        holding = self.bodies.held.open(_caller(request, call), yields=call.tier == BULK)
         try:
-            async with self.bodies.read(request, yields=call.tier == BULK) as body:
-                with call.stage("parse"):
-                    data = parse_object(body)
-                content = await _unless_disconnected(request, respond(data, call))
-                with call.stage("respond"):
-                    response = JsonResponse(content, headers=call.response_headers)
-                response.headers["server-timing"] = call.server_timing()
-                return response
-        except CrossrankError:
-            await self.service.accounts.show_limits(call.account, call.response_headers)
+            body = await self.bodies.read(request, holding)
+            with call.stage("parse"):
+                await check_values(body, self._most_values)
+                work = respond(parse_object(body), call)
+            # From here on the object is all that is kept, and of it what `respond` keeps.
+            body.clear()
+            content = await _unless_disconnected(request, work)
+            with call.stage("respond"):
+                response = HeldResponse(content, holding, call.response_headers)
+            response.headers["server-timing"] = call.server_timing()
+            return response
+        except BaseException as error:
+            holding.close()
+            if isinstance(error, CrossrankError):
+                await self.service.accounts.show_limits(call.account, call.response_headers)
             raise
 
 
-async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    task = asyncio.ensure_future(work)
-    # The body has been read, so the only message left is the disconnect.
+def _caller(request: Request, call: Call) -> str:
+    """Return whose the memory is that a request holds: the key's, else the address's."""
+    if call.account is not None:
+        return f"key {call.account.key_id}"
+    return "" if request.client is None else caller_at(request.client.host)
+
+
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what the work returns; it is not begun, or is cancelled, once the client has disconnected."""
+    # The body has been read, so the only message left is the disconnect. It is looked for before the work begins.
     gone = asyncio.ensure_future(request.receive())
+    begun = False
+
+    async def begin() -> T:
+        nonlocal begun
+        if gone.done():
+            raise ClientDisconnect
+        begun = True
+        return await work
+
+    task = asyncio.ensure_future(begin())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -87,3 +114,5 @@ async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     finally:
         gone.cancel()
         task.cancel()
+        if not begun:
+            work.close()

@@ -10,7 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from crossrank.errors import SetupError
-from crossrank_server.process.tls import TlsFiles
+from crossrank_server.process.tls import Tls
 from crossrank_server.rpc.handler import MethodInterceptor, RpcHandler
 from crossrank_server.rpc.reranker import RERANKER, reranker_service
 from crossrank_server.rpc.tei import INFO, RERANK, tei_services
@@ -24,13 +24,18 @@ _WATCH_S = 0.2
 _SERVICES = (RERANKER, RERANK, INFO)
 
 
-def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Return what `grpc.aio.Server.add_secure_port` takes; gRPC speaks no version of TLS below 1.2."""
-    return grpc.ssl_server_credentials(
-        [(tls.key, tls.cert)],
-        root_certificates=tls.client_ca,
-        require_client_auth=tls.client_ca is not None,
-    )
+def server_credentials(tls: Tls) -> grpc.ServerCredentials:
+    """Return what `grpc.aio.Server.add_secure_port` takes; gRPC speaks no version of TLS below 1.2.
+
+    Connections that begin after the files were read again are given the new ones.
+    """
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        files = tls.files
+        return grpc.ssl_server_certificate_configuration([(files.key, files.cert)], root_certificates=files.client_ca)
+
+    asks_for_certificate = tls.files.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, asks_for_certificate)
 
 
 class RpcServer:

@@ -126,6 +126,8 @@ def _load(bundle: Bundle, settings: ServeSettings, cores: Cores, observers: Obse
         engine,
         settings.max_waiting_documents,
         settings.max_waiting_batch_documents,
+        max_queue_s=settings.max_queue_s,
+        timeout_s=settings.request_timeout_s,
         cores=cores,
         observers=observers,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.gpus import GPUS
+from crossrank.engines.tensorrt.runtimes import RTX, RTX_RELEASE, TENSORRT, choose_runtime
+from crossrank.engines.tensorrt.spec import make_spec
 from crossrank.errors import BundleError, SetupError
-from crossrank_export.trt.build import require_wheel
-from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.describe import describe
-from crossrank_export.trt.gpus import GPUS
-from crossrank_export.trt.runtimes import RTX, RTX_RELEASE, TENSORRT, choose_runtime
-from crossrank_export.trt.spec import make_spec
+from crossrank_export.trt.machine import require_wheel
 from tests.unit.export.test_engine_spec import manifest  # noqa: F401 - a fixture
 
 
@@ -71,6 +71,7 @@ def test_a_portable_plan_is_named_by_its_capabilities_and_release(manifest, tmp_
 def test_the_description_says_which_runtime_and_why(manifest, tmp_path):  # noqa: F811
     text = describe(rtx_spec(manifest, tmp_path, "t4"), tmp_path, "because")
     assert f"by         TensorRT for RTX {RTX_RELEASE}: because" in text
+    assert "served by  crossrank serve --engine tensorrt; not Triton, which needs --runtime tensorrt" in text
     assert "trtexec" not in text
     assert "timings" not in text
 

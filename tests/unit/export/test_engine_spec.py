@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
 from crossrank.bundles.bundle import Graph
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.device import Device, device_fault, find_device
+from crossrank.engines.tensorrt.gpus import GPUS, check_release
+from crossrank.engines.tensorrt.runtimes import TENSORRT
+from crossrank.engines.tensorrt.spec import make_buckets, make_spec
 from crossrank.errors import BundleError, SetupError
-from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.describe import describe, trtexec_command
-from crossrank_export.trt.device import Device, check_device, find_device
-from crossrank_export.trt.gpus import GPUS, check_release
-from crossrank_export.trt.runtimes import TENSORRT
-from crossrank_export.trt.spec import make_buckets, make_spec
+from crossrank_export.trt.machine import check_device
 from tests.fake_builder import FakeDriver
 
 ENTRY = {
@@ -46,15 +49,25 @@ def test_every_length_has_exactly_one_profile():
 def test_opt_is_a_full_batch_of_the_bucket_within_min_and_max():
     buckets = make_buckets(None, 512, 128)
     assert [(bucket.opt_batch, bucket.length) for bucket in buckets] == [
-        (128, 32), (128, 64), (64, 128), (32, 256), (16, 512),
+        (128, 32), (128, 64), (85, 96), (64, 128), (42, 192), (32, 256), (21, 384), (16, 512),
     ]  # fmt: skip
     for bucket in make_buckets(None, 300, 8):
         low, best, high = bucket.shapes
         assert all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
 
 
+def test_profiles_of_long_pairs_take_fewer_of_them_so_that_attention_needs_no_more_memory(manifest, tmp_path):
+    buckets = make_buckets(None, 8192, 128)
+    assert [(bucket.length, bucket.max_batch) for bucket in buckets][6:] == [
+        (384, 128), (512, 128), (768, 56), (1024, 32), (1536, 14), (2048, 8), (3072, 3), (4096, 2), (6144, 1), (8192, 1),
+    ]  # fmt: skip
+    assert all(bucket.opt_batch <= bucket.max_batch for bucket in buckets)
+    spec = spec_of(manifest.model_copy(update={"max_length": 1024}), tmp_path)
+    assert spec.as_entry()["max_batch"] == 32  # what Triton may send to each profile
+
+
 def test_default_buckets_end_at_the_longest_pair():
-    assert [bucket.length for bucket in make_buckets(None, 300, 8)] == [32, 64, 128, 256, 300]
+    assert [bucket.length for bucket in make_buckets(None, 300, 8)] == [32, 64, 96, 128, 192, 256, 300]
     assert [bucket.length for bucket in make_buckets(None, 20, 8)] == [20]
 
 
@@ -123,7 +136,9 @@ def test_the_description_and_the_manifest_entry_say_the_same(manifest, tmp_path)
         assert all(f"{batch}x{length}" in text for batch, length in profile.values())
 
 
-@pytest.mark.parametrize(("gpu", "sm"), [("v100", 70), ("t4", 75), ("a100", 80), ("l4", 89), ("h200", 90)])
+@pytest.mark.parametrize(
+    ("gpu", "sm"), [("v100", 70), ("t4", 75), ("a100", 80), ("l4", 89), ("h200", 90), ("gb10", 121)]
+)
 def test_gpus_have_their_compute_capability(gpu, sm):
     assert GPUS[gpu].sm == sm
 
@@ -151,24 +166,57 @@ def test_another_gpu_than_the_one_present_is_refused_naming_both():
         check_device(GPUS["v100"], Device("Tesla T4", 75))
 
 
-def test_the_driver_is_asked_for_name_and_capability(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", FakeDriver("NVIDIA A10", 86))
-    assert find_device() == Device("NVIDIA A10", 86)
+def test_the_gpu_has_a_name_and_a_capability(monkeypatch):
+    monkeypatch.setattr("cuda.bindings.runtime", FakeDriver("NVIDIA A10", 86))
+    assert (find_device(), device_fault()) == (Device("NVIDIA A10", 86), "")
 
 
-def test_a_driver_without_a_gpu_is_no_device(monkeypatch):
+@pytest.mark.parametrize(
+    ("call", "answer", "message"),
+    [
+        (
+            "cudaDriverGetVersion",
+            ("cudaSuccess", 0),
+            r"^no NVIDIA driver is installed here .*nvidia-smi lists the GPU$",
+        ),
+        (
+            "cudaGetDeviceCount",
+            ("cudaErrorNoDevice", None),
+            r"shows this process no GPU \(cudaErrorNoDevice\): see nvid",
+        ),
+        (
+            "cudaGetDeviceCount",
+            ("cudaSuccess", 0),
+            r"shows this process no GPU \(cudaSuccess\): .*CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            "cudaGetDeviceCount",
+            ("cudaErrorInsufficientDriver", None),
+            r"^the NVIDIA driver serves CUDA 13\.0 and is too old for CUDA 12: update it$",
+        ),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_told_with_the_remedy(monkeypatch, call, answer, message):
     driver = FakeDriver()
-    driver.cuInit = lambda flags: 100  # CUDA_ERROR_NO_DEVICE
-    monkeypatch.setattr(ctypes, "CDLL", driver)
+    error, *values = answer
+    setattr(driver, call, lambda: (getattr(driver.cudaError_t, error), *values))
+    driver.cudaRuntimeGetVersion = lambda: (driver.cudaError_t.cudaSuccess, 12090)
+    monkeypatch.setattr("cuda.bindings.runtime", driver)
     assert find_device() is None
+    assert re.search(message, device_fault())
 
 
-def test_no_driver_is_no_device(monkeypatch):
-    def absent(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", absent)
+def test_without_cuda_bindings_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     assert find_device() is None
+    assert device_fault() == "cuda-bindings is not installed: pip install 'crossrank[tensorrt]'"
+
+
+def test_this_machines_real_cuda_runtime_says_what_is_missing():
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("an NVIDIA driver is installed here")
+    assert find_device() is None
+    assert device_fault().startswith("no NVIDIA driver is installed here")
 
 
 def test_a_plan_loads_on_its_own_sm_and_tensorrt():
