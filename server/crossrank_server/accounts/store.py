@@ -67,7 +67,8 @@ class Store:
     """
 
     def __init__(self, url: str, *, timeout_s: float = _PATIENT_S, clock: Clock | None = None) -> None:
-        self._engine = make_engine(url, timeout_s)
+        # The tables are made with patience: many gateways may start at once.
+        self._engine = make_engine(url, max(timeout_s, _PATIENT_S))
         self.url = url
         self.clock = clock or SYSTEM_CLOCK
         self._timeout_s = timeout_s
@@ -86,6 +87,9 @@ class Store:
             reason = error.reason if isinstance(error, AccountsUnavailable) else str(error.orig).strip()
             shown = shown_address(self._engine.url)
             raise SetupError(f"--store {shown} cannot be opened: {reason}; check the address and its rights") from None
+        if timeout_s < _PATIENT_S:
+            self._engine.dispose()
+            self._engine = make_engine(url, timeout_s)
 
     @property
     def minute(self) -> Any:
