@@ -7,18 +7,27 @@ import contextlib
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from crossrank.errors import SetupError
 from crossrank_server.process.tls import TlsFiles
-from crossrank_server.rpc.handler import MethodInterceptor, RpcHandler
+from crossrank_server.rpc.aio_server import AioServer
+from crossrank_server.rpc.handler import RpcHandler
+from crossrank_server.rpc.quota import MAX_RPCS, REFUSED_WITH_REASON, MemoryQuota
 from crossrank_server.rpc.reranker import RERANKER, reranker_service
+from crossrank_server.rpc.standard import QuotaServer
 from crossrank_server.rpc.tei import INFO, RERANK, tei_services
 from crossrank_server.serving.service import RerankService
 
-# A message up to this many times the limit is still read, so that its sender is told the limit and the remedy and a
-# stream lives on; what is larger is refused by gRPC itself, in its own words.
-_REFUSED_WITH_REASON = 4
+# Seconds within which a message must be whole.
+_MESSAGE_TIMEOUT_S = 30.0
+# RPCs under way on one connection.
+_MAX_STREAMS = 100
+_MAX_CONNECTIONS = 1000
+# Seconds until a connection without an RPC is closed, until any is, and what its RPCs may take then.
+_IDLE_S = 300
+_AGE_S, _AGE_GRACE_S = 3600, 600
+_HANDSHAKE_S = 10
 # Seconds between two checks of readiness for clients that watch it.
 _WATCH_S = 0.2
 _SERVICES = (RERANKER, RERANK, INFO)
@@ -70,25 +79,36 @@ class RpcServer:
         Raises:
             SetupError: The port is taken.
         """
-        self._server = grpc.aio.server(
-            interceptors=[MethodInterceptor()],
-            options=[
-                ("grpc.max_receive_message_length", _REFUSED_WITH_REASON * self._max_message_bytes),
+        quota = MemoryQuota(self._max_message_bytes, _MESSAGE_TIMEOUT_S)
+        self._server = AioServer(
+            [
+                ("grpc.max_receive_message_length", REFUSED_WITH_REASON * self._max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 # By default two servers could share a port without an error.
                 ("grpc.so_reuseport", int(self._share_port)),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
+                ("grpc.max_connection_idle_ms", _IDLE_S * 1000),
+                ("grpc.max_connection_age_ms", _AGE_S * 1000),
+                ("grpc.max_connection_age_grace_ms", _AGE_GRACE_S * 1000),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_S * 1000),
                 # Clients may ping a silent connection every 10 seconds; the server does so every minute.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
             ],
+            2 * MAX_RPCS,  # The quota refuses first, in our words; this is for what does not pass through it.
         )
-        handler = RpcHandler(self._service, self._max_message_bytes)
-        self._server.add_generic_rpc_handlers((reranker_service(handler), *tei_services(handler)))
+        handler = RpcHandler(self._service, quota)
+        for service, methods in {**reranker_service(handler), **tei_services(handler)}.items():
+            named = {name: method(f"/{service}/{name}") for name, method in methods.items()}
+            self._server.add_registered_method_handlers(service, named)
         self._health = _Health(self._service)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        standard = QuotaServer(self._server, quota)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), standard)
         try:
             if self._credentials is None:
                 port = self._server.add_insecure_port(self._address)

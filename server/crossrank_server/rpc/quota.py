@@ -1,0 +1,242 @@
+"""Bound what callers make a gRPC server hold: RPCs, messages that arrive, requests under way, answers not taken.
+
+gRPC for Python has no memory quota. It buffers a message until it is whole, whoever sends it and however slowly, and
+an answer until its caller takes it. Both are counted here by connection, the first by the kernel's counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import grpc
+
+from crossrank.errors import BackendTimeout, Overloaded, RequestTooLarge
+from crossrank_server.rpc.connections import address_of, hang_up, received_bytes, received_of
+from crossrank_server.rpc.held import Connection, Read
+
+# Messages of the largest size that may be in memory at a time; small ones are counted by their bytes.
+_LARGEST_MESSAGES_HELD = 8
+# A message up to this many times the limit is still read, so that its sender is told the limit and the remedy and a
+# stream lives on; what is larger is refused by gRPC itself, in its own words.
+REFUSED_WITH_REASON = 2
+# RPCs under way; each takes about 30 kB.
+MAX_RPCS = 4096
+# Seconds until an answer must have been taken, from when it is ready.
+_TAKEN_WITHIN_S = 30.0
+# The same where callers hold more than their limit.
+_TAKEN_SOON_S = 0.5
+# Seconds between two looks at what waits; a look never takes more than a twentieth of the time.
+_LOOK_S = 0.05
+# Bytes of headers and frames that come with a message, which the kernel counts too.
+_OVERHEAD_BYTES = 250
+_FEWEST_REMEMBERED = 256
+
+
+class MemoryQuota:
+    """Count what callers make the server hold, and give up what exceeds the limits, beginning with who holds most.
+
+    Args:
+        max_message_bytes: Limit for one message.
+        message_timeout_s: Seconds within which a message must be whole, where one is due.
+        max_rpcs: Limit of RPCs under way.
+    """
+
+    def __init__(self, max_message_bytes: int, message_timeout_s: float, max_rpcs: int = MAX_RPCS) -> None:
+        self._max_message_bytes = max_message_bytes
+        self._max_held_bytes = _LARGEST_MESSAGES_HELD * max_message_bytes
+        self._timeout_s = message_timeout_s
+        self._max_rpcs = max_rpcs
+        self._rpcs = 0
+        self._buffered_bytes = 0
+        self._unsent_bytes = 0
+        self._connections: dict[str, Connection] = {}
+        self._forget_at = _FEWEST_REMEMBERED
+        self._look: asyncio.TimerHandle | None = None
+
+    def enter(self, context: grpc.aio.ServicerContext) -> Connection:
+        """Count an RPC, until it is finished, and return its connection.
+
+        Raises:
+            Overloaded: Too many are under way, and none of them only waits for its caller.
+        """
+        peer = context.peer()
+        connection = self._connections.get(peer) or self._remember(peer)
+        if self._rpcs >= self._max_rpcs and not self._end_a_waiting_one():
+            raise Overloaded(
+                f"{self._rpcs} RPCs are under way, the limit is {self._max_rpcs}; try again in a second",
+                retry_after_s=1.0,
+            )
+        self._rpcs += 1
+        connection.rpcs += 1
+        context.add_done_callback(functools.partial(self._leave, connection))
+        return connection
+
+    async def read(
+        self, connection: Connection, context: grpc.aio.ServicerContext, *, due: bool = True
+    ) -> bytes | None:
+        """Return the next message; None if there is no more.
+
+        Args:
+            connection: As `enter` returned it.
+            context: gRPC's context of the RPC.
+            due: The message must come within the time limit; those of a stream may be far apart.
+
+        Raises:
+            BackendTimeout: It did not come in time.
+            Overloaded: Callers hold more than their limit, and this one most.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        now = time.monotonic()
+        read = Read(task, now, now + self._timeout_s if due else float("inf"))
+        connection.reads.add(read)
+        self._look_soon()
+        try:
+            data = await context.read()
+        except asyncio.CancelledError:
+            if read.refusal is None:
+                raise
+            raise read.refusal from None
+        finally:
+            connection.reads.discard(read)
+        if data is grpc.aio.EOF:
+            return None
+        connection.consumed_bytes += len(data) + _OVERHEAD_BYTES
+        return bytes(data)
+
+    @contextlib.contextmanager
+    def buffered(self, size: int) -> Iterator[None]:
+        """Count a message as in memory until the block ends.
+
+        Raises:
+            RequestTooLarge: The message is over its limit.
+            Overloaded: The messages of all requests under way are over their common limit.
+        """
+        if size > self._max_message_bytes:
+            raise RequestTooLarge(
+                f"the message has {size} bytes, the limit is {self._max_message_bytes}; split the request, "
+                "or raise --max-body-bytes",
+                param="body",
+            )
+        self._buffered_bytes += size
+        try:
+            if self._buffered_bytes + self._unsent_bytes > self._max_held_bytes:
+                raise self._overloaded(self._buffered_bytes + self._unsent_bytes)
+            yield
+        finally:
+            self._buffered_bytes -= size
+
+    def answering(self, connection: Connection, context: grpc.aio.ServicerContext, size: int) -> None:
+        """Count an answer as in memory until the RPC is finished, or `answered` is called."""
+        connection.unsent[id(context)] = (time.monotonic(), size)
+        self._unsent_bytes += size
+        self._look_soon()
+
+    def answered(self, connection: Connection, context: grpc.aio.ServicerContext) -> None:
+        """Count an answer no more: gRPC has sent it."""
+        _, size = connection.unsent.pop(id(context), (0.0, 0))
+        self._unsent_bytes -= size
+
+    def _leave(self, connection: Connection, context: grpc.aio.ServicerContext) -> None:
+        self._rpcs -= 1
+        connection.rpcs -= 1
+        self.answered(connection, context)
+
+    def _remember(self, peer: str) -> Connection:
+        """Return a new connection; forget those that were closed each time that the number has doubled."""
+        if len(self._connections) >= self._forget_at:
+            received = received_bytes()
+            for name, known in tuple(self._connections.items()):
+                if not known.rpcs and received_of(received, name) is None:
+                    del self._connections[name]
+            self._forget_at = max(_FEWEST_REMEMBERED, 2 * len(self._connections))
+        connection = self._connections[peer] = Connection(peer, address_of(peer))
+        return connection
+
+    def _look_soon(self, pause_s: float = _LOOK_S) -> None:
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(pause_s, self._look_at_waiting)
+
+    def _look_at_waiting(self) -> None:
+        """Give up what took too long, and what exceeds the limit of bytes."""
+        self._look = None
+        now = time.monotonic()
+        waiting = [known for known in self._connections.values() if known.reads or known.unsent]
+        possible_bytes = self._buffered_bytes + self._unsent_bytes
+        for connection in waiting:
+            if connection.leaves_unsent(_TAKEN_WITHIN_S, now):
+                hang_up(connection.peer)
+            for read in connection.reads:
+                if read.ends_at < now:
+                    read.refuse(
+                        BackendTimeout(
+                            f"the message was not whole after {self._timeout_s:g} s; send it faster, or in parts"
+                        )
+                    )
+            possible_bytes += len(connection.reads) * REFUSED_WITH_REASON * self._max_message_bytes
+        if possible_bytes > self._max_held_bytes:
+            self._enforce_limit(waiting)
+        if waiting:
+            self._look_soon(max(_LOOK_S, 20 * (time.monotonic() - now)))
+
+    def _enforce_limit(self, waiting: list[Connection]) -> None:
+        """Give up what the connections hold that hold most, those of one address first, until all hold less."""
+        received = received_bytes()
+        held = {connection: self._held_bytes(connection, received) for connection in waiting}
+        by_address: Counter[str] = Counter()
+        for connection, size in held.items():
+            by_address[connection.address] += size
+        total = self._buffered_bytes + sum(held.values())
+        while total > self._max_held_bytes and held:
+            most = max(held, key=lambda connection: (by_address[connection.address], held[connection]))
+            for read in most.reads:
+                read.refuse(self._overloaded(total))
+            if most.leaves_unsent(_TAKEN_SOON_S, time.monotonic()):
+                hang_up(most.peer)
+            most.consumed_bytes = received_of(received, most.peer) or most.consumed_bytes
+            by_address[most.address] -= held[most]
+            total -= held.pop(most)
+
+    def _held_bytes(self, connection: Connection, received: dict[tuple[str, int], int]) -> int:
+        count = received_of(received, connection.peer) or 0
+        # Headers take less than was taken for them: that must not add up to a message.
+        connection.consumed_bytes = min(connection.consumed_bytes, count)
+        most = len(connection.reads) * REFUSED_WITH_REASON * self._max_message_bytes
+        return min(count - connection.consumed_bytes, most) + connection.unsent_bytes
+
+    def _end_a_waiting_one(self) -> bool:
+        """End an RPC that waits for its caller, of those with most RPCs, and return whether there was one."""
+        now = time.monotonic()
+        rpcs: Counter[str] = Counter()
+        for connection in self._connections.values():
+            rpcs[connection.address] += connection.rpcs
+        waiting = [
+            known for known in self._connections.values() if known.reads or known.leaves_unsent(_TAKEN_SOON_S, now)
+        ]
+        if not waiting:
+            return False
+        most = max(waiting, key=lambda connection: (rpcs[connection.address], connection.rpcs))
+        if most.reads:
+            oldest = min(most.reads, key=lambda read: read.since)
+            oldest.refuse(
+                Overloaded(
+                    f"{self._rpcs} RPCs are under way, the limit is {self._max_rpcs}, and this one waited for a message; "
+                    "try again in a second",
+                    retry_after_s=1.0,
+                )
+            )
+        else:
+            hang_up(most.peer)
+        return True
+
+    def _overloaded(self, held_bytes: int) -> Overloaded:
+        return Overloaded(
+            f"messages and requests under way hold {held_bytes} bytes, the limit is {self._max_held_bytes}; try again "
+            "in a second, or send smaller requests",
+            retry_after_s=1.0,
+        )
