@@ -28,8 +28,10 @@ Question = TypeVar("Question", bound=Message)
 # Seconds within which gRPC tells that an RPC was cancelled which ended without a message.
 _CANCELLED_WITHIN_S = 0.05
 
-# gRPC decodes metadata by itself and writes a traceback, with the bytes, about what is not UTF-8.
-logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not str(record.msg).startswith("Invalid encoding"))
+# gRPC writes tracebacks about metadata that is not UTF-8, with its bytes, and about callers who leave while they are
+# answered: the access log has a line for each.
+_NOT_LOGGED = ("Invalid encoding", "ExecuteBatchError")
+logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not str(record.msg).startswith(_NOT_LOGGED))
 
 # Makes the handler of a method that is told its full name, as gRPC does not pass that to handlers.
 Method = Callable[[str], grpc.RpcMethodHandler]
@@ -170,9 +172,11 @@ class RpcHandler:
                 async with self._rpc(context, name) as rpc:
                     rpc.enter(self.quota)
                     async with rpc.call(rpc.exchange, key_scope) as call:
-                        received = Received(kind, await self._only_message(rpc))
+                        received = await self._only_message(rpc, kind)
                         with self.quota.buffered(len(received.data)):
-                            return self._counted(rpc, await respond(received.read(call), call))
+                            message = received.read(call)
+                            del received  # It need not be in memory twice.
+                            return self._counted(rpc, await respond(message, call))
 
             return grpc.stream_unary_rpc_method_handler(method)
 
@@ -215,12 +219,12 @@ class RpcHandler:
 
         return named
 
-    async def _only_message(self, rpc: Rpc) -> bytes:
+    async def _only_message(self, rpc: Rpc, kind: type[Question]) -> Received[Question]:
         data = await self.quota.read(rpc.connection, rpc.context)
         if data is None:
             await asyncio.sleep(_CANCELLED_WITHIN_S)
             raise InvalidRequest("the call has no message; send one", code="invalid_message")
-        return data
+        return Received(kind, data)
 
     async def _messages(self, rpc: Rpc, kind: type[Question], *, due: bool) -> AsyncIterator[Received[Question]]:
         while (data := await self.quota.read(rpc.connection, rpc.context, due=due)) is not None:

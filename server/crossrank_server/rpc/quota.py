@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import functools
 import time
 from collections import Counter
@@ -21,20 +22,26 @@ from crossrank_server.rpc.held import Connection, Read
 
 # Messages of the largest size that may be in memory at a time; small ones are counted by their bytes.
 _LARGEST_MESSAGES_HELD = 8
+# The share of that for what waits for callers, which must not keep others out: the rest of a message, answers not taken.
+_WAITING_SHARE = 0.5
 # A message up to this many times the limit is still read, so that its sender is told the limit and the remedy and a
 # stream lives on; what is larger is refused by gRPC itself, in its own words.
 REFUSED_WITH_REASON = 2
-# RPCs under way; each takes about 30 kB.
-MAX_RPCS = 4096
+# RPCs under way; each takes about 50 kB.
+MAX_RPCS = 2048
 # Seconds until an answer must have been taken, from when it is ready.
 _TAKEN_WITHIN_S = 30.0
 # The same where callers hold more than their limit.
 _TAKEN_SOON_S = 0.5
 # Seconds between two looks at what waits; a look never takes more than a twentieth of the time.
-_LOOK_S = 0.05
+_LOOK_S = 0.01
 # Bytes of headers and frames that come with a message, which the kernel counts too.
 _OVERHEAD_BYTES = 250
+# An answer is in memory as Python wrote it and as gRPC copied it.
+_ANSWER_COPIES = 2
 _FEWEST_REMEMBERED = 256
+_TRIM_AFTER_S = 0.2
+_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl not.
 
 
 class MemoryQuota:
@@ -49,6 +56,7 @@ class MemoryQuota:
     def __init__(self, max_message_bytes: int, message_timeout_s: float, max_rpcs: int = MAX_RPCS) -> None:
         self._max_message_bytes = max_message_bytes
         self._max_held_bytes = _LARGEST_MESSAGES_HELD * max_message_bytes
+        self._max_waiting_bytes = int(_WAITING_SHARE * self._max_held_bytes)
         self._timeout_s = message_timeout_s
         self._max_rpcs = max_rpcs
         self._rpcs = 0
@@ -57,6 +65,7 @@ class MemoryQuota:
         self._connections: dict[str, Connection] = {}
         self._forget_at = _FEWEST_REMEMBERED
         self._look: asyncio.TimerHandle | None = None
+        self._trim: asyncio.TimerHandle | None = None
 
     def enter(self, context: grpc.aio.ServicerContext) -> Connection:
         """Count an RPC, until it is finished, and return its connection.
@@ -126,15 +135,15 @@ class MemoryQuota:
         self._buffered_bytes += size
         try:
             if self._buffered_bytes + self._unsent_bytes > self._max_held_bytes:
-                raise self._overloaded(self._buffered_bytes + self._unsent_bytes)
+                raise _overloaded("requests under way", self._buffered_bytes + self._unsent_bytes, self._max_held_bytes)
             yield
         finally:
             self._buffered_bytes -= size
 
     def answering(self, connection: Connection, context: grpc.aio.ServicerContext, size: int) -> None:
         """Count an answer as in memory until the RPC is finished, or `answered` is called."""
-        connection.unsent[id(context)] = (time.monotonic(), size)
-        self._unsent_bytes += size
+        connection.unsent[id(context)] = (time.monotonic(), _ANSWER_COPIES * size)
+        self._unsent_bytes += _ANSWER_COPIES * size
         self._look_soon()
 
     def answered(self, connection: Connection, context: grpc.aio.ServicerContext) -> None:
@@ -165,9 +174,9 @@ class MemoryQuota:
     def _look_at_waiting(self) -> None:
         """Give up what took too long, and what exceeds the limit of bytes."""
         self._look = None
-        now = time.monotonic()
+        now, began = time.monotonic(), time.thread_time()
         waiting = [known for known in self._connections.values() if known.reads or known.unsent]
-        possible_bytes = self._buffered_bytes + self._unsent_bytes
+        possible_bytes = self._unsent_bytes
         for connection in waiting:
             if connection.leaves_unsent(_TAKEN_WITHIN_S, now):
                 hang_up(connection.peer)
@@ -179,10 +188,10 @@ class MemoryQuota:
                         )
                     )
             possible_bytes += len(connection.reads) * REFUSED_WITH_REASON * self._max_message_bytes
-        if possible_bytes > self._max_held_bytes:
+        if possible_bytes > self._max_waiting_bytes:
             self._enforce_limit(waiting)
         if waiting:
-            self._look_soon(max(_LOOK_S, 20 * (time.monotonic() - now)))
+            self._look_soon(max(_LOOK_S, 20 * (time.thread_time() - began)))
 
     def _enforce_limit(self, waiting: list[Connection]) -> None:
         """Give up what the connections hold that hold most, those of one address first, until all hold less."""
@@ -191,16 +200,31 @@ class MemoryQuota:
         by_address: Counter[str] = Counter()
         for connection, size in held.items():
             by_address[connection.address] += size
-        total = self._buffered_bytes + sum(held.values())
-        while total > self._max_held_bytes and held:
+        total = sum(held.values())
+        while total > self._max_waiting_bytes and held:
             most = max(held, key=lambda connection: (by_address[connection.address], held[connection]))
             for read in most.reads:
-                read.refuse(self._overloaded(total))
+                read.refuse(
+                    _overloaded(
+                        "messages that are not whole and answers that are not taken", total, self._max_waiting_bytes
+                    )
+                )
             if most.leaves_unsent(_TAKEN_SOON_S, time.monotonic()):
                 hang_up(most.peer)
+            self._trim_soon()
             most.consumed_bytes = received_of(received, most.peer) or most.consumed_bytes
             by_address[most.address] -= held[most]
             total -= held.pop(most)
+
+    def _trim_soon(self) -> None:
+        """Give the memory back that was freed, which glibc keeps, when gRPC has dropped what was given up."""
+        if self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(_TRIM_AFTER_S, self._trim_now)
+
+    def _trim_now(self) -> None:
+        self._trim = None
+        if _MALLOC_TRIM is not None:
+            asyncio.get_running_loop().run_in_executor(None, _MALLOC_TRIM, 0)
 
     def _held_bytes(self, connection: Connection, received: dict[tuple[str, int], int]) -> int:
         count = received_of(received, connection.peer) or 0
@@ -234,9 +258,9 @@ class MemoryQuota:
             hang_up(most.peer)
         return True
 
-    def _overloaded(self, held_bytes: int) -> Overloaded:
-        return Overloaded(
-            f"messages and requests under way hold {held_bytes} bytes, the limit is {self._max_held_bytes}; try again "
-            "in a second, or send smaller requests",
-            retry_after_s=1.0,
-        )
+
+def _overloaded(what: str, held_bytes: int, limit_bytes: int) -> Overloaded:
+    return Overloaded(
+        f"{what} hold {held_bytes} bytes, the limit is {limit_bytes}; try again in a second, or send smaller requests",
+        retry_after_s=1.0,
+    )
