@@ -79,7 +79,7 @@ def test_messages_that_never_end_are_given_up_and_others_do_not_notice(server: R
         questions.ask("after")
         assert next(quiet).id == "after", "a stream that holds nothing is left alone"
         questions.end()
-    assert len(ended) >= 40
+    assert len(ended) >= 30
     assert {end["grpc-status"] for end in ended} == {RESOURCE_EXHAUSTED}
     assert b"bytes, the limit is 40000000; try again" in ended[0]["grpc-message"]
     assert watch.grown_mb < 200
@@ -131,11 +131,15 @@ def test_answers_that_nobody_takes_are_dropped_and_others_do_not_notice(server: 
     assert seen.slowest_s < 1
 
 
-def test_rpcs_that_only_wait_make_room_for_those_that_work(server: RunningServer) -> None:
+@pytest.mark.parametrize(("path", "start"), [(STREAM, b""), (WATCH, framed(b""))], ids=["RerankStream", "Watch"])
+def test_rpcs_that_only_wait_make_room_for_those_that_work(server: RunningServer, path: bytes, start: bytes) -> None:
     with others(server) as seen, watched(server) as watch, connections(port_of(server), 25) as opened:
         for connection in opened:
             for _ in range(100):
-                connection.open(STREAM)
+                stream = connection.open(path)
+                connection.send(stream, start)
+                if start:
+                    connection.h2.end_stream(stream)
         with grpc.insecure_channel(server.grpc_target) as channel:
             began = time.monotonic()
             assert RerankerStub(channel).Rerank(SMALL, timeout=20).results
@@ -145,8 +149,9 @@ def test_rpcs_that_only_wait_make_room_for_those_that_work(server: RunningServer
         while not refused and time.monotonic() < give_up_at:
             for connection in opened:
                 read_what_came(connection)
-            refused = [end for connection in opened for end in connection.trailers.values()]
-    assert any(b"RPCs are under way, the limit is 2048" in end["grpc-message"] for end in refused)
+            ends = [end for connection in opened for end in connection.trailers.values()]
+            refused = [end for end in ends if b"RPCs are under way, the limit is 2048" in end["grpc-message"]]
+    assert refused
     assert watch.grown_mb < 200
     assert seen.slowest_s < 1
 
@@ -187,7 +192,7 @@ def test_a_flood_of_pings_ends_its_connection(server: RunningServer) -> None:
 
 def test_a_message_that_decompresses_to_far_more_is_refused(server: RunningServer) -> None:
     packer = zlib.compressobj(9, wbits=31)
-    bomb = b"".join([*(packer.compress(bytes(MB)) for _ in range(1000)), packer.flush()])
+    bomb = b"".join([*(packer.compress(bytes(MB)) for _ in range(200)), packer.flush()])
     with others(server) as seen, watched(server) as watch, connections(port_of(server), 1) as (connection,):
         stream = connection.open(RERANK, (b"grpc-encoding", b"gzip"))
         connection.send(stream, b"\1" + framed(bomb)[1:])
@@ -254,12 +259,3 @@ def test_every_field_takes_its_extremes_or_refuses_them(
                 tried += 1
     assert tried >= 8
     assert "Traceback" not in server.log.read_text()
-
-
-def test_watchers_of_health_without_number_leave_room(server: RunningServer) -> None:
-    with others(server) as seen, watched(server) as watch, connections(port_of(server), 20) as opened:
-        for connection in opened:
-            for _ in range(100):
-                connection.send(connection.open(WATCH), framed(b""))
-    assert watch.grown_mb < 200
-    assert seen.slowest_s < 1

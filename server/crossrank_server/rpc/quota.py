@@ -22,7 +22,7 @@ from crossrank_server.rpc.held import Connection, Read
 
 # Messages of the largest size that may be in memory at a time; small ones are counted by their bytes.
 _LARGEST_MESSAGES_HELD = 8
-# The share of that for what waits for callers, which must not keep others out: the rest of a message, answers not taken.
+# The share of that for what waits for callers, the rest of a message or answers not taken: it must keep nobody out.
 _WAITING_SHARE = 0.5
 # A message up to this many times the limit is still read, so that its sender is told the limit and the remedy and a
 # stream lives on; what is larger is refused by gRPC itself, in its own words.
@@ -39,6 +39,7 @@ _LOOK_S = 0.01
 _OVERHEAD_BYTES = 250
 # An answer is in memory as Python wrote it and as gRPC copied it.
 _ANSWER_COPIES = 2
+_WAITING = "messages that are not whole and answers that are not taken"
 _FEWEST_REMEMBERED = 256
 _TRIM_AFTER_S = 0.2
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl not.
@@ -99,24 +100,35 @@ class MemoryQuota:
             BackendTimeout: It did not come in time.
             Overloaded: Callers hold more than their limit, and this one most.
         """
+        with self.waiting(connection, self._timeout_s if due else float("inf")):
+            data = await context.read()
+        if data is grpc.aio.EOF:
+            return None
+        connection.consumed_bytes += len(data) + _OVERHEAD_BYTES
+        return bytes(data)
+
+    @contextlib.contextmanager
+    def waiting(self, connection: Connection, within_s: float = float("inf")) -> Iterator[None]:
+        """Let the running task wait for its caller within the block; it is ended where others need the room.
+
+        Raises:
+            BackendTimeout: It took longer than `within_s` seconds.
+            Overloaded: See `read` and `enter`.
+        """
         task = asyncio.current_task()
         assert task is not None
         now = time.monotonic()
-        read = Read(task, now, now + self._timeout_s if due else float("inf"))
+        read = Read(task, now, now + within_s)
         connection.reads.add(read)
         self._look_soon()
         try:
-            data = await context.read()
+            yield
         except asyncio.CancelledError:
             if read.refusal is None:
                 raise
             raise read.refusal from None
         finally:
             connection.reads.discard(read)
-        if data is grpc.aio.EOF:
-            return None
-        connection.consumed_bytes += len(data) + _OVERHEAD_BYTES
-        return bytes(data)
 
     @contextlib.contextmanager
     def buffered(self, size: int) -> Iterator[None]:
@@ -249,8 +261,8 @@ class MemoryQuota:
             oldest = min(most.reads, key=lambda read: read.since)
             oldest.refuse(
                 Overloaded(
-                    f"{self._rpcs} RPCs are under way, the limit is {self._max_rpcs}, and this one waited for a message; "
-                    "try again in a second",
+                    f"{self._rpcs} RPCs are under way, the limit is {self._max_rpcs}, and this one waited for its "
+                    "caller; try again in a second",
                     retry_after_s=1.0,
                 )
             )

@@ -88,8 +88,8 @@ class RpcServer:
                 ("grpc.so_reuseport", int(self._share_port)),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
                 # RPCs that Python has not taken yet: gRPC cancels further ones, without a word.
-                ("grpc.server.max_pending_requests", MAX_RPCS),
-                ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_RPCS),
+                ("grpc.server.max_pending_requests", 2 * MAX_RPCS),
+                ("grpc.server.max_pending_requests_hard_limit", 4 * MAX_RPCS),
                 ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
                 ("grpc.max_connection_idle_ms", _IDLE_S * 1000),
                 ("grpc.max_connection_age_ms", _AGE_S * 1000),

@@ -44,8 +44,10 @@ class QuotaServer:
 
         async def unary_stream(_: Any, context: grpc.aio.ServicerContext) -> None:
             try:
-                data = await quota.read(quota.enter(context), context)
-                await handler.unary_stream(read(data or b""), context)
+                connection = quota.enter(context)
+                question = read(await quota.read(connection, context) or b"")
+                with quota.waiting(connection):
+                    await handler.unary_stream(question, context)
             except CrossrankError as error:
                 _refuse(context, error)
 
