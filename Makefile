@@ -15,7 +15,7 @@ COMMA := ,
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all test-faults check lock openapi proto builtin model-repository triton triton-setup \
 	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
-	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-tokenizer bench-install \
+	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-plans bench-tokenizer bench-install bench-soak \
 	bench-gpu
 
 help: ## list the targets
@@ -174,6 +174,12 @@ bench-tiers: native ## latency of realtime requests beside a flood of the tier b
 
 bench-graphs: $(VENV)/.dev ## an exported graph before and after the passes (BENCH_ARGS=DIR)
 	$(LAB) graphs $(BENCH_ARGS)
+
+bench-plans: $(VENV)/.dev ## TensorRT plans of every architecture for each GPU, built without one: seconds and megabytes
+	$(LAB) plans $(BENCH_ARGS)
+
+bench-soak: native ## an hour of mixed load: memory, latency, right answers
+	$(LAB) soak $(BENCH_ARGS)
 
 bench-tokenizer: native ## the tokenizer beside the tokenizers library, on one core
 	$(LAB) tokenizer $(BENCH_ARGS)

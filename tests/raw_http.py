@@ -28,8 +28,8 @@ class Answer:
 class RawConnection:
     """A connection to 127.0.0.1 that sends what it is told to and reads answers."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT_S)
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), _TIMEOUT_S, (source, 0))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._file = self._socket.makefile("rb")
 
@@ -46,6 +46,10 @@ class RawConnection:
         length = 0 if status in ("100", "204") else int(headers["content-length"])
         return Answer(int(status), headers, self._file.read(length))
 
+    def end(self) -> None:
+        """Close the side for sending."""
+        self._socket.shutdown(socket.SHUT_WR)
+
     def closed(self) -> bool:
         """Wait until the server has closed the connection, and tell whether nothing came before that."""
         return self._file.read() == b""
@@ -56,9 +60,9 @@ class RawConnection:
 
 
 @contextlib.contextmanager
-def connected(port: int) -> Iterator[RawConnection]:
-    """Give a connection until the block ends."""
-    connection = RawConnection(port)
+def connected(port: int, source: str = "127.0.0.1") -> Iterator[RawConnection]:
+    """Give a connection from an address of this machine until the block ends."""
+    connection = RawConnection(port, source)
     try:
         yield connection
     finally:
@@ -78,7 +82,7 @@ def request(
         version: Of HTTP.
         chunked: Send the body in chunks, in place of its length.
     """
-    lines = [f"{method or ('GET' if body is None else 'POST')} {target} HTTP/{version}", "Host: test", *headers]
+    lines = [f"{method or ('GET' if body is None else 'POST')} {target} HTTP/{version}", "Host: localhost", *headers]
     if body is not None:
         lines += ["Content-Type: application/json"]
         lines += ["Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"]

@@ -6,6 +6,7 @@ scaling/    throughput by cores, documents, tokens, requests under way and model
 tiers/      realtime latency beside a flood of requests of the tier `batch`
 graphs/     an exported graph before and after the passes
 tokenizer/  the native tokenizer beside the tokenizers library
+soak/       an hour of mixed load: memory, latency, right answers
 install/    what installing it costs: packages, megabytes, import time
 gpu/        a machine with an NVIDIA GPU, everything in one script
 

@@ -13,7 +13,9 @@ from lab.graphs.command import graphs
 from lab.guard.command import guard
 from lab.install.command import install
 from lab.peers.command import peers
+from lab.plans.command import plans
 from lab.scaling.command import scaling
+from lab.soak.command import soak
 from lab.tiers.command import tiers
 from lab.tokenizer.command import tokenizer
 
@@ -29,13 +31,15 @@ def lab() -> None:
       make bench-scaling                                   by cores, documents, tokens, concurrency and model
       make bench-tiers                                     realtime latency beside a flood of batch requests
       make bench-graphs BENCH_ARGS=DIR                     what the graph passes bring in ONNX Runtime
+      make bench-plans                                     TensorRT plans of every architecture, built on this CPU
       make bench-tokenizer                                 texts to token ids, beside the tokenizers library
+      make bench-soak                                      an hour of mixed load: memory, latency, right answers
       make bench-install                                   packages, megabytes and import times of an installation
     """  # noqa: D301 - click reads the backspace itself
     end_children_on_sigterm()
 
 
-for command in (peers, scaling, graphs, tiers, tokenizer, guard, install):
+for command in (peers, scaling, graphs, plans, tiers, tokenizer, guard, install, soak):
     lab.add_command(command)
 
 

@@ -3,6 +3,7 @@
 CrossrankError
 |- InvalidRequest         400  the request cannot be scored as it stands
 |  |- InvalidInput         400  what a caller of the library gave is not texts; a ValueError too
+|  |- RequestTimedOut     408  the request did not come in time
 |  |- RequestTooLarge     413  the body is over the limit
 |  |- UnsupportedEncoding 415  the body is compressed in a way that is not known here
 |  `- ExpectationFailed   417  the header Expect asks for what is not known here
@@ -88,6 +89,14 @@ class InvalidRequest(CrossrankError):
 
 class InvalidInput(InvalidRequest, ValueError):
     """What a caller of the library gave is not what is to be scored: pairs of texts."""
+
+
+class RequestTimedOut(InvalidRequest):
+    """The client did not send its request whole in time, or too slowly."""
+
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+    default_code = "request_timeout"
 
 
 class RequestTooLarge(InvalidRequest):

@@ -22,8 +22,9 @@ STAGES = ("parse", "tokenize", "queue", "inference", "respond")
 # Limit in seconds for the wait for a model that is being loaded (`Prefer: wait=N`).
 MAX_WAIT_S = 300.0
 
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
-_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
+# ASCII: as a header, a letter of Latin-1 would come back as two bytes of UTF-8.
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_PREFER_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from crossrank.bundles.cache import default_cache_dir
 from crossrank.engines.names import EngineName, PrecisionName
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -36,6 +37,19 @@ def _origin(value: str) -> str:
             "separated by commas, or * alone for all"
         )
     return value.removesuffix(_DEFAULT_PORTS.get(value.partition("://")[0], ""))
+
+
+def _host_names(value: str) -> str:
+    return ",".join(_host_name(part.strip().lower()) for part in value.split(",") if part.strip())
+
+
+def _host_name(value: str) -> str:
+    if value != "*" and not _HOST_NAME.fullmatch(value):
+        raise ValueError(
+            f"{value[:80]!r} is no host name: write names without scheme, port or path, separated by commas, or * for "
+            "any"
+        )
+    return value
 
 
 class ServeSettings(BaseSettings):
@@ -110,10 +124,35 @@ class ServeSettings(BaseSettings):
     max_body_bytes: int = Field(
         10_000_000, ge=1024, description="Size of one request body. Refused before it is read whole."
     )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="Open HTTP connections. Beyond it idle ones make room, those of the address that has most first;"
+        " where all are in use, new ones get 503. An idle one takes about 15 kB. gRPC may have as many.",
+    )
+    client_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds in which a client must send the headers of a request, and for which a body may stop or an"
+        " answer not be read; beyond that they have to move at 10,000 bytes a second. A message of gRPC must be whole,"
+        " and its answer be taken, within this time.",
+    )
+    idle_timeout_s: float = Field(
+        75.0,
+        gt=0,
+        description="Seconds for which a connection is kept open without a request. Longer than a load balancer keeps"
+        " its own, or it may send a request as the connection is closed.",
+    )
     cors_origin: Annotated[str, AfterValidator(_origins)] = Field(
         "",
         description="Origins whose pages may call the server by script, like https://app.example.org, separated by"
         " commas; * is every page that a caller's browser has open. Empty: none but the server's own page.",
+    )
+    allowed_hosts: Annotated[str, AfterValidator(_host_names)] = Field(
+        "",
+        description="Names under which callers reach the server (the header Host), beside localhost and addresses,"
+        " separated by commas; * is any. Others, and pages of other websites, are refused where it listens on loopback"
+        " or names are given here: a proxy in front that passes its own name on needs it here.",
     )
     max_waiting_documents: int = Field(
         20_000,
@@ -204,7 +243,8 @@ class ServeSettings(BaseSettings):
     tls_cert: str = Field(
         "",
         description="PEM file of the server's certificate, intermediate ones after it: HTTPS, and gRPC over TLS, at"
-        " least version 1.2. Read at start-up: restart when it was renewed.",
+        " least version 1.2. SIGHUP reads this file and the next two again, for new connections; where they are no"
+        " good, those in use stay.",
     )
     tls_key: str = Field("", description="PEM file of the certificate's private key, without a passphrase.")
     tls_client_ca: str = Field(

@@ -21,7 +21,14 @@ from tests.raw_grpc import HEALTH, LIST_MODELS, RERANK, STREAM, WATCH, RawGrpc, 
 from tests.server_process import RunningServer, running_server
 
 SMALL = pb.RerankRequest(query="capital of france", documents=["Paris is the capital of France."])
-UNAUTHENTICATED, RESOURCE_EXHAUSTED, INVALID_ARGUMENT, UNIMPLEMENTED, OK = b"16", b"8", b"3", b"12", b"0"
+UNAUTHENTICATED, RESOURCE_EXHAUSTED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, UNIMPLEMENTED, OK = (
+    b"16",
+    b"8",
+    b"3",
+    b"4",
+    b"12",
+    b"0",
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +133,7 @@ def test_answers_that_nobody_takes_are_dropped_and_others_do_not_notice(server: 
             for connection in opened:
                 connection.receive(0.01)
         assert not all(connection.alive for connection in opened)
-    assert watch.grown_mb < 200
+    assert watch.grown_mb < 300  # 80 MB of requests, each as bytes, as texts and as an answer
     assert seen.refusals == []
     assert seen.slowest_s < 1
 
@@ -259,3 +266,37 @@ def test_every_field_takes_its_extremes_or_refuses_them(
                 tried += 1
     assert tried >= 8
     assert "Traceback" not in server.log.read_text()
+
+
+def test_a_slow_message_an_untaken_answer_and_an_idle_connection_have_a_time_limit() -> None:
+    args = ("--model", "builtin", "--grpc-port", "0", "--client-timeout-s", "1", "--idle-timeout-s", "1")
+    large = pb.RerankRequest(query="q", documents=["x" * 200_000], return_documents=True).SerializeToString()
+    with running_server(*args) as server:
+        port = port_of(server)
+        with connections(port, 2) as (slow, idle), connections(port, 1, window=0) as (untaken,):
+            stream = slow.open(RERANK)
+            slow.send(stream, framed(b"x" * 1000, size=2000))
+            untaken.send(untaken.open(RERANK), framed(large))
+            end = slow.end_of(stream, 5)
+            assert end["grpc-status"] == DEADLINE_EXCEEDED
+            assert end["grpc-message"] == b"the message was not whole after 1 s; send it faster, or in parts"
+            for connection in (idle, untaken):
+                give_up_at = time.monotonic() + 10
+                while connection.alive and time.monotonic() < give_up_at:
+                    connection.receive(0.1)
+                assert not connection.alive
+
+
+def test_idle_connections_make_room_for_new_ones() -> None:
+    with (
+        running_server("--model", "builtin", "--grpc-port", "0", "--max-connections", "40") as server,
+        connections(port_of(server), 70) as opened,
+        grpc.insecure_channel(server.grpc_target) as channel,
+    ):
+        give_up_at = time.monotonic() + 10
+        while sum(connection.alive for connection in opened) > 40 and time.monotonic() < give_up_at:
+            for connection in opened:
+                if connection.alive:
+                    connection.receive(0.001)
+        assert 0 < sum(connection.alive for connection in opened) <= 40
+        assert RerankerStub(channel).Rerank(SMALL, timeout=20, wait_for_ready=True).results

@@ -22,7 +22,7 @@ REQUEST = pb.RerankRequest(query=SMALL["query"], documents=SMALL["documents"])
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with running_server("--model", "builtin", "--grpc-port", "0") as running:
+    with running_server("--model", "builtin", "--grpc-port", "0", "--allowed-hosts", NAME) as running:
         yield running
 
 
@@ -32,12 +32,15 @@ def proxy(request: pytest.FixtureRequest, server: RunningServer) -> Iterator[Pro
         yield running
 
 
-def ask(proxy: Proxy, target: str, body: bytes | None = None, host: str = NAME) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    proxy: Proxy, target: str, body: bytes | None = None, host: str = NAME, origin: str = ""
+) -> tuple[int, dict[str, str], bytes]:
     """Send one request over HTTPS to the proxy under a name, and return status, headers and body of the answer."""
     plain = socket.create_connection(("127.0.0.1", proxy.port), timeout=30)
     connection = http.client.HTTPConnection(host)
     connection.sock = proxy.tls.wrap_socket(plain, server_hostname=NAME)
     headers = {"content-type": "application/json", "x-request-id": "through"}
+    headers |= {"origin": origin} if origin else {}
     connection.request("GET" if body is None else "POST", target, body, headers)
     answer = connection.getresponse()
     found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
@@ -56,6 +59,12 @@ def test_http_passes_with_its_headers(proxy: Proxy) -> None:
     assert headers["x-request-id"] == "through"
     assert [result["index"] for result in json.loads(body)["results"]] == [0, 1]
     assert ask(proxy, "/health/ready")[0] == 200
+
+
+def test_the_page_of_the_server_may_call_it_and_others_may_not(proxy: Proxy) -> None:
+    body = json.dumps(SMALL).encode()
+    assert ask(proxy, "/v1/rerank", body, origin=f"https://{NAME}")[0] == 200
+    assert ask(proxy, "/v1/rerank", body, origin="https://other.example.net")[0] == 403
 
 
 def test_a_large_body_passes_and_so_does_its_answer(proxy: Proxy) -> None:

@@ -36,7 +36,7 @@ def bundle(builtin, tmp_path_factory):
     return write_fp16_bundle(builtin, tmp_path_factory.mktemp("engine") / "bundle")
 
 
-@pytest.mark.timeout(1800)  # level 5 tunes every kernel of five profiles
+@pytest.mark.timeout(1800)  # level 5 tunes every kernel of each profile
 def test_a_plan_agrees_with_onnx_runtime_and_loads_again(machine, bundle):
     trt, device, gpu = machine
     spec = make_spec(bundle.manifest, bundle.path, [gpu], TENSORRT, str(trt.__version__), max_batch=64)

@@ -88,7 +88,7 @@ def test_unknown_routes_and_methods_have_the_same_error_body(
 
 def test_a_body_declared_over_the_limit_is_refused_before_it_is_sent(server: RunningServer) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
-        connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000000\r\n\r\n{")
+        connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: 3000000000\r\n\r\n{")
         answer = b""
         while not answer.endswith(b'"}'):
             received = connection.recv(65536)
@@ -158,7 +158,7 @@ def test_health_models_openapi_and_docs_answer(server: RunningServer) -> None:
 async def test_the_work_of_a_client_that_disconnects_is_dropped() -> None:
     documents = [f"passage {i} " + "some words of text " * 100 for i in range(1000)]
     body = json.dumps({"query": "q", "documents": documents}).encode()
-    head = f"POST /v1/rerank HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    head = f"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
     with running_server("--threads", "1", "--precision", "fp32", "--log-level", "info") as server:
         async with httpx.AsyncClient(timeout=60) as client:
             small = {"query": "q", "documents": ["a"]}
@@ -193,7 +193,7 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
 
 
 def test_bodies_held_at_a_time_are_limited_and_the_ones_over_it_may_come_again() -> None:
-    head = b"POST /v1/rerank HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"
+    head = b"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n"
     with running_server("--max-body-bytes", "100000") as server, contextlib.ExitStack() as connections:
         for _ in range(8):
             connection = connections.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))

@@ -173,21 +173,55 @@ def test_what_is_no_http_is_refused_after_the_answers_to_the_requests_before_it(
 
 
 @pytest.mark.parametrize(
-    "begin",
+    ("begin", "status", "words"),
     [
-        b"GET /health HTTP/1.1\r\nX: ",
-        b"GET /",
-        b"POST /v1/rerank HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ",
+        (b"GET /health HTTP/1.1\r\nX: ", 431, "the limit; send fewer"),
+        (b"GET /", 414, "the limit; send a body"),
+        (
+            b"POST /v1/rerank HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ",
+            431,
+            "the limit; send fewer",
+        ),
     ],
     ids=["header", "target", "trailer"],
 )
-def test_a_head_or_trailer_without_an_end_is_refused(server, begin):
+def test_a_head_or_trailer_without_an_end_is_refused(server, begin, status, words):
     with connected(server.port) as connection:
         connection.send(begin)
         # Twice the limit and what one segment may have, in segments of their own.
         for _ in range(800):
             connection.send(b"a" * 1000)
-        assert_refused(connection.answer(), 431, "the limit; send fewer")
+        assert_refused(connection.answer(), status, words)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (request("/health", None, *[f"X-{i}: 1" for i in range(99)])[0], 200),  # and Host
+        (request("/health", None, *[f"X-{i}: 1" for i in range(100)])[0], 431),
+        (request("/health", None, "X: " + 65_000 * "a")[0], 200),
+        (request("/health", None, "X: " + 65_536 * "a")[0], 431),
+        (request("/health?" + 65_000 * "a")[0], 200),
+        (request("/health?" + 65_536 * "a")[0], 414),
+    ],
+    ids=["100 headers", "101 headers", "65 kB header", "66 kB header", "65 kB target", "66 kB target"],
+)
+def test_a_head_has_at_most_100_headers_and_65536_bytes_however_it_comes(server, head, status):
+    for parts in ([head], [head[:70_000], head[70_000:]], [head[i : i + 1000] for i in range(0, len(head), 1000)]):
+        with connected(server.port) as connection:
+            connection.send(*parts)
+            answer = connection.answer()
+            assert answer.status == status
+            if status != 200:
+                assert_refused(answer, status, "which is the limit")
+
+
+def test_too_many_pipelined_requests_are_refused_after_the_answers_to_those_within_the_limit(server):
+    with connected(server.port) as connection:
+        connection.send(b"".join(request("/health")[0] for _ in range(1000)))
+        answers = [connection.answer() for _ in range(34)]
+    assert [answer.status for answer in answers] == 33 * [200] + [429]
+    assert_refused(answers[-1], 429, "over 32 requests wait on this connection")
 
 
 def test_fields_of_a_trailer_are_no_headers(server):

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.errors import SetupError
 from crossrank.packed import Tokens
 from crossrank.text.tokenizer import TextTokenizer
 from crossrank_perf.base.workload import Request
+from lab.plans.command import plans
 from lab.tokenizer.compare import compare_tokenizers
 from tests.conftest import ROOT
 from tests.integration.test_bench_command import bench_environment
@@ -43,6 +45,26 @@ def test_graphs_before_and_after_the_passes_are_timed_on_the_same_pairs(tmp_path
     assert len(report["ratios"]) == 3
     assert 0 < report["max_delta_logit"] <= 1e-4  # two graphs, not one twice
     assert f"the passes make it {report['ratio']:.2f} times as fast" in result.stdout
+
+
+@pytest.mark.slow
+def test_plans_are_built_for_each_gpu_and_for_all_of_them(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = tmp_path / "plans.json"
+    result = lab("plans", "--only", "TinyBERT-L2", "--gpu", "t4", "--gpu", "l4", "--json", str(path))
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(path.read_text())["rows"]
+    t4, l4, both = (plan["bytes"] for plan in row["plans"])
+    assert l4 < t4 < both
+    assert "| model | Tesla T4 | L4 | one plan for all 2 |\n|---|---|---|---|\n| TinyBERT-L2-v2" in result.stdout
+
+
+def test_no_model_of_the_name_is_told_with_those_there_are(tmp_path: Path) -> None:
+    result = CliRunner().invoke(plans, ["--only", "MiniBERT"])
+    assert isinstance(result.exception, SetupError)
+    assert "--only MiniBERT: no model has it in its name; they are TinyBERT-L2-v2, TinyBERT-L2; MiniLM" in str(
+        result.exception
+    )
 
 
 def test_realtime_requests_are_measured_alone_and_beside_a_flood_of_each_tier(tmp_path: Path) -> None:
@@ -142,3 +164,15 @@ def test_every_benchmark_has_a_make_target_and_teaches_it_with_examples() -> Non
     for command in commands:
         assert f"\nbench-{command}: " in makefile
         assert f"\n    make bench-{command}" in lab(command, "--help").stdout
+
+
+@pytest.mark.slow
+def test_a_soak_compares_every_answer_and_says_that_it_was_too_short(tmp_path: Path) -> None:
+    path = tmp_path / "soak.json"
+    result = lab("soak", "--minutes", "0.3", "--json", str(path))
+    figures = json.loads(path.read_text())["soak"]
+    assert figures["wrong"] == []
+    assert figures["errors"] == {}
+    assert {"http", "grpc", "probe", "hang-up", "nonsense"} <= set(figures["answers"])
+    assert result.returncode == 1
+    assert "the second model did not both sleep and serve: soak for longer" in result.stdout

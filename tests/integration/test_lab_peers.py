@@ -78,7 +78,7 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model's shape with random weights, which the benchmark makes for itself."""
     pytest.importorskip("torch")
     from crossrank.bundles.catalog import MODELS
-    from lab.scaling.random_models import random_bundle
+    from lab.random_models import random_bundle
 
     tiny = next(model for model in MODELS if model.short_name == "ms-marco-TinyBERT-L2-v2")
     directory = tmp_path_factory.mktemp("random")

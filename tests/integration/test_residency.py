@@ -187,7 +187,7 @@ async def test_realtime_requests_pass_a_load_of_batch_requests_of_which_the_late
 
 
 def test_bodies_of_the_batch_tier_leave_half_of_what_may_be_held_to_others() -> None:
-    head = b"POST /v1/rerank HTTP/1.1\r\nhost: x\r\nx-tier: batch\r\ncontent-length: 100000\r\n\r\n"
+    head = b"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\nx-tier: batch\r\ncontent-length: 100000\r\n\r\n"
     with running_server("--max-body-bytes", "100000") as server, contextlib.ExitStack() as connections:
         for _ in range(4):
             connection = connections.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))

@@ -68,7 +68,7 @@ def wait_until_refusing(server: RunningServer) -> None:
 def stuck_connection(server: RunningServer) -> Iterator[socket.socket]:
     """Send a request whose body never comes."""
     with socket.create_connection(("127.0.0.1", server.port), 30) as connection:
-        connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: t\r\ncontent-length: 1000\r\n\r\n{")
+        connection.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{")
         for _ in range(1000):
             if "crossrank_request_bodies_held_bytes 1.0" in httpx.get(f"{server.base_url}/metrics").text:
                 break
@@ -160,7 +160,7 @@ def test_a_stuck_runtime_loses_no_usage_and_does_not_keep_the_process(tmp_path: 
         port = int(process.stdout.readline())
         with socket.create_connection(("127.0.0.1", port), 30) as connection:
             body = json.dumps(SMALL).encode()
-            head = f"POST /v1/rerank HTTP/1.1\r\nhost: t\r\ncontent-length: {len(body)}\r\n\r\n"
+            head = f"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
             for _ in range(1000):
                 text = httpx.get(f"http://127.0.0.1:{port}/metrics").text

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from crossrank.bundles.bundle import Bundle
+from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.engines.select import make_engine
 from crossrank.engines.triton.buckets import split_by_bucket
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.triton
 
 ENGINE = "crossrank-mini"
 TEXT = "crossrank-mini_rerank"
-BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
+BUCKETS = fit_lengths(BUCKET_LENGTHS, 512)
 Requests = list[tuple[str, list[str]]]
 
 

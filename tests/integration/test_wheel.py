@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from crossrank.bundles.bundle import Bundle
 from crossrank.native.library import ANYWHERE, KERNELS, TEST_KERNELS, usable_kernels
 from tests.conftest import ROOT
+from tests.engine_bundle import write_fp16_bundle
 from tests.fresh_environment import FreshEnvironment, read_metadata
 
 CLIENT = {"crossrank_client": ROOT / "client" / "crossrank_client"}
@@ -190,6 +192,22 @@ def test_a_command_ranks_with_the_library_alone(library: FreshEnvironment, tmp_p
     done = library.run("-m", "crossrank_server", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[2] == "texts.txt:2"
+
+
+def test_plans_are_built_by_what_one_extra_installs(wheel: Path, builtin: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    environment = FreshEnvironment(tmp_path / "environment", wheel, extras=("tensorrt",))
+    assert not environment.installed & {"torch", "transformers", "optimum", "polygraphy"}
+    write_fp16_bundle(builtin, tmp_path / "b")
+    command = ("-m", "crossrank_server", "engine", "b", "--gpu")
+    built = environment.run(*command, "l4", "--gpu", "a100", "--gpu", "t4", cwd=tmp_path)
+    assert (built.returncode, built.stderr) == (0, "")
+    (plan,) = (tmp_path / "b").glob("*.plan")
+    assert f"built b/{plan.name}: " in built.stdout
+    refused = environment.run(*command, "v100", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "it takes TensorRT 10.4, the last that supports it" in refused.stderr
+    assert "'pip install -q crossrank==0.1.0 polygraphy && crossrank engine /bundle --gpu v100" in refused.stderr
 
 
 def test_every_module_of_the_library_is_there_without_the_server(library: FreshEnvironment, tmp_path: Path) -> None:

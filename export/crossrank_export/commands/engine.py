@@ -7,18 +7,10 @@ from pathlib import Path
 
 import click
 
+from crossrank_export.commands.buckets import DEFAULT, parse_lengths
 from crossrank_export.trt.gpus import GPUS
 from crossrank_export.trt.runtimes import RUNTIMES
 from crossrank_export.trt.spec import DEFAULT_MAX_BATCH, DEFAULT_WORKSPACE_MIB
-
-
-def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
-    if value is None:
-        return None
-    try:
-        return [int(word) for word in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of lengths such as 32,64,128", ctx, param) from None
 
 
 @click.command()
@@ -47,9 +39,8 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 )
 @click.option(
     "--buckets",
-    callback=_lengths,
-    help="Lengths in tokens that pairs are padded to, one profile each.  [default: 32,64,128,256,512 up to the "
-    "bundle's max_length]",
+    callback=parse_lengths,
+    help=f"Lengths in tokens that pairs are padded to, one profile each.  {DEFAULT}",
 )
 @click.option(
     "--workspace-mib",
@@ -63,7 +54,9 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
     type=click.Path(dir_okay=False, path_type=Path),
     help="Keeps kernel timings between builds, so that the next takes seconds.  [default: a file in the bundle]",
 )
-@click.option("--dry-run", is_flag=True, help="Print the runtime and why, every profile and flag; build nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Parse the graph, print the runtime and why, every profile and flag; build nothing."
+)
 def engine(
     bundle: Path,
     gpus: tuple[str, ...],
@@ -94,6 +87,7 @@ def engine(
     from crossrank_export.trt.build import build_engine, container_command, require_machine, require_wheel
     from crossrank_export.trt.describe import describe
     from crossrank_export.trt.device import find_device
+    from crossrank_export.trt.operators import check_graph
     from crossrank_export.trt.runtimes import RTX, RTX_RELEASE, choose_runtime
     from crossrank_export.trt.spec import make_spec
 
@@ -115,6 +109,8 @@ def engine(
     )
     if dry_run:
         click.echo(describe(spec, bundle, why))
+        usable = trt if chosen is RTX or find_device() is not None else None
+        click.echo(f"\n{check_graph(usable, loaded.file(spec.graph.file), spec)}")
         return
     device = None
     if chosen is RTX:
@@ -131,7 +127,7 @@ def engine(
     size = (bundle / spec.plan_name).stat().st_size
     built = f"\nbuilt {bundle / spec.plan_name}: {size / 1e6:.1f} MB in {time.monotonic() - started:.1f} s"
     if "parity" not in entry:
-        click.echo(f"{built}; it has not run: that takes one of these GPUs")
+        click.echo(f"{built}; its scores are not compared yet: that takes one of these GPUs")
         return
     parity = entry["parity"]
     click.echo(

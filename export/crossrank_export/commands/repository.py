@@ -8,19 +8,11 @@ from typing import Any
 import click
 
 from crossrank.engines.names import EMBEDDED_ENGINES, PRECISIONS
+from crossrank_export.commands.buckets import DEFAULT, parse_lengths
 from crossrank_export.triton.spec import TARGETS, Queue, RepositorySpec, Target, make_spec
 from crossrank_export.trt.gpus import GPUS
 
 _CURRENT_TAG = GPUS["h100"].container.tag
-
-
-def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
-    if value is None:
-        return None
-    try:
-        return [int(word) for word in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of lengths such as 32,64,128", ctx, param) from None
 
 
 @click.command()
@@ -43,9 +35,9 @@ def _lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> l
 )
 @click.option(
     "--buckets",
-    callback=_lengths,
+    callback=parse_lengths,
     help="Lengths in tokens that pairs are padded to: more waste less padding, fewer merge more requests. For "
-    "tensorrt they are the plan's.  [default: 32,64,96,128,192,256,384,512 up to the model's window]",
+    f"tensorrt they are the plan's.  {DEFAULT}",
 )
 @click.option(
     "--max-batch",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 from crossrank.bundles.bundle import Graph, Manifest
+from crossrank.engines.buckets import check_lengths
 from crossrank.errors import SetupError
 from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.gpus import GPUS
@@ -17,8 +17,6 @@ from crossrank_export.trt.runtimes import RTX, TENSORRT
 Target = Literal["tensorrt", "onnxruntime-gpu", "cpu"]
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime-gpu", "cpu")
 
-# More buckets pad less but merge fewer requests; pairs of MS MARCO have 95 tokens on average.
-DEFAULT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
 TEXT_SUFFIX = "_rerank"
 # On a CPU a batch is sorted by length and divided to suit the caches anyway.
 _MAX_BATCH = 128
@@ -138,10 +136,10 @@ def make_spec(
         plan = choose_plan(manifest, gpu, tensorrt)
         buckets = [profile["max"][1] for profile in plan["profiles"]]
         max_batch = int(plan["max_batch"])
-        opt_batches = [int(profile["opt"][0]) for profile in plan["profiles"]]
+        opt_batches = [min(max_batch, int(profile["opt"][0])) for profile in plan["profiles"]]
         graph = _planned_graph(manifest, plan)
     else:
-        buckets = check_buckets(buckets, manifest.max_length)
+        buckets = check_lengths(buckets, manifest.max_length)
         max_batch = max_batch or _MAX_BATCH
         opt_batches = [min(max_batch, max(1, 4096 // bucket)) for bucket in buckets]
         graph = _graph_for(manifest, target)
@@ -167,53 +165,52 @@ def make_spec(
     )
 
 
-def check_buckets(buckets: Sequence[int] | None, max_length: int) -> list[int]:
-    """Return the buckets, or the usual ones up to `max_length` tokens.
-
-    Raises:
-        SetupError: The buckets are not ascending, or do not end at `max_length`.
-    """
-    if buckets is None:
-        return [*(bucket for bucket in DEFAULT_BUCKETS if bucket < max_length), max_length]
-    given = ",".join(map(str, buckets))
-    if not buckets or buckets[0] < 1 or any(a >= b for a, b in pairwise(buckets)):
-        raise SetupError(f"--buckets {given} are not ascending lengths: give them like 32,64,128,256,512")
-    if buckets[-1] != max_length:
-        raise SetupError(
-            f"--buckets {given} end at {buckets[-1]} tokens, the bundle's pairs have up to {max_length}: "
-            f"make {max_length} the last bucket"
-        )
-    return list(buckets)
-
-
 def choose_plan(manifest: Manifest, gpu: str | None, tensorrt: str | None) -> dict[str, Any]:
     """Return the manifest's plan for a GPU, or its only one.
 
     Raises:
-        SetupError: There is no plan, or several and none was chosen.
+        SetupError: There is no plan that Triton loads, or several and none was chosen.
         BundleError: That GPU or TensorRT version cannot load the plan.
     """
     plans = [plan for plan in manifest.plans if plan.get("runtime") != RTX.name]
-    names = ", ".join(str(plan.get("file", "?")) for plan in plans or manifest.plans)
-    if not plans:
-        has = f"only plans of {RTX.label} ({names}), which Triton does not load" if names else "no TensorRT plan"
-        raise SetupError(
-            f"{manifest.model_id} has {has}: build one with crossrank engine --runtime {TENSORRT.name} on the GPU that "
-            "will serve, or use --target onnxruntime-gpu"
-        )
+    served = [plan for plan in plans if gpu is None or GPUS[gpu].sm in plan.get("sms", [])]
+    portable = [plan for plan in manifest.plans if plan not in plans]
+    if not served and (portable or not plans):
+        raise SetupError(_no_plan_for_triton(manifest, portable, gpu))
     if gpu is None:
         if len(plans) > 1:
-            raise SetupError(f"the bundle has the plans {names}: choose one with --gpu")
+            raise SetupError(f"the bundle has the plans {_names(plans)}: choose one with --gpu")
         plan = plans[0]
         check_plan(plan, int(next(iter(plan.get("sms", [])), 0)), tensorrt or str(plan.get("tensorrt", "")))
         return plan
     wanted = GPUS[gpu]
     version = tensorrt or wanted.container.tensorrt
-    fitting = [plan for plan in plans if wanted.sm in plan.get("sms", [])]
-    same_release = [plan for plan in fitting if str(plan.get("tensorrt", "")).startswith(version)]
-    plan = (same_release or fitting or plans)[0]
+    same_release = [plan for plan in served if str(plan.get("tensorrt", "")).startswith(version)]
+    plan = (same_release or served or plans)[0]
     check_plan(plan, wanted.sm, version)
     return plan
+
+
+def _no_plan_for_triton(manifest: Manifest, portable: Sequence[dict[str, Any]], gpu: str | None) -> str:
+    label = GPUS[gpu].label if gpu else "GPU that will serve"
+    build = (
+        f"build a plan of {TENSORRT.label} itself on the {label} "
+        f"(crossrank engine --gpu {gpu or 'NAME'} --runtime {TENSORRT.name})"
+    )
+    if not portable:
+        return (
+            f"{manifest.model_id} has no TensorRT plan: {build}, or let Triton run the graph (--target onnxruntime-gpu)"
+        )
+    which = f"for the {label} only plans" if gpu else "only plans"
+    return (
+        f"{manifest.model_id} has {which} of {RTX.label} ({_names(portable)}), which Triton's TensorRT backend does "
+        "not load: serve them with the gateway alone (crossrank serve --engine tensorrt), or let Triton run the graph "
+        f"(--target onnxruntime-gpu), or {build}"
+    )
+
+
+def _names(plans: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(str(plan.get("file", "?")) for plan in plans)
 
 
 def _planned_graph(manifest: Manifest, plan: dict[str, Any]) -> Graph:

@@ -53,10 +53,7 @@ def build_plan(trt: Any, onnx_path: Path, spec: EngineSpec) -> bytes:
     """
     logger = _make_logger(trt)
     builder = trt.Builder(logger)
-    # The flag's number differs (1 in 10.4, 0 in 11.4). Types come from the graph alone: the precision flags
-    # that weakly typed networks need are gone from TensorRT 11.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, logger, onnx_path, spec.release)
+    network = _parse(trt, builder, logger, onnx_path, spec.release)
     config = builder.create_builder_config()
     config.builder_optimization_level = OPTIMIZATION_LEVEL
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_mib << 20)
@@ -71,7 +68,7 @@ def build_plan(trt: Any, onnx_path: Path, spec: EngineSpec) -> bytes:
     if plan is None:
         raise SetupError(
             f"{spec.release} cannot build {spec.plan_name}: {logger.reason()}; where memory is short, try a smaller "
-            f"--workspace-mib (now {spec.workspace_mib}) or --max-batch"
+            f"--max-batch, or another --workspace-mib (now {spec.workspace_mib})"
         )
     if spec.timing_cache is not None:
         _save_timings(config, spec.timing_cache)
@@ -176,8 +173,27 @@ def _name_capabilities(trt: Any, config: Any, logger: Any, spec: EngineSpec) -> 
             )
 
 
-def _parse(trt: Any, network: Any, logger: Any, onnx_path: Path, release: str) -> None:
-    """Parse an ONNX file into the network; the parser reads weights beside the file itself."""
+def parse_graph(trt: Any, onnx_path: Path, release: str) -> None:
+    """Parse a graph and build nothing.
+
+    Args:
+        trt: The module of the runtime.
+        onnx_path: The graph.
+        release: Name and version of the runtime, for messages.
+
+    Raises:
+        SetupError: The parser refused the graph.
+    """
+    logger = _make_logger(trt)
+    builder = trt.Builder(logger)
+    _parse(trt, builder, logger, onnx_path, release)
+
+
+def _parse(trt: Any, builder: Any, logger: Any, onnx_path: Path, release: str) -> Any:
+    """Return the network of an ONNX file; the parser reads weights beside the file itself."""
+    # The flag's number differs (1 in 10.4, 0 in 11.4). Types come from the graph alone: the precision flags
+    # that weakly typed networks need are gone from TensorRT 11.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         first = parser.get_error(0) if parser.num_errors else None
@@ -187,6 +203,7 @@ def _parse(trt: Any, network: Any, logger: Any, onnx_path: Path, release: str) -
         raise SetupError(f"{release} cannot parse {onnx_path.name}: {where and f'{where}: '}{reason}{more}")
     if not network.num_inputs:
         raise SetupError(f"{release} cannot parse {onnx_path.name}: it holds no graph")
+    return network
 
 
 def _load_timings(config: Any, path: Path) -> None:

@@ -14,7 +14,6 @@ from crossrank.errors import SetupError
 from crossrank_export.trt.bindings import build_plan
 from crossrank_export.trt.device import Device, check_device
 from crossrank_export.trt.gpus import Gpu, check_release
-from crossrank_export.trt.operators import check_operators
 from crossrank_export.trt.parity import check_parity, measure_parity
 from crossrank_export.trt.runtimes import RTX, TENSORRT
 from crossrank_export.trt.spec import EngineSpec
@@ -46,15 +45,10 @@ def build_engine(trt: Any, device: Device | None, bundle: Bundle, spec: EngineSp
         assert device is not None
         check_device(spec.gpus[0], device)
         check_release(spec.gpus[0], spec.tensorrt)
-        operators = check_operators(graph_path, spec.tensorrt)
         plan = build_plan(trt, graph_path, spec)
         parity = measure_parity(trt, plan, bundle, spec)
         check_parity(parity, spec)
-        entry |= {
-            "device": device.name,
-            "operators": {name: sorted(dtypes) for name, dtypes in sorted(operators.items())},
-            "parity": parity,
-        }
+        entry |= {"device": device.name, "parity": parity}
     _record(bundle, entry, plan)
     return entry
 

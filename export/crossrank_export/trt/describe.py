@@ -37,6 +37,15 @@ def trtexec_command(spec: EngineSpec, bundle_path: Path) -> str:
     return " \\\n".join(lines)
 
 
+# Triton's TensorRT backend deserializes with TensorRT itself.
+# Source: https://github.com/triton-inference-server/tensorrt_backend
+_SERVED_BY = {
+    "tensorrt-rtx": "crossrank serve --engine tensorrt; not Triton, which needs --runtime tensorrt here, or no plan "
+    "and crossrank repository --target onnxruntime-gpu",
+    "tensorrt": "Triton: crossrank repository --target tensorrt",
+}
+
+
 def describe(spec: EngineSpec, bundle_path: Path, why: str = "asked for") -> str:
     """Return all parameters of the build as text, one a line.
 
@@ -52,13 +61,14 @@ def describe(spec: EngineSpec, bundle_path: Path, why: str = "asked for") -> str
         f"from       {spec.graph.file}, a strongly typed network ({spec.graph.precision} with fp32 islands)",
         f"flags      STRONGLY_TYPED, TF32 off, builder optimization level {OPTIMIZATION_LEVEL}, "
         f"workspace {spec.workspace_mib} MiB",
+        f"served by  {_SERVED_BY[spec.runtime.name]}",
         *([f"timings    {spec.timing_cache}"] if spec.timing_cache else []),
         "",
-        f"{'profile':<9}{'input':<18}{'min':>10}{'opt':>10}{'max':>10}   (pairs x tokens)",
+        f"inputs     {', '.join(spec.inputs)}, each pairs x tokens:",
+        f"{'profile':<11}{'min':>10}{'opt':>10}{'max':>10}",
     ]
     for index, bucket in enumerate(spec.buckets):
-        points = "".join(f"{f'{batch}x{length}':>10}" for batch, length in bucket.shapes)
-        lines += [f"{index if row == 0 else '':<9}{name:<18}{points}" for row, name in enumerate(spec.inputs)]
+        lines.append(f"{index:<11}" + "".join(f"{f'{batch}x{length}':>10}" for batch, length in bucket.shapes))
     if spec.runtime is TENSORRT:
         lines += ["", trtexec_command(spec, bundle_path)]
     return "\n".join(lines)

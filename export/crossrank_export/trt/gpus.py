@@ -53,9 +53,9 @@ class Gpu:
     container: Container = CURRENT
 
 
-# Source: release notes of TensorRT 10.5.0 ("Volta support removed") and 10.8.0 (Blackwell added),
-# https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/release-notes.html; compute capability
-# 7.5 and later in the 26.08 containers, https://docs.nvidia.com/deeplearning/triton-inference-server/release-notes/.
+# Source: release notes of TensorRT 10.5.0 ("Volta support removed"), 10.8.0 (Blackwell added) and 10.13.2 (CUDA 13,
+# which the systems of a GB10 have), https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/release-notes.html;
+# compute capability 7.5 and later in the 26.08 containers, https://docs.nvidia.com/deeplearning/triton-inference-server/release-notes/.
 GPUS = {
     gpu.name: gpu
     for gpu in (
@@ -75,6 +75,7 @@ GPUS = {
         Gpu("rtx-40", "GeForce RTX 40 series", 89),
         Gpu("rtx-50", "GeForce RTX 50 series", 120, oldest=(10, 8)),
         Gpu("rtx-pro-6000", "RTX PRO 6000 Blackwell", 120, oldest=(10, 8)),
+        Gpu("gb10", "GB10 (DGX Spark)", 121, oldest=(10, 13)),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Check a graph against TensorRT's published ONNX operator support, before building.
+"""Check a graph before building: by TensorRT's own parser, and where that is not installed, by its published table.
 
 The table is that of TensorRT 10.6, the nearest published one to 10.4 (between the two only STFT was added, by
 10.5, and it is left out here); nothing in it was withdrawn in 10.15. tests/golden holds both tables.
@@ -9,11 +9,15 @@ Source: https://github.com/onnx/onnx-tensorrt/blob/main/docs/operators.md and do
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from crossrank.errors import SetupError
+from crossrank_export.trt.bindings import parse_graph
 from crossrank_export.trt.gpus import release_of
+from crossrank_export.trt.runtimes import RTX
+from crossrank_export.trt.spec import EngineSpec
 
 _FLOAT = "FP32 FP16 BF16"
 _NUMBER = f"{_FLOAT} INT32 INT64"
@@ -56,6 +60,26 @@ _DTYPES = {
 }  # fmt: skip
 
 
+def check_graph(trt: Any | None, path: Path, spec: EngineSpec) -> str:
+    """Check that a plan's graph can be parsed, and return a sentence that says who answered.
+
+    Args:
+        trt: The module of `spec.runtime`, or None where it cannot be used on this machine.
+        path: The ONNX file.
+        spec: Parameters of the build.
+
+    Raises:
+        SetupError: The parser refuses the graph, or the table does for a release of TensorRT.
+    """
+    if trt is not None:
+        parse_graph(trt, path, spec.release)
+        return f"{path.name} was parsed by {spec.release}"
+    if spec.runtime is RTX:
+        return f"{path.name} was not parsed: {RTX.label} is not installed here (pip install 'crossrank[tensorrt]')"
+    check_operators(path, spec.tensorrt)
+    return f"{path.name} was compared with the published operator support: {spec.release} cannot parse it here"
+
+
 def newest_opset(tensorrt_version: str) -> int:
     """Return the highest ONNX opset that the release's parser publishes as supported."""
     release = release_of(tensorrt_version)
@@ -92,7 +116,7 @@ def graph_dtypes(model: onnx.ModelProto) -> dict[str, set[str]]:
 
 
 def check_operators(path: Path, tensorrt_version: str) -> dict[str, set[str]]:
-    """Check that TensorRT's ONNX parser supports a graph, before minutes are spent building.
+    """Check that a graph has only what TensorRT's ONNX parser publishes as supported.
 
     Args:
         path: The ONNX file.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from crossrank.bundles.bundle import Graph, Manifest
+from crossrank.engines.buckets import check_lengths
 from crossrank.errors import SetupError
 from crossrank_export.trt.gpus import Gpu, sm_text
 from crossrank_export.trt.runtimes import RTX, Runtime
 
-DEFAULT_BUCKETS = (32, 64, 128, 256, 512)
 DEFAULT_MAX_BATCH = 128
 DEFAULT_WORKSPACE_MIB = 4096
 OPTIMIZATION_LEVEL = 5
@@ -21,6 +20,11 @@ OPTIMIZATION_LEVEL = 5
 # TensorRT tunes its kernels at the OPT point. So many tokens in a launch keep a data-centre GPU busy with an encoder of
 # hidden size 128 to 768, and more would only add latency; a full queue makes batches of this size.
 OPT_TOKENS = 8192
+
+# A batch's attention scores grow with the square of its length. Beyond 512 tokens a profile takes only as many pairs as
+# need no more of them than 128 pairs of 512 tokens: TensorRT for RTX cannot build one for 128 pairs of 2,048 tokens.
+FULL_LENGTH = 512
+MOST_SCORES = DEFAULT_MAX_BATCH * FULL_LENGTH**2
 
 Shape = tuple[int, int]
 
@@ -105,7 +109,7 @@ class EngineSpec:
             "tensorrt": self.tensorrt,
             "precision": self.graph.precision,
             "graph": self.graph.file,
-            "max_batch": max(bucket.max_batch for bucket in self.buckets),
+            "max_batch": min(bucket.max_batch for bucket in self.buckets),  # what every profile takes
             "profiles": [
                 dict(zip(("min", "opt", "max"), map(list, bucket.shapes), strict=True)) for bucket in self.buckets
             ],
@@ -118,29 +122,23 @@ def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int)
     """Return a bucket for each length.
 
     Args:
-        lengths: Tokens of each bucket, ascending; None takes the usual ones up to `max_length`.
+        lengths: Tokens of each bucket; see `check_lengths`.
         max_length: Tokens of the bundle's longest pair, which the last bucket must hold.
-        max_batch: Most pairs of a batch.
+        max_batch: Most pairs of a batch; of pairs longer than 512 tokens fewer.
 
     Raises:
         SetupError: The lengths are not ascending, or do not end at `max_length`.
     """
     if max_batch < 1:
         raise SetupError(f"--max-batch {max_batch} is not a batch: give 1 or more")
-    if lengths is None:
-        lengths = [*(length for length in DEFAULT_BUCKETS if length < max_length), max_length]
-    given = ",".join(map(str, lengths))
-    if not lengths or lengths[0] < 1 or any(a >= b for a, b in pairwise(lengths)):
-        raise SetupError(f"--buckets {given} are not ascending lengths: give them like 32,64,128,256,512")
-    if lengths[-1] != max_length:
-        raise SetupError(
-            f"--buckets {given} end at {lengths[-1]} tokens, the bundle's pairs have up to {max_length}: "
-            f"make {max_length} the last bucket, or export with --max-length {lengths[-1]}"
-        )
+    lengths = check_lengths(lengths, max_length)
     starts = [1, *(length + 1 for length in lengths[:-1])]
+    rows = [
+        max_batch if length <= FULL_LENGTH else max(1, min(max_batch, MOST_SCORES // length**2)) for length in lengths
+    ]
     return tuple(
-        Bucket(length, start, max(1, min(max_batch, OPT_TOKENS // length)), max_batch)
-        for length, start in zip(lengths, starts, strict=True)
+        Bucket(length, start, max(1, min(most, OPT_TOKENS // length)), most)
+        for length, start, most in zip(lengths, starts, rows, strict=True)
     )
 
 

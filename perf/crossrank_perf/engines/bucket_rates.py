@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crossrank.bundles.bundle import Bundle
-from crossrank.engines.cuda import LENGTHS
+from crossrank.engines.buckets import check_lengths
 from crossrank.engines.names import EngineName, PrecisionName
 from crossrank.engines.select import make_engine
 from crossrank.text.encoding import PairEncoder
@@ -41,7 +41,7 @@ def rates_by_bucket(
     Raises:
         CrossrankError: An engine cannot serve the bundle.
     """
-    lengths = [*(length for length in LENGTHS if length < bundle.manifest.max_length), bundle.manifest.max_length]
+    lengths = check_lengths(None, bundle.manifest.max_length)
     buckets = pairs_by_bucket(encode_workload(PairEncoder(bundle), workload), lengths)
     rates = []
     for name in names:

@@ -159,7 +159,7 @@ def _random_models(directory: Path) -> dict[str, str]:
     """Return the nine models' bundles by name."""
     from crossrank.bundles.catalog import BUILTIN, MODELS
     from crossrank_perf.base.report import Progress
-    from lab.scaling.random_models import random_bundle
+    from lab.random_models import random_bundle
 
     made = {}
     with Progress("models of random weights") as progress:

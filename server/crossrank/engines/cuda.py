@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle, Operators, Precision
 from crossrank.engines.agreement import check_logits, expect_logits
+from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
 from crossrank.engines.cuda_session import GATE, Lane, new_session
 from crossrank.engines.embedded import GraphEngine
 from crossrank.engines.onnxruntime import session_interface
 from crossrank.errors import EngineFailure
 from crossrank.packed import PairBatch, offsets_of, take_pairs
 
-# Sequence lengths as in `crossrank repository`; beyond 32, rows are padded by half at most.
-LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)
 # Two: while one batch computes, the next is copied.
 _LANES = 2
 # Measured on an H200 with a TinyBERT-L2, whose hidden size is 128: a call takes 105 us and 6 ns more for each token,
@@ -87,7 +86,7 @@ class CudaEngine(GraphEngine):
         threads: int | None = None,
         *,
         device: Literal["cuda", "cpu"] = "cuda",
-        lengths: tuple[int, ...] = LENGTHS,
+        lengths: tuple[int, ...] = BUCKET_LENGTHS,
         rows: tuple[int, ...] | None = None,
         operators: Operators = "onnxruntime",
     ) -> None:
@@ -98,7 +97,7 @@ class CudaEngine(GraphEngine):
         self.batch_tokens = max(_BATCH_TOKENS * _HIDDEN // hidden, 2 * self._max_length)
         self.call_tokens = _CALL_TOKENS * _HIDDEN // hidden
         self._vocab_size = bundle.manifest.architecture.vocab_size
-        self._lengths = (*(length for length in lengths if length < self._max_length), self._max_length)
+        self._lengths = fit_lengths(lengths, self._max_length)
         self._rows = {
             length: rows or row_counts(length, self.batch_tokens, self.call_tokens) for length in self._lengths
         }

@@ -21,7 +21,7 @@ from crossrank.bundles.model_name import split_name
 from crossrank.errors import SetupError
 from crossrank_server.commands.options import options_from_settings, settings_from_options
 from crossrank_server.process.ports import listen, port_of, reserve
-from crossrank_server.process.tls import TlsFiles, read_tls_files
+from crossrank_server.process.tls import Tls, on_hangup, open_tls, reload_tls
 from crossrank_server.process.workers import Workers, require_shared_ports
 from crossrank_server.serving.worker_share import worker_count, worker_settings
 from crossrank_server.settings import ServeSettings
@@ -68,7 +68,8 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     settings = settings_from_options(ServeSettings, options)
     configure_logging(settings.log_level, settings.log_format)
     _refuse_open_to_all(settings)
-    tls = read_tls_files(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    tls = open_tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    on_hangup(partial(reload_tls, tls))
     workers = worker_count(settings)
     if workers > 1:
         sys.exit(_run_workers(models, settings, tls, workers))
@@ -83,7 +84,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         _run(models, settings, tls, listener, grpc_port, partial(_announce, settings, listener, grpc_port, tls))
 
 
-def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: TlsFiles | None, count: int) -> int:
+def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: Tls | None, count: int) -> int:
     require_shared_ports(count)
     with ExitStack() as stack:
         reserved = stack.enter_context(reserve(settings.host, settings.port, "--port"))
@@ -111,13 +112,13 @@ def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: TlsFiles
             mark_process_dead(pid, counts)  # type: ignore[no-untyped-call]
 
         started = partial(_announce, settings, reserved, grpc_port, tls, workers=count)
-        return Workers(count, work, started=started, ended=ended).run()
+        return Workers(count, work, started=started, ended=ended, reload=partial(reload_tls, tls)).run()
 
 
 def _run(
     models: tuple[str, ...],
     settings: ServeSettings,
-    tls: TlsFiles | None,
+    tls: Tls | None,
     listener: socket.socket,
     grpc_port: int | None,
     listening: Callable[[], None],
@@ -133,6 +134,7 @@ def _run(
     from crossrank_server.telemetry.shared_metrics import SharedMetrics
     from crossrank_server.telemetry.tracing import tracing_from_environment
 
+    on_hangup(partial(reload_tls, tls))  # in workers too, until the server handles it
     tracing = tracing_from_environment()
     metrics = SharedMetrics() if shared else Metrics()
     # Tracing first: it gives the line of the log its trace id.
@@ -143,6 +145,7 @@ def _run(
         max_body_bytes=settings.max_body_bytes,
         metrics=metrics,
         cors_origins=settings.cors_origin.split(",") if settings.cors_origin else (),
+        allowed_hosts=_allowed_hosts(settings, listener),
     )
     rpc = None if grpc_port is None else _rpc_server(service, settings, grpc_port, tls, shared)
 
@@ -160,8 +163,16 @@ def _run(
         observers.close()
 
 
+def _allowed_hosts(settings: ServeSettings, listener: socket.socket) -> list[str] | None:
+    """Return the names under which the server may be called; None where any will do."""
+    names = settings.allowed_hosts.split(",") if settings.allowed_hosts else []
+    if names or ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback:
+        return [*names, settings.host]
+    return None
+
+
 def _announce(
-    settings: ServeSettings, socket: socket.socket, grpc_port: int | None, tls: TlsFiles | None, workers: int = 1
+    settings: ServeSettings, socket: socket.socket, grpc_port: int | None, tls: Tls | None, workers: int = 1
 ) -> None:
     host, port = socket.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -200,9 +211,7 @@ def _refuse_open_to_all(settings: ServeSettings) -> None:
         )
 
 
-def _rpc_server(
-    service: RerankService, settings: ServeSettings, port: int, tls: TlsFiles | None, shared: bool
-) -> RpcServer:
+def _rpc_server(service: RerankService, settings: ServeSettings, port: int, tls: Tls | None, shared: bool) -> RpcServer:
     try:
         from crossrank_server.rpc.server import RpcServer, server_credentials
     except ModuleNotFoundError as error:
@@ -214,4 +223,7 @@ def _rpc_server(
         port=port,
         credentials=server_credentials(tls) if tls else None,
         share_port=shared,
+        client_timeout_s=settings.client_timeout_s,
+        idle_timeout_s=settings.idle_timeout_s,
+        max_connections=settings.max_connections,
     )

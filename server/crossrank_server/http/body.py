@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from crossrank.errors import Overloaded, RequestTooLarge
+from crossrank.errors import RequestTooLarge
 from crossrank_server.http.codings import BodyDecoder
+from crossrank_server.http.held import HeldBytes, Holding
 
-# Bodies of the largest size that may be in memory at a time; small ones are counted by their bytes.
-_LARGEST_BODIES_BUFFERED = 8
+# Bodies and answers may be in memory at a time as if they were so many bodies of the largest size.
+_LARGEST_BODIES_HELD = 8
 # Seconds and bytes for which a refused body is still read (and thrown away), so that the client sees the refusal.
 _LINGER_S = 2.0
 _LINGER_BYTES = 64_000_000
+# An answer is handed to the connection in pieces of this size, the next one when the client has read most of the last.
+_PIECE_BYTES = 262_144
 # Seconds of decompressing until other requests get their turn.
 _TURN_S = 0.002
 
@@ -33,61 +36,41 @@ class BodyReader:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._max_buffered_bytes = _LARGEST_BODIES_BUFFERED * max_bytes
-        self._buffered_bytes = 0
+        self.held = HeldBytes(_LARGEST_BODIES_HELD * max_bytes)
 
-    @property
-    def buffered_bytes(self) -> int:
-        """Bytes of all bodies in memory now."""
-        return self._buffered_bytes
-
-    @contextlib.asynccontextmanager
-    async def read(self, request: Request, *, yields: bool = False) -> AsyncIterator[bytes]:
-        """Enter with the decompressed body of a request, which counts as in memory until the block ends.
+    async def read(self, request: Request, holding: Holding) -> bytearray:
+        """Return the decompressed body of a request.
 
         Args:
             request: The request; its stream is read.
-            yields: It is of the tier `batch`, whose long waits must leave half of the memory to other requests.
+            holding: Counts the body as in memory until it is closed.
 
         Raises:
             RequestTooLarge: The body is over the limit, by its declared length or once that much has come.
-            Overloaded: The bodies of all requests under way are over their common limit.
+            Overloaded: See `Holding.add`.
             UnsupportedEncoding: The body is in a coding that is not supported.
             InvalidRequest: The body is not in the coding that its header names.
         """
         body = bytearray()
-        most_buffered_bytes = self._max_buffered_bytes // 2 if yields else self._max_buffered_bytes
         # An answer to a body that was not read whole must be sent as LingeringResponse.
         request.state.body_unread = True
         decoder = BodyDecoder(request.headers.getlist("content-encoding"))
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large(f"{declared} bytes")
-        try:
-            async for chunk in request.stream():
-                turn_ends = time.perf_counter() + _TURN_S
-                for piece in decoder.pieces(chunk):
-                    body += piece
-                    self._buffered_bytes += len(piece)
-                    self._check(decoder.size, most_buffered_bytes)
-                    if time.perf_counter() > turn_ends:
-                        await asyncio.sleep(0)
-                        turn_ends = time.perf_counter() + _TURN_S
-            request.state.body_unread = False
-            decoder.finish()
-            yield bytes(body)
-        finally:
-            self._buffered_bytes -= len(body)
-
-    def _check(self, size: int, most_buffered_bytes: int) -> None:
-        if size > self._max_bytes:
-            raise self._too_large(f"over {size - 1} bytes")
-        if self._buffered_bytes > most_buffered_bytes:
-            raise Overloaded(
-                f"requests under way hold {self._buffered_bytes} bytes, the limit is {most_buffered_bytes}; "
-                "try again in a second, or send smaller requests",
-                retry_after_s=1.0,
-            )
+        async for chunk in request.stream():
+            turn_ends = time.perf_counter() + _TURN_S
+            for piece in decoder.pieces(chunk):
+                body += piece
+                holding.add(len(piece))
+                if decoder.size > self._max_bytes:
+                    raise self._too_large(f"over {decoder.size - 1} bytes")
+                if time.perf_counter() > turn_ends:
+                    await asyncio.sleep(0)
+                    turn_ends = time.perf_counter() + _TURN_S
+        request.state.body_unread = False
+        decoder.finish()
+        return body
 
     def _too_large(self, size: str) -> RequestTooLarge:
         return RequestTooLarge(
@@ -104,6 +87,35 @@ class JsonResponse(Response):
     def render(self, content: Any) -> bytes:
         """Serialize the content; non-string keys and NaN do not occur."""
         return orjson.dumps(content)
+
+
+class HeldResponse(JsonResponse):
+    """Hold the bytes of an answer until the client has read them.
+
+    Args:
+        content: Of the answer.
+        holding: Of its request; closed when the answer is sent.
+        headers: Of the answer.
+    """
+
+    def __init__(self, content: Any, holding: Holding, headers: Mapping[str, str]) -> None:
+        super().__init__(content, headers=headers)
+        self._holding = holding
+        holding.become(len(self.body))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer; a large one as fast as the client reads."""
+        try:
+            if len(self.body) <= _PIECE_BYTES:
+                await super().__call__(scope, receive, send)
+                return
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for start in range(0, len(self.body), _PIECE_BYTES):
+                piece = self.body[start : start + _PIECE_BYTES]
+                more = start + _PIECE_BYTES < len(self.body)
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
+        finally:
+            self._holding.close()
 
 
 class LingeringResponse(JsonResponse):

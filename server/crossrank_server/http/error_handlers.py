@@ -65,5 +65,7 @@ def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _on_disconnect(request: Request, error: Exception) -> Response:
-    request.state.exchange.code = "client_closed_request"
-    return Response(status_code=CLIENT_CLOSED_REQUEST)
+    # The protocol has answered where it gave the client up; this is what is logged.
+    refusal = getattr(request.state, "refusal", None)
+    request.state.exchange.code = refusal.code if refusal else "client_closed_request"
+    return Response(status_code=refusal.http_status if refusal else CLIENT_CLOSED_REQUEST)

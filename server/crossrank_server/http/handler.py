@@ -13,8 +13,9 @@ from crossrank.errors import CrossrankError
 from crossrank.scheduling.tiers import BULK
 from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call
-from crossrank_server.http.body import BodyReader, JsonResponse
-from crossrank_server.http.json_body import parse_object
+from crossrank_server.http.body import BodyReader, HeldResponse
+from crossrank_server.http.held import caller_at
+from crossrank_server.http.json_body import check_values, most_values, parse_object
 from crossrank_server.serving.service import RerankService
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class HttpHandler:
     def __init__(self, service: RerankService, max_body_bytes: int) -> None:
         self.service = service
         self.bodies = BodyReader(max_body_bytes)
+        self._most_values = most_values(service.max_documents)
 
     async def open(self, request: Request, key_scope: str | None = None) -> Call:
         """Open the call of a request; a caller without a good key is refused before the body is read.
@@ -61,18 +63,31 @@ class HttpHandler:
         """
         request.state.body_unread = True
         call = await self.open(request)
+        holding = self.bodies.held.open(_caller(request, call), yields=call.tier == BULK)
         try:
-            async with self.bodies.read(request, yields=call.tier == BULK) as body:
-                with call.stage("parse"):
-                    data = parse_object(body)
-                content = await _unless_disconnected(request, respond(data, call))
-                with call.stage("respond"):
-                    response = JsonResponse(content, headers=call.response_headers)
-                response.headers["server-timing"] = call.server_timing()
-                return response
-        except CrossrankError:
-            await self.service.accounts.show_limits(call.account, call.response_headers)
+            body = await self.bodies.read(request, holding)
+            with call.stage("parse"):
+                await check_values(body, self._most_values)
+                work = respond(parse_object(body), call)
+            # From here on the object is all that is kept, and of it what `respond` keeps.
+            body.clear()
+            content = await _unless_disconnected(request, work)
+            with call.stage("respond"):
+                response = HeldResponse(content, holding, call.response_headers)
+            response.headers["server-timing"] = call.server_timing()
+            return response
+        except BaseException as error:
+            holding.close()
+            if isinstance(error, CrossrankError):
+                await self.service.accounts.show_limits(call.account, call.response_headers)
             raise
+
+
+def _caller(request: Request, call: Call) -> str:
+    """Return whose the memory is that a request holds: the key's, else the address's."""
+    if call.account is not None:
+        return f"key {call.account.key_id}"
+    return "" if request.client is None else caller_at(request.client.host)
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
@@ -87,3 +102,5 @@ async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     finally:
         gone.cancel()
         task.cancel()
+        # An error's traceback holds this frame: with the task in it they would be a circle, which keeps the body.
+        del task, gone

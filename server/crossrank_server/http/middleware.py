@@ -19,6 +19,16 @@ _SHUTTING_DOWN = BackendUnavailable(
 )
 
 
+# An answer is data: no browser may run it as a page or a script, or show it in a frame. Pages have their own policy.
+# Source: https://cheatsheetseries.owasp.org/cheatsheets/REST_Security_Cheat_Sheet.html#security-headers
+_POLICY = b"content-security-policy"
+_SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+_DATA_HEADERS = [*_SECURITY_HEADERS, (_POLICY, b"default-src 'none'; frame-ancestors 'none'")]
+
+
 class ObservingMiddleware:
     """Give every request an id (the caller's `x-request-id` if usable), answer with it, and notify the observers.
 
@@ -51,7 +61,9 @@ class ObservingMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 exchange.status = str(message["status"])
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                sent = message["headers"]
+                more = _SECURITY_HEADERS if any(name == _POLICY for name, _ in sent) else _DATA_HEADERS
+                message["headers"] = [*sent, *more, (b"x-request-id", request_id.encode())]
             await send(message)
 
         token = current_request.set(request_id)

@@ -2,7 +2,7 @@
 
 On SIGTERM or SIGINT the server first reports that it is not ready, then (after a delay in which load balancers turn
 away) refuses new connections, lets requests under way finish within a grace period, and always writes the usage that
-is not written yet.
+is not written yet. On SIGHUP it reads its TLS files again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
-from crossrank_server.http.protocol import LenientProtocol
-from crossrank_server.process.tls import TlsFiles
+from crossrank_server.http.bounded import BoundedProtocol
+from crossrank_server.http.connections import ConnectionLimits, Connections
+from crossrank_server.process.ports import descriptors_for
+from crossrank_server.process.tls import Tls, on_hangup, reload_tls
 from crossrank_server.serving.service import RerankService
 from crossrank_server.settings import ServeSettings
 from crossrank_server.telemetry.logs import log_loop_failure
@@ -30,6 +33,10 @@ from crossrank_server.telemetry.logs import log_loop_failure
 _log = logging.getLogger("crossrank")
 # Seconds that closing engines, writing usage and sending traces may take.
 LAST_RESORT_S = 15.0
+# Seconds that a client may take for TLS's handshake.
+_HANDSHAKE_S = 10.0
+# Seconds between two sweeps over the connections.
+_SWEEP_S = 1.0
 
 
 class OtherPort(Protocol):
@@ -48,7 +55,7 @@ class GracefulServer(uvicorn.Server):
     Args:
         app: The application in front of the service.
         service: Marked as draining first, and closed in the end.
-        settings: Read for `shutdown_delay_s` and `shutdown_grace_s`.
+        settings: Read for the times of the shutdown and the limits of connections.
         rpc: The gRPC server; None has none.
         tls: Certificate and key; None speaks plain HTTP.
         last_resort_s: After delay and grace, seconds that closing engines, writing usage and sending traces may take;
@@ -62,7 +69,7 @@ class GracefulServer(uvicorn.Server):
         service: RerankService,
         settings: ServeSettings,
         rpc: OtherPort | None = None,
-        tls: TlsFiles | None = None,
+        tls: Tls | None = None,
         *,
         last_resort_s: float = LAST_RESORT_S,
         listening: Callable[[], None] | None = None,
@@ -70,15 +77,27 @@ class GracefulServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=LenientProtocol,
+                http=BoundedProtocol,
                 ws="none",
                 log_config=None,
                 access_log=False,
-                timeout_keep_alive=75,
+                server_header=False,
                 timeout_graceful_shutdown=settings.shutdown_grace_s,
-                ssl_context_factory=(lambda *_: tls.context) if tls else None,
             )
         )
+        self._connections = Connections(
+            ConnectionLimits(
+                max_connections=descriptors_for(settings.max_connections),
+                client_timeout_s=settings.client_timeout_s,
+                idle_timeout_s=settings.idle_timeout_s,
+                max_body_bytes=settings.max_body_bytes,
+            )
+        )
+        self._tls = tls
+        self._listeners: list[socket.socket] = []
+        self._listens = asyncio.Lock()
+        self._relisten: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
         self._service = service
         self._rpc = rpc
         self._listening = listening
@@ -102,12 +121,60 @@ class GracefulServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on the sockets."""
-        asyncio.get_running_loop().set_exception_handler(log_loop_failure)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(log_loop_failure)
         if self._rpc is not None:
             await self._rpc.start()
-        await super().startup(sockets)
+        await self.lifespan.startup()
+        self._listeners = sockets or []
+        await self._listen()
+        on_hangup(partial(loop.call_soon_threadsafe, self._reload))
+        self._sweeper = loop.create_task(self._sweep())
+        self.started = True
         if self._listening is not None:
             self._listening()
+
+    async def _listen(self) -> None:
+        """Accept connections, over TLS with the files of this moment."""
+        loop = asyncio.get_running_loop()
+        protocol = partial(
+            BoundedProtocol,
+            self._connections,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        tls = self._tls
+        # Copies: closing a server closes its sockets, and those that wait to be accepted must not be lost.
+        self.servers = [
+            await loop.create_server(
+                protocol,
+                sock=listener.dup(),
+                backlog=self.config.backlog,
+                ssl=tls.files.context if tls else None,
+                ssl_handshake_timeout=_HANDSHAKE_S if tls else None,
+            )
+            for listener in self._listeners
+        ]
+
+    def _reload(self) -> None:
+        """Read the TLS files again; connections that are open stay as they are."""
+        if reload_tls(self._tls):
+            self._relisten = asyncio.get_running_loop().create_task(self._listen_again())
+
+    async def _listen_again(self) -> None:
+        async with self._listens:
+            if not self.should_exit:
+                before = self.servers
+                await self._listen()
+                for server in before:
+                    server.close()
+
+    async def _sweep(self) -> None:
+        """Close connections whose clients are overdue, without end."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            self._connections.sweep()
 
     async def on_tick(self, counter: int) -> bool:
         """Tell whether to stop listening; uvicorn calls it ten times a second."""
@@ -117,6 +184,7 @@ class GracefulServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new connections, wait for requests under way, and close the service whatever happened."""
+        self._connections.draining = True
         try:
             stops = [] if self._rpc is None else [self._rpc.stop(0.0 if self.force_exit else self._grace_s)]
             await asyncio.gather(super().shutdown(sockets), *stops)
@@ -126,6 +194,8 @@ class GracefulServer(uvicorn.Server):
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks, timeout=1.0)
+            if self._sweeper is not None:
+                self._sweeper.cancel()
             await self._service.close()
 
 

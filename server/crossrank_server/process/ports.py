@@ -1,10 +1,18 @@
-"""Open the sockets of the server's ports; a port that is taken is refused with the remedy."""
+"""Open the sockets of the server's ports, and let the process have enough descriptors for its connections.
+
+A port that is taken is refused with the remedy.
+"""
 
 from __future__ import annotations
 
+import logging
 import socket
 
 from crossrank.errors import SetupError
+
+_log = logging.getLogger("crossrank")
+# Descriptors for all but HTTP's connections: gRPC's, stores, models, libraries.
+_OTHER_DESCRIPTORS = 1024
 
 
 def listen(host: str, port: int, flag: str, *, share: bool = False) -> socket.socket:
@@ -53,3 +61,31 @@ def reserve(host: str, port: int, flag: str) -> socket.socket:
 def port_of(bound: socket.socket) -> int:
     """Return the port of a bound socket."""
     return int(bound.getsockname()[1])
+
+
+def descriptors_for(connections: int) -> int:
+    """Raise the process's limit of open files as far as HTTP's connections need, and return how many of them it allows.
+
+    Args:
+        connections: The most that are wanted.
+    """
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows has no such limit
+        return connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return connections
+    allowed = max(1, soft - min(_OTHER_DESCRIPTORS, soft // 2))
+    _log.warning(
+        "--max-connections %d needs %d open files, the limit is %d: %d connections are allowed; raise it (ulimit -n)",
+        connections,
+        wanted,
+        soft,
+        allowed,
+    )
+    return allowed

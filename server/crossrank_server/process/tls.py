@@ -1,8 +1,11 @@
-"""Read the TLS files of both protocols and check them at start-up, before the first caller does."""
+"""Read the TLS files of both protocols and check them before the first caller does, at start-up and on SIGHUP."""
 
 from __future__ import annotations
 
+import logging
+import signal
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -11,6 +14,8 @@ from crossrank.errors import SetupError
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
+
+_log = logging.getLogger("crossrank")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,67 @@ class TlsFiles:
     key: bytes
     client_ca: bytes | None
     context: ssl.SSLContext
+
+
+class Tls:
+    """Hold the TLS files in use, which can be replaced while the server runs.
+
+    Args:
+        cert: Path of `--tls-cert`.
+        key: Path of `--tls-key`.
+        client_ca: Path of `--tls-client-ca`, or empty.
+        files: Their contents, as `read_tls_files` returns them.
+
+    Attributes:
+        files: The contents in use.
+    """
+
+    def __init__(self, cert: str, key: str, client_ca: str, files: TlsFiles) -> None:
+        self._paths = (cert, key, client_ca)
+        self.files = files
+
+    def reload(self) -> bool:
+        """Read the files again and return True; where they cannot serve, keep those in use, and log why."""
+        try:
+            files = read_tls_files(*self._paths)
+        except SetupError as error:
+            _log.error("the TLS files are not read again, those in use stay: %s", error.message)
+            return False
+        assert files is not None
+        self.files = files
+        _log.info("the TLS files are read again, for new connections: %s", ", ".join(filter(None, self._paths)))
+        return True
+
+
+def open_tls(cert: str, key: str, client_ca: str = "") -> Tls | None:
+    """Return the files that the settings name; None where they name none: no TLS.
+
+    Args:
+        cert: Path of `--tls-cert`, or empty.
+        key: Path of `--tls-key`, or empty.
+        client_ca: Path of `--tls-client-ca`, or empty.
+
+    Raises:
+        SetupError: See `read_tls_files`.
+    """
+    files = read_tls_files(cert, key, client_ca)
+    return None if files is None else Tls(cert, key, client_ca, files)
+
+
+def reload_tls(tls: Tls | None) -> bool:
+    """Read the TLS files again, where there are some; return whether others are in use now. The log says which."""
+    if tls is None:
+        _log.info("SIGHUP would read TLS files again, and there are none (--tls-cert): it is ignored")
+        return False
+    return tls.reload()
+
+
+def on_hangup(reload: Callable[[], object]) -> None:
+    """Call a function in the main thread on each SIGHUP from now on; Windows has none."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: reload())
+        # It is blocked in workers that begin.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def read_tls_files(cert: str, key: str, client_ca: str = "") -> TlsFiles | None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("crossrank")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Windows has no SIGHUP, and no workers.
+_RELOAD = getattr(signal, "SIGHUP", signal.SIGTERM)
 # How often the parent checks whether a worker is due to be restarted, and a worker whether its parent is still there.
 _POLL_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -68,7 +70,7 @@ class _Worker:
 
 
 class Workers:
-    """Keep a number of workers alive until SIGTERM or SIGINT, which is passed on to them.
+    """Keep a number of workers alive until SIGTERM or SIGINT, which is passed on to them, as SIGHUP is.
 
     Args:
         count: Processes.
@@ -76,15 +78,23 @@ class Workers:
         started: Called once, when the first worker listens; the others are started after it, so that a model is
             fetched once and a mistake is reported once.
         ended: Called with the process id of each worker that has ended.
+        reload: Called on SIGHUP, for the workers that are started later; returns whether to pass it on.
     """
 
     def __init__(
-        self, count: int, work: Work, *, started: Callable[[], None], ended: Callable[[int], None] = lambda pid: None
+        self,
+        count: int,
+        work: Work,
+        *,
+        started: Callable[[], None],
+        ended: Callable[[int], None] = lambda pid: None,
+        reload: Callable[[], bool] = lambda: False,
     ) -> None:
         self._count = count
         self._work = work
         self._started = started
         self._ended = ended
+        self._reload = reload
         self._parent = os.getpid()
         self._context = multiprocessing.get_context("fork")
         self._workers: dict[int, _Worker] = {}
@@ -98,15 +108,23 @@ class Workers:
     def run(self) -> int:
         """Start the workers, wait until all have ended, and return the exit code: 0 if all ended after a signal."""
         for number in _SIGNALS:
-            signal.signal(number, self._pass_on)
+            signal.signal(number, self._stop)
+        signal.signal(_RELOAD, self._reload_all)
         self._due[0] = 0.0
         while self._workers or (self._due and not self._stopping):
             self._start_due()
             self._watch()
         return self._exit_code
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
+        self._pass_on(number)
+
+    def _reload_all(self, number: int, frame: FrameType | None) -> None:
+        if self._reload():
+            self._pass_on(number)
+
+    def _pass_on(self, number: int) -> None:
         for worker in self._workers.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.process.pid or 0, number)
@@ -178,6 +196,7 @@ class Workers:
         os.setpgid(0, 0)
         for number in _SIGNALS:
             signal.signal(number, lambda *_: sys.exit(0))
+        # SIGHUP waits until the work handles it.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         threading.Thread(target=_end_after_parent, args=(self._parent,), daemon=True).start()
 
@@ -194,12 +213,12 @@ class Workers:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Block SIGTERM and SIGINT until the block ends; they are delivered then."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    """Block SIGTERM, SIGINT and SIGHUP until the block ends; they are delivered then."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*_SIGNALS, _RELOAD})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_SIGNALS, _RELOAD})
 
 
 def _end_after_parent(parent: int) -> None:

@@ -6,22 +6,25 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from urllib.parse import unquote
 
 # Offset of tcpi_bytes_received in struct tcp_info, and the bytes that hold all before it and itself (Linux 4.1).
 # Source: https://github.com/torvalds/linux/blob/v6.12/include/uapi/linux/tcp.h
 _BYTES_RECEIVED = 128
 _TCP_INFO_BYTES = 136
+Peer = tuple[str, int]
 _MAPPED_IPV4 = "::ffff:"
 
 
-def address_of(peer: str) -> str:
-    """Return the address of a peer as gRPC names it, without its port: `ipv4:10.0.0.7:5000` has `10.0.0.7`."""
-    return _endpoint(peer)[0]
+def peer_from_name(name: str) -> Peer:
+    """Return what gRPC calls `ipv4:10.0.0.7:5000` or `ipv6:%5B::1%5D:5000` as the address and the port."""
+    _, _, address = unquote(name).partition(":")
+    host, _, port = address.rpartition(":")
+    return _plain(host.strip("[]")), int(port) if port.isdigit() else 0
 
 
-def received_bytes() -> dict[tuple[str, int], int]:
+def received_bytes() -> dict[Peer, int]:
     """Return how many bytes each open connection has received since it was opened, by its peer's address and port."""
     received = {}
     for connection, peer in _connections():
@@ -31,20 +34,30 @@ def received_bytes() -> dict[tuple[str, int], int]:
     return received
 
 
-def received_of(received: dict[tuple[str, int], int], peer: str) -> int | None:
-    """Return the count of a peer as gRPC names it; None if it has left."""
-    return received.get(_endpoint(peer))
+def open_files() -> int:
+    """Return the number of open files and connections of this process; far quicker than to look at each."""
+    return len(os.listdir("/proc/self/fd"))
 
 
-def hang_up(peer: str) -> None:
-    """End the connection of a peer, as if it had ended it: gRPC then drops its RPCs and what it holds for them."""
-    for connection, found in _connections():
-        if found == _endpoint(peer):
+def peers_of(port: int) -> list[Peer]:
+    """Return the peers of the open connections to a port of this process."""
+    found = []
+    for connection, peer in _connections():
+        with contextlib.suppress(OSError):
+            if connection.getsockname()[1] == port:
+                found.append(peer)
+    return found
+
+
+def hang_up(peers: Collection[Peer]) -> None:
+    """End the connections of peers, as if they had: gRPC then drops their RPCs and what it holds for them."""
+    for connection, peer in _connections():
+        if peer in peers:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-def _connections() -> Iterator[tuple[socket.socket, tuple[str, int]]]:
+def _connections() -> Iterator[tuple[socket.socket, Peer]]:
     """Yield the connections of this process and their peers; each is valid until the next is asked for."""
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -59,12 +72,6 @@ def _connections() -> Iterator[tuple[socket.socket, tuple[str, int]]]:
             continue
         finally:
             connection.detach()  # It is gRPC's, or another's: never closed here.
-
-
-def _endpoint(peer: str) -> tuple[str, int]:
-    _, _, address = unquote(peer).partition(":")
-    host, _, port = address.rpartition(":")
-    return _plain(host.strip("[]")), int(port) if port.isdigit() else 0
 
 
 def _plain(host: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from crossrank.errors import CrossrankError
+from crossrank_server.rpc.connections import Peer
 
 
 @dataclass(eq=False, slots=True)
@@ -36,16 +37,14 @@ class Connection:
     """What one connection makes the server hold.
 
     Attributes:
-        peer: Its other end, as gRPC names it.
-        address: The same without the port.
+        peer: Address and port of its other end.
         consumed_bytes: Bytes received whose messages are whole, headers included, about.
         rpcs: RPCs that are not finished.
         reads: Messages that are awaited.
         unsent: time.monotonic() and bytes of each answer that is not taken, by the id of its RPC.
     """
 
-    peer: str
-    address: str
+    peer: Peer
     consumed_bytes: int = 0
     rpcs: int = 0
     reads: set[Read] = field(default_factory=set)
@@ -61,4 +60,4 @@ class Connection:
         return any(since + seconds < now for since, _ in self.unsent.values())
 
 
-NO_CONNECTION = Connection("", "")
+NO_CONNECTION = Connection(("", 0))

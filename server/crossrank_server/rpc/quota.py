@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import grpc
 
 from crossrank.errors import BackendTimeout, Overloaded, RequestTooLarge
-from crossrank_server.rpc.connections import address_of, hang_up, received_bytes, received_of
+from crossrank_server.rpc.connections import Peer, hang_up, open_files, peer_from_name, peers_of, received_bytes
 from crossrank_server.rpc.held import Connection, Read
 
 # Messages of the largest size that may be in memory at a time; small ones are counted by their bytes.
@@ -29,9 +29,7 @@ _WAITING_SHARE = 0.5
 REFUSED_WITH_REASON = 2
 # RPCs under way; each takes about 50 kB.
 MAX_RPCS = 2048
-# Seconds until an answer must have been taken, from when it is ready.
-_TAKEN_WITHIN_S = 30.0
-# The same where callers hold more than their limit.
+# Seconds until an answer must have been taken where callers hold more than their limit.
 _TAKEN_SOON_S = 0.5
 # Seconds between two looks at what waits; a look never takes more than a twentieth of the time.
 _LOOK_S = 0.01
@@ -50,15 +48,15 @@ class MemoryQuota:
 
     Args:
         max_message_bytes: Limit for one message.
-        message_timeout_s: Seconds within which a message must be whole, where one is due.
+        timeout_s: Seconds within which a message must be whole, where one is due, and an answer be taken.
         max_rpcs: Limit of RPCs under way.
     """
 
-    def __init__(self, max_message_bytes: int, message_timeout_s: float, max_rpcs: int = MAX_RPCS) -> None:
+    def __init__(self, max_message_bytes: int, timeout_s: float, max_rpcs: int = MAX_RPCS) -> None:
         self._max_message_bytes = max_message_bytes
         self._max_held_bytes = _LARGEST_MESSAGES_HELD * max_message_bytes
         self._max_waiting_bytes = int(_WAITING_SHARE * self._max_held_bytes)
-        self._timeout_s = message_timeout_s
+        self._timeout_s = timeout_s
         self._max_rpcs = max_rpcs
         self._rpcs = 0
         self._buffered_bytes = 0
@@ -163,6 +161,18 @@ class MemoryQuota:
         _, size = connection.unsent.pop(id(context), (0.0, 0))
         self._unsent_bytes -= size
 
+    def bound_connections(self, port: int, most: int) -> None:
+        """End idle connections to a port while more than `most` are open, those of the address with most first."""
+        if open_files() <= most:
+            return
+        peers = peers_of(port)
+        if len(peers) <= most:
+            return
+        busy = {connection.peer for connection in self._connections.values() if connection.rpcs}
+        by_address = Counter(address for address, _ in peers)
+        idle = sorted((peer for peer in peers if peer not in busy), key=lambda peer: -by_address[peer[0]])
+        hang_up(set(idle[: len(peers) - most]))
+
     def _leave(self, connection: Connection, context: grpc.aio.ServicerContext) -> None:
         self._rpcs -= 1
         connection.rpcs -= 1
@@ -173,10 +183,10 @@ class MemoryQuota:
         if len(self._connections) >= self._forget_at:
             received = received_bytes()
             for name, known in tuple(self._connections.items()):
-                if not known.rpcs and received_of(received, name) is None:
+                if not known.rpcs and known.peer not in received:
                     del self._connections[name]
             self._forget_at = max(_FEWEST_REMEMBERED, 2 * len(self._connections))
-        connection = self._connections[peer] = Connection(peer, address_of(peer))
+        connection = self._connections[peer] = Connection(peer_from_name(peer))
         return connection
 
     def _look_soon(self, pause_s: float = _LOOK_S) -> None:
@@ -190,8 +200,8 @@ class MemoryQuota:
         waiting = [known for known in self._connections.values() if known.reads or known.unsent]
         possible_bytes = self._unsent_bytes
         for connection in waiting:
-            if connection.leaves_unsent(_TAKEN_WITHIN_S, now):
-                hang_up(connection.peer)
+            if connection.leaves_unsent(self._timeout_s, now):
+                hang_up([connection.peer])
             for read in connection.reads:
                 if read.ends_at < now:
                     read.refuse(
@@ -211,10 +221,10 @@ class MemoryQuota:
         held = {connection: self._held_bytes(connection, received) for connection in waiting}
         by_address: Counter[str] = Counter()
         for connection, size in held.items():
-            by_address[connection.address] += size
+            by_address[connection.peer[0]] += size
         total = sum(held.values())
         while total > self._max_waiting_bytes and held:
-            most = max(held, key=lambda connection: (by_address[connection.address], held[connection]))
+            most = max(held, key=lambda connection: (by_address[connection.peer[0]], held[connection]))
             for read in most.reads:
                 read.refuse(
                     _overloaded(
@@ -222,10 +232,10 @@ class MemoryQuota:
                     )
                 )
             if most.leaves_unsent(_TAKEN_SOON_S, time.monotonic()):
-                hang_up(most.peer)
+                hang_up([most.peer])
             self._trim_soon()
-            most.consumed_bytes = received_of(received, most.peer) or most.consumed_bytes
-            by_address[most.address] -= held[most]
+            most.consumed_bytes = received.get(most.peer, most.consumed_bytes)
+            by_address[most.peer[0]] -= held[most]
             total -= held.pop(most)
 
     def _trim_soon(self) -> None:
@@ -238,8 +248,8 @@ class MemoryQuota:
         if _MALLOC_TRIM is not None:
             asyncio.get_running_loop().run_in_executor(None, _MALLOC_TRIM, 0)
 
-    def _held_bytes(self, connection: Connection, received: dict[tuple[str, int], int]) -> int:
-        count = received_of(received, connection.peer) or 0
+    def _held_bytes(self, connection: Connection, received: dict[Peer, int]) -> int:
+        count = received.get(connection.peer, 0)
         # Headers take less than was taken for them: that must not add up to a message.
         connection.consumed_bytes = min(connection.consumed_bytes, count)
         most = len(connection.reads) * REFUSED_WITH_REASON * self._max_message_bytes
@@ -250,13 +260,13 @@ class MemoryQuota:
         now = time.monotonic()
         rpcs: Counter[str] = Counter()
         for connection in self._connections.values():
-            rpcs[connection.address] += connection.rpcs
+            rpcs[connection.peer[0]] += connection.rpcs
         waiting = [
             known for known in self._connections.values() if known.reads or known.leaves_unsent(_TAKEN_SOON_S, now)
         ]
         if not waiting:
             return False
-        most = max(waiting, key=lambda connection: (rpcs[connection.address], connection.rpcs))
+        most = max(waiting, key=lambda connection: (rpcs[connection.peer[0]], connection.rpcs))
         if most.reads:
             oldest = min(most.reads, key=lambda read: read.since)
             oldest.refuse(
@@ -267,7 +277,7 @@ class MemoryQuota:
                 )
             )
         else:
-            hang_up(most.peer)
+            hang_up([most.peer])
         return True
 
 

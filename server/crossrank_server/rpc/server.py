@@ -10,7 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from crossrank.errors import SetupError
-from crossrank_server.process.tls import TlsFiles
+from crossrank_server.process.tls import Tls
 from crossrank_server.rpc.aio_server import AioServer
 from crossrank_server.rpc.handler import RpcHandler
 from crossrank_server.rpc.quota import MAX_RPCS, REFUSED_WITH_REASON, MemoryQuota
@@ -19,27 +19,30 @@ from crossrank_server.rpc.standard import QuotaServer
 from crossrank_server.rpc.tei import INFO, RERANK, tei_services
 from crossrank_server.serving.service import RerankService
 
-# Seconds within which a message must be whole.
-_MESSAGE_TIMEOUT_S = 30.0
 # RPCs under way on one connection.
 _MAX_STREAMS = 100
-_MAX_CONNECTIONS = 1000
-# Seconds until a connection without an RPC is closed, until any is, and what its RPCs may take then.
-_IDLE_S = 300
+# Seconds until a connection is to be replaced by a new one, and what its RPCs may take then.
 _AGE_S, _AGE_GRACE_S = 3600, 600
 _HANDSHAKE_S = 10
+# Seconds between two counts of the open connections.
+_COUNT_S = 0.25
 # Seconds between two checks of readiness for clients that watch it.
 _WATCH_S = 0.2
 _SERVICES = (RERANKER, RERANK, INFO)
 
 
-def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
-    """Return what `grpc.aio.Server.add_secure_port` takes; gRPC speaks no version of TLS below 1.2."""
-    return grpc.ssl_server_credentials(
-        [(tls.key, tls.cert)],
-        root_certificates=tls.client_ca,
-        require_client_auth=tls.client_ca is not None,
-    )
+def server_credentials(tls: Tls) -> grpc.ServerCredentials:
+    """Return what `grpc.aio.Server.add_secure_port` takes; gRPC speaks no version of TLS below 1.2.
+
+    Connections that begin after the files were read again are given the new ones.
+    """
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        files = tls.files
+        return grpc.ssl_server_certificate_configuration([(files.key, files.cert)], root_certificates=files.client_ca)
+
+    asks_for_certificate = tls.files.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, asks_for_certificate)
 
 
 class RpcServer:
@@ -52,6 +55,9 @@ class RpcServer:
         port: Port to listen on; 0 takes a free one.
         credentials: For TLS; None speaks plain text.
         share_port: Let other processes of this user listen on the port too.
+        client_timeout_s: Seconds within which a message must be whole, and an answer be taken.
+        idle_timeout_s: Seconds for which a connection is kept open without an RPC.
+        max_connections: Open connections; beyond it idle ones make room.
     """
 
     def __init__(
@@ -63,15 +69,21 @@ class RpcServer:
         port: int,
         credentials: grpc.ServerCredentials | None = None,
         share_port: bool = False,
+        client_timeout_s: float = 30.0,
+        idle_timeout_s: float = 75.0,
+        max_connections: int = 4096,
     ) -> None:
         self._service = service
+        self._quota = MemoryQuota(max_message_bytes, client_timeout_s)
+        self._idle_timeout_s = idle_timeout_s
+        self._max_connections = max_connections
         self._max_message_bytes = max_message_bytes
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._credentials = credentials
         self._share_port = share_port
         self._server: grpc.aio.Server | None = None
         self._health: health.aio.HealthServicer | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> int:
         """Listen, on the running event loop, and return the port.
@@ -79,7 +91,6 @@ class RpcServer:
         Raises:
             SetupError: The port is taken.
         """
-        quota = MemoryQuota(self._max_message_bytes, _MESSAGE_TIMEOUT_S)
         self._server = AioServer(
             [
                 ("grpc.max_receive_message_length", REFUSED_WITH_REASON * self._max_message_bytes),
@@ -90,8 +101,9 @@ class RpcServer:
                 # RPCs that Python has not taken yet: gRPC cancels further ones, without a word.
                 ("grpc.server.max_pending_requests", 2 * MAX_RPCS),
                 ("grpc.server.max_pending_requests_hard_limit", 4 * MAX_RPCS),
-                ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
-                ("grpc.max_connection_idle_ms", _IDLE_S * 1000),
+                # Beyond the limit idle ones make room; beyond this, gRPC closes new ones at once.
+                ("grpc.max_allowed_incoming_connections", 2 * self._max_connections),
+                ("grpc.max_connection_idle_ms", round(self._idle_timeout_s * 1000)),
                 ("grpc.max_connection_age_ms", _AGE_S * 1000),
                 ("grpc.max_connection_age_grace_ms", _AGE_GRACE_S * 1000),
                 ("grpc.server_handshake_timeout_ms", _HANDSHAKE_S * 1000),
@@ -103,12 +115,12 @@ class RpcServer:
             ],
             2 * MAX_RPCS,  # The quota refuses first, in our words; this is for what does not pass through it.
         )
-        handler = RpcHandler(self._service, quota)
+        handler = RpcHandler(self._service, self._quota)
         for service, methods in {**reranker_service(handler), **tei_services(handler)}.items():
             named = {name: method(f"/{service}/{name}") for name, method in methods.items()}
             self._server.add_registered_method_handlers(service, named)
         self._health = _Health(self._service)
-        standard = QuotaServer(self._server, quota)
+        standard = QuotaServer(self._server, self._quota)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
         names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), standard)
@@ -122,18 +134,26 @@ class RpcServer:
                 f"cannot listen for gRPC on {self._address}: {error}; choose another with --host or --grpc-port"
             ) from None
         await self._server.start()
-        self._watch = asyncio.get_running_loop().create_task(self._health.watch_service())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(work) for work in (self._health.watch_service(), self._bound(int(port)))]
         return int(port)
 
     async def stop(self, grace_s: float) -> None:
         """Report that nothing is served, refuse new RPCs, and give those under way up to `grace_s` seconds."""
-        if self._server is None or self._health is None or self._watch is None:
+        if self._server is None or self._health is None:
             return
-        self._watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._watch
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+
+    async def _bound(self, port: int) -> None:
+        """Keep the connections within their limit, without end."""
+        while True:
+            await asyncio.sleep(_COUNT_S)
+            self._quota.bound_connections(port, self._max_connections)
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]
@@ -142,6 +162,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     def __init__(self, service: RerankService) -> None:
         super().__init__()
         self._service = service
+        self._shown: int | None = None
 
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
@@ -159,5 +180,8 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     async def _update(self) -> None:
         status = health_pb2.HealthCheckResponse
         now = status.SERVING if self._service.ready() else status.NOT_SERVING
+        if now == self._shown:
+            return  # Showing it again would wake everybody who watches.
+        self._shown = now
         for name in ("", *_SERVICES):
             await self.set(name, now)

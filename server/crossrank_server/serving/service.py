@@ -155,12 +155,7 @@ class RerankService:
     ) -> Scores:
         documents = sum(len(documents) for _, documents in groups)
         if documents > self.max_documents:
-            raise InvalidRequest(
-                f"{field} holds {documents} documents, the limit is {self.max_documents}; "
-                "split the request, or raise --max-documents",
-                param=field,
-                code="too_many_documents",
-            )
+            raise too_many_documents(field, documents, self.max_documents)
         model_id = self.pool.resolve(model)
         call.model = model_id
         call.documents += documents
@@ -236,6 +231,15 @@ class RerankService:
             await self.accounts.close()
             for tokenizers in self._tokenizers.values():
                 tokenizers.shutdown(wait=False)
+
+
+def too_many_documents(field: str, documents: int, limit: int) -> InvalidRequest:
+    """Return the error for a request with more documents than the limit; `field` is the dialect's name of them."""
+    return InvalidRequest(
+        f"{field} holds {documents} documents, the limit is {limit}; split the request, or raise --max-documents",
+        param=field,
+        code="too_many_documents",
+    )
 
 
 def _timeout(tier: Tier, timeout_s: float) -> BackendTimeout:

@@ -26,6 +26,7 @@ def crossrank_commands() -> list[list[str]]:
 def test_commands_take_these_options(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # `crossrank engine` wants a directory that exists; in the container it is the mounted one.
+    (tmp_path / "tiny").mkdir()
     words = [str(tmp_path) if word == "/bundle" else word for word in words]
     assert read_command(words).params
 

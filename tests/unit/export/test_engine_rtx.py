@@ -1,14 +1,13 @@
 """The real parser and builder of TensorRT for RTX, on a CPU: what builds for which GPU, and what is refused.
 
 A plan needs a GPU to be loaded, so these tests see no score; the graph's are compared in ONNX Runtime elsewhere.
-`pytest -rP -m slow` prints a row of the README's table for each model.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,12 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
+from click.testing import CliRunner
 
-from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of
+from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of, write_manifest
+from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
 from crossrank.errors import SetupError
+from crossrank_export.commands.engine import engine
 from crossrank_export.graphs import describe_graph
 from crossrank_export.passes import optimize
 from crossrank_export.precision import fp16_from_fp32
@@ -28,13 +30,15 @@ from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.gpus import GPUS, Gpu
 from crossrank_export.trt.runtimes import RTX, RTX_RELEASE, RTX_SMS
 from crossrank_export.trt.spec import Bucket, EngineSpec, make_buckets, make_spec
-from tests.checkpoints import NINE, SMALL
+from lab.plans.build import measure_plans, shapes_of_catalog
+from lab.plans.command import ONE_OF_EACH
+from tests.checkpoints import SMALL
 from tests.engine_bundle import write_fp16_bundle
 from tests.onnx_exports import Exporter, export_named
 
 trt = pytest.importorskip("tensorrt_rtx", reason="pip install 'crossrank[tensorrt]'")
 
-ANY = [GPUS[name] for name in ("t4", "a100", "a10", "l4", "rtx-50")]
+ANY = [GPUS[name] for name in ONE_OF_EACH]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def test_the_release_named_in_the_table_is_the_one_tested():
     assert trt.__version__ == RTX_RELEASE
     assert load_runtime(RTX) is trt
     members = {name for name in dir(trt.ComputeCapability) if name.startswith("SM")}
-    assert members == {f"SM{sm}" for sm in RTX_SMS}
+    assert members == {f"SM{sm}" for sm in RTX_SMS} == {f"SM{gpu.sm}" for gpu in ANY}
 
 
 @pytest.mark.parametrize("names", [["t4"], ["a100"], ["t4", "a10", "l4", "l40s", "rtx-50"]], ids=" ".join)
@@ -102,7 +106,7 @@ def test_the_builtin_model_builds_with_its_profiles(bundle: Bundle, names: list[
     assert again.manifest.files[entry["file"]] == sha256_of(again.file(entry["file"]))
     assert again.manifest.tool_versions["tensorrt-rtx"] == RTX_RELEASE
     assert entry["sms"] == sorted({GPUS[name].sm for name in names})
-    assert [profile["max"] for profile in entry["profiles"]] == [[128, n] for n in (32, 64, 128, 256, 512)]
+    assert [profile["max"] for profile in entry["profiles"]] == [[128, n] for n in fit_lengths(BUCKET_LENGTHS, 512)]
     assert again.file(entry["file"]).stat().st_size > again.file("model.fp16.onnx").stat().st_size
     check_plan(entry, entry["sms"][0], trt.__version__)
     assert "parity" not in entry  # it has not run
@@ -114,6 +118,12 @@ def test_the_builtin_model_builds_with_its_profiles(bundle: Bundle, names: list[
 def test_a_family_builds_for_every_gpu(family: str, tmp_path: Path):
     path = write_fp16(family, tmp_path)
     assert len(build_plan(trt, path, spec_for(path, ANY, make_buckets([64], 64, 8)))) > path.stat().st_size
+
+
+def test_a_profile_of_long_pairs_builds(tmp_path: Path):
+    path = write_fp16("xlm-roberta", tmp_path, max_position_embeddings=2050)
+    plan = build_plan(trt, path, spec_for(path, [GPUS["l4"]], make_buckets([512, 2048], 2048, 128)))
+    assert len(plan) > path.stat().st_size
 
 
 def test_weights_beside_the_graph_are_read(bundle: Bundle, tmp_path: Path):
@@ -130,16 +140,12 @@ def test_weights_beside_the_graph_are_read(bundle: Bundle, tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", NINE)
-def test_an_architecture_in_its_true_shape_builds_for_every_gpu(name: str, tmp_path: Path):
-    path = write_fp16(name, tmp_path)
-    cells = []
-    for gpus in (*([gpu] for gpu in ANY), ANY):
-        started = time.process_time()  # of CPU: the same on a busy machine
-        size = len(build_plan(trt, path, spec_for(path, gpus, make_buckets(None, 512, 128))))
-        assert size > path.stat().st_size
-        cells.append(f"{time.process_time() - started:.1f} s, {size / 1e6:.0f} MB")
-    print(f"| {' | '.join([name, *cells])} |")
+@pytest.mark.parametrize("name", shapes_of_catalog())
+def test_an_architecture_in_its_true_shape_builds_for_every_gpu(name: str):
+    model = shapes_of_catalog()[name]
+    report = measure_plans({name: model}, [*([gpu] for gpu in ANY), ANY], lambda _: None)
+    layers = 2 * model.layers * (4 * model.hidden**2 + 2 * model.hidden * model.ffn)  # bytes of fp16
+    assert all(plan["bytes"] > layers for plan in report["rows"][0]["plans"])
 
 
 def test_a_head_in_fp32_does_not_build_for_a_t4_and_the_message_says_why(bundle: Bundle, tmp_path: Path):
@@ -183,6 +189,38 @@ def test_a_graph_that_cannot_be_parsed_is_refused(bundle: Bundle, tmp_path: Path
     assert "it gives no reason" not in str(told.value)
 
 
+def with_an_operator_of(domain: str, bundle: Bundle) -> Bundle:
+    """Put an operator into the fp16 graph that no parser knows."""
+    path = bundle.file("model.fp16.onnx")
+    model = onnx.load(path)
+    next(node for node in model.graph.node if node.op_type == "Erf").domain = domain
+    next(node for node in model.graph.node if node.op_type == "Erf").op_type = "Erf3"
+    model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    path.unlink()  # a hard link to the module's fixture
+    onnx.save(model, path)
+    manifest = bundle.manifest.model_copy(update={"files": {**bundle.manifest.files, path.name: sha256_of(path)}})
+    write_manifest(bundle.path, manifest)
+    return load_bundle(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "message"),
+    [
+        ("l4", rf"TensorRT for RTX {RTX_RELEASE} cannot parse model\.fp16\.onnx: Erf3"),
+        ("v100", r"uses what TensorRT 10\.4\.0 does not support: acme::Erf3 \(no such operator\)"),
+    ],
+)
+def test_a_dry_run_asks_the_parser_and_without_it_the_published_table(bundle: Bundle, gpu: str, message: str):
+    words = [str(bundle.path), "--gpu", gpu, "--dry-run"]
+    fine = CliRunner().invoke(engine, words, catch_exceptions=False)
+    says = "was parsed by TensorRT for RTX" if gpu == "l4" else "was compared with the published operator support"
+    assert fine.output.splitlines()[-1].startswith(f"model.fp16.onnx {says}")
+    odd = CliRunner().invoke(engine, [str(with_an_operator_of("acme", bundle).path), *words[1:]])
+    assert isinstance(odd.exception, SetupError)
+    assert re.search(message, str(odd.exception))
+    assert not list(bundle.path.glob("*.plan"))
+
+
 def test_a_failed_build_leaves_the_bundle_as_it_was(bundle: Bundle):
     before = bundle.file("manifest.json").read_bytes()
     with pytest.raises(SetupError, match="cannot build"):
@@ -202,5 +240,5 @@ def test_the_command_builds_one_plan_for_several_gpus_without_a_gpu(bundle: Bund
     assert (done.returncode, done.stderr) == (0, "")
     assert "it serves every GPU named and builds without one" in done.stdout
     assert f"built {bundle.path}/model.sm75-sm89.rtx{RTX_RELEASE}.fp16.plan: " in done.stdout
-    assert "it has not run: that takes one of these GPUs" in done.stdout
+    assert "its scores are not compared yet: that takes one of these GPUs" in done.stdout
     assert load_bundle(bundle.path).manifest.plans[0]["gpus"] == ["t4", "l4"]

@@ -71,6 +71,7 @@ def test_a_portable_plan_is_named_by_its_capabilities_and_release(manifest, tmp_
 def test_the_description_says_which_runtime_and_why(manifest, tmp_path):  # noqa: F811
     text = describe(rtx_spec(manifest, tmp_path, "t4"), tmp_path, "because")
     assert f"by         TensorRT for RTX {RTX_RELEASE}: because" in text
+    assert "served by  crossrank serve --engine tensorrt; not Triton, which needs --runtime tensorrt" in text
     assert "trtexec" not in text
     assert "timings" not in text
 

@@ -46,15 +46,25 @@ def test_every_length_has_exactly_one_profile():
 def test_opt_is_a_full_batch_of_the_bucket_within_min_and_max():
     buckets = make_buckets(None, 512, 128)
     assert [(bucket.opt_batch, bucket.length) for bucket in buckets] == [
-        (128, 32), (128, 64), (64, 128), (32, 256), (16, 512),
+        (128, 32), (128, 64), (85, 96), (64, 128), (42, 192), (32, 256), (21, 384), (16, 512),
     ]  # fmt: skip
     for bucket in make_buckets(None, 300, 8):
         low, best, high = bucket.shapes
         assert all(a <= b <= c for a, b, c in zip(low, best, high, strict=True))
 
 
+def test_profiles_of_long_pairs_take_fewer_of_them_so_that_attention_needs_no_more_memory(manifest, tmp_path):
+    buckets = make_buckets(None, 8192, 128)
+    assert [(bucket.length, bucket.max_batch) for bucket in buckets][6:] == [
+        (384, 128), (512, 128), (768, 56), (1024, 32), (1536, 14), (2048, 8), (3072, 3), (4096, 2), (6144, 1), (8192, 1),
+    ]  # fmt: skip
+    assert all(bucket.opt_batch <= bucket.max_batch for bucket in buckets)
+    spec = spec_of(manifest.model_copy(update={"max_length": 1024}), tmp_path)
+    assert spec.as_entry()["max_batch"] == 32  # what Triton may send to each profile
+
+
 def test_default_buckets_end_at_the_longest_pair():
-    assert [bucket.length for bucket in make_buckets(None, 300, 8)] == [32, 64, 128, 256, 300]
+    assert [bucket.length for bucket in make_buckets(None, 300, 8)] == [32, 64, 96, 128, 192, 256, 300]
     assert [bucket.length for bucket in make_buckets(None, 20, 8)] == [20]
 
 
@@ -123,7 +133,9 @@ def test_the_description_and_the_manifest_entry_say_the_same(manifest, tmp_path)
         assert all(f"{batch}x{length}" in text for batch, length in profile.values())
 
 
-@pytest.mark.parametrize(("gpu", "sm"), [("v100", 70), ("t4", 75), ("a100", 80), ("l4", 89), ("h200", 90)])
+@pytest.mark.parametrize(
+    ("gpu", "sm"), [("v100", 70), ("t4", 75), ("a100", 80), ("l4", 89), ("h200", 90), ("gb10", 121)]
+)
 def test_gpus_have_their_compute_capability(gpu, sm):
     assert GPUS[gpu].sm == sm
 

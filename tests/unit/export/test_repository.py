@@ -255,7 +255,9 @@ def test_options_that_do_not_fit_are_refused(gpu_bundle, target, options, messag
 
 
 def test_a_bundle_without_a_plan_is_refused_for_tensorrt(builtin):
-    with pytest.raises(SetupError, match="has no TensorRT plan: build one with crossrank engine"):
+    with pytest.raises(
+        SetupError, match=r"has no TensorRT plan: build .*crossrank engine --gpu NAME --runtime tensorrt"
+    ):
         make_spec(builtin.manifest, "tensorrt")
 
 
@@ -264,10 +266,29 @@ def test_a_plan_of_tensorrt_for_rtx_is_passed_over_and_alone_refused(gpu_bundle)
     both = gpu_bundle.manifest.model_copy(update={"plans": [other, plan_entry()]})
     assert make_spec(both, "tensorrt").plan == plan_entry()
     alone = gpu_bundle.manifest.model_copy(update={"plans": [other]})
-    with pytest.raises(
-        SetupError, match=r"only plans of TensorRT for RTX \(model\.sm75.*\), which Triton does not load"
+    for manifest, gpu, which in (
+        (alone, None, ""),
+        (alone, "t4", "for the Tesla T4 "),
+        (both, "t4", "for the Tesla T4 "),
     ):
-        make_spec(alone, "tensorrt", gpu="t4")
+        with pytest.raises(SetupError) as refused:
+            make_spec(manifest, "tensorrt", gpu=gpu)
+        message = str(refused.value)
+        assert (
+            f"has {which}only plans of TensorRT for RTX ({other['file']}), which Triton's TensorRT backend" in message
+        )
+        for way in (
+            "crossrank serve --engine tensorrt",
+            "--target onnxruntime-gpu",
+            f"crossrank engine --gpu {gpu or 'NAME'} --runtime tensorrt",
+        ):
+            assert way in message
+
+
+def test_warm_up_batches_are_no_larger_than_what_every_profile_of_the_plan_takes(gpu_bundle):
+    manifest = gpu_bundle.manifest.model_copy(update={"plans": [{**plan_entry(), "max_batch": 8}]})
+    spec = make_spec(manifest, "tensorrt")
+    assert (spec.max_batch, spec.opt_batches) == (8, (8, 8))
 
 
 def test_of_several_plans_the_one_for_the_gpu_is_taken(gpu_bundle):

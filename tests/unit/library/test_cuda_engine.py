@@ -19,6 +19,7 @@ import pytest
 
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines import candidates, cuda, cuda_session, select
+from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
 from crossrank.engines.cuda import CudaEngine
 from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank.errors import EngineFailure, SetupError
@@ -112,7 +113,7 @@ def test_a_graph_that_the_gpu_computes_wrongly_is_replaced_by_the_standard_one_a
 @pytest.mark.parametrize("hidden", [128, 384, 1024])
 def test_rows_of_a_length_grow_by_a_part_of_a_call_or_of_the_batch_up_to_a_full_one(hidden):
     batch_tokens, call_tokens = 98_304 * 128 // hidden, 16_384 * 128 // hidden
-    for length in cuda.LENGTHS:
+    for length in fit_lengths(BUCKET_LENGTHS, 512):
         counts = cuda.row_counts(length, batch_tokens, call_tokens)
         assert counts[0] == 1
         assert batch_tokens - 8 * length < counts[-1] * length <= batch_tokens

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from crossrank.bundles.bundle import Bundle
+from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
 from crossrank.errors import SetupError
 from crossrank.packed import PairBatch
 from crossrank.text.encoding import PairEncoder
@@ -21,7 +22,7 @@ from crossrank_perf.perf_analyzer.input import write_texts, write_token_rows
 from crossrank_perf.perf_analyzer.report import csv_from_report, plot_report, summarize, write_results
 from crossrank_perf.perf_analyzer.run import Inference, measure_point, point_from_output
 
-BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512)
+BUCKETS = fit_lengths(BUCKET_LENGTHS, 512)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 # What perf_analyzer 2.48.0 wrote for 32 rows at concurrency 4, in --verbose-csv and with -v.

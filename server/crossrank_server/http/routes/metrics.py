@@ -12,7 +12,7 @@ from crossrank_server.telemetry.metrics import Metrics
 def metrics_routes(handler: HttpHandler, metrics: Metrics) -> APIRouter:
     """Return the route; where keys are on, it needs a key with the scope `metrics`."""
     router = APIRouter()
-    metrics.watch(StateCollector(handler.service, lambda: handler.bodies.buffered_bytes))
+    metrics.watch(StateCollector(handler.service, lambda: handler.bodies.held.total))
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def exposition(request: Request) -> Response:

@@ -25,8 +25,6 @@ _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
 }
 _GZIP = re.compile(r"(?:^|,)\s*(?:x-)?gzip\s*(?:;\s*q=(?!0(?:\.0*)?\s*(?:,|$))[\d.]+\s*)?(?:,|$)", re.IGNORECASE)
 
@@ -88,7 +86,7 @@ def page_routes(handler: HttpHandler) -> APIRouter:
             "ready": service.ready(),
             "models": [model_state(model, service.prices) for model in service.pool.slots],
         }
-        return JsonResponse(content, headers={**_HEADERS, "cache-control": "no-store"})
+        return JsonResponse(content, headers={"cache-control": "no-store"})
 
     return router
 

@@ -42,7 +42,8 @@ def ranking_routes(handler: HttpHandler) -> APIRouter:
 
     async def answer(request: Request, model: str | None) -> Response:
         async def respond(data: dict[str, Any], call: Call) -> dict[str, Any]:
-            body = RankingBody.read({"model": model, **data})
+            body = RankingBody.read({"model": model, **data}, handler.service.max_documents)
+            del data  # While the request waits, its other fields take no memory.
             ranking = await handler.service.rerank(body.rerank_request(body.query, body.passages, "passages"), call)
             return {
                 "rankings": results_of(ranking, raw=True, score="logit"),

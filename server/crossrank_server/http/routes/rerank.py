@@ -33,10 +33,12 @@ def rerank_routes(handler: HttpHandler) -> APIRouter:
         async def respond(data: dict[str, Any], call: Call) -> dict[str, Any] | list[Any]:
             if "texts" in data and "documents" not in data:
                 return await rank_texts(handler.service, data, call)
-            body = RerankBody.read(data)
-            ranking = await handler.service.rerank(body.request(), call)
+            body = RerankBody.read(data, handler.service.max_documents)
             dialect = dialect_of(request.scope["path"], body.model_fields_set)
-            return response_from_ranking(dialect, call, data["documents"], body, ranking)
+            sent = data["documents"] if body.with_documents(default=dialect.returns_documents) else None
+            del data  # While the request waits, its other fields take no memory.
+            ranking = await handler.service.rerank(body.request(), call)
+            return response_from_ranking(dialect, call, sent, body, ranking)
 
         return await handler.answer(request, respond)
 
@@ -54,19 +56,19 @@ def rerank_routes(handler: HttpHandler) -> APIRouter:
 
 
 def response_from_ranking(
-    dialect: Dialect, call: Call, sent: list[Any], body: RerankBody, ranking: Ranking
+    dialect: Dialect, call: Call, sent: list[Any] | None, body: RerankBody, ranking: Ranking
 ) -> dict[str, Any]:
     """Build the answer in the form of RerankResponse.
 
     Args:
         dialect: What the client expects beside the common core.
         call: For the id.
-        sent: The documents as they were sent, whose further fields are returned with them.
+        sent: The documents as they were sent, whose further fields are returned with them; None returns no documents.
         body: The request.
         ranking: The scored documents.
     """
     results = results_of(ranking, raw=body.raw)
-    if body.with_documents(default=dialect.returns_documents):
+    if sent is not None:
         for result in results:
             text = body.documents[result["index"]]
             result["document"] = text if dialect.documents_as_strings else document_object(sent[result["index"]], text)

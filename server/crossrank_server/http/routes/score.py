@@ -45,7 +45,8 @@ def score_routes(handler: HttpHandler) -> APIRouter:
         """Score pairs of texts in their order."""
 
         async def respond(data: dict[str, Any], call: Call) -> dict[str, Any]:
-            body = ScoreBody.read(data)
+            body = ScoreBody.read(data, handler.service.max_documents)
+            del data  # While the request waits, its other fields take no memory.
             scores = await handler.service.score(body.request(), call)
             values = [scores.score(i, raw=body.raw) for i in range(len(scores.logits))]
             return {

@@ -41,7 +41,8 @@ async def rank_texts(service: RerankService, data: dict[str, Any], call: Call) -
     Raises:
         CrossrankError: See `RerankService.rerank`.
     """
-    body = TextsBody.read(data)
+    body = TextsBody.read(data, service.max_documents)
+    data.clear()  # While the request waits, its other fields take no memory.
     ranking = await service.rerank(body.rerank_request(body.query, body.texts, "texts"), call)
     if ranking.truncated:
         call.response_headers["x-truncated-documents"] = str(len(ranking.truncated))

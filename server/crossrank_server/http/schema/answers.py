@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import orjson
 from pydantic import BaseModel, Field
 
 from crossrank_server.serving.service import Ranking, Scores
@@ -121,13 +122,15 @@ def results_of(ranking: Ranking, *, raw: bool, score: str = "relevance_score") -
     return [{"index": index, score: ranking.score(index, raw=raw)} for index in ranking.order.tolist()]
 
 
-def document_object(given: Any, text: str) -> dict[str, Any]:
+def document_object(given: Any, text: str) -> dict[str, Any] | orjson.Fragment:
     """Return a document as an object with a text, its other fields kept.
 
     Args:
-        given: The document as it was sent.
+        given: The document as it was sent, or its JSON.
         text: The text of it that was scored.
     """
+    if isinstance(given, orjson.Fragment):
+        return given
     if not isinstance(given, dict):
         return {"text": text}
     return given if isinstance(given.get("text"), str) else {**given, "text": text}

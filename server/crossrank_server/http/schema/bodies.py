@@ -61,15 +61,21 @@ class Options(BaseModel):
         cls._required = frozenset(name for name, field in cls.model_fields.items() if field.is_required())
 
     @classmethod
-    def read(cls, data: dict[str, Any]) -> Self:
+    def read(cls, data: dict[str, Any], max_documents: int | None = None) -> Self:
         """Return the fields of a JSON object.
+
+        Args:
+            data: The object.
+            max_documents: Limit of each list of texts, which is checked before its texts are; the service checks all of
+                them together. None has no limit.
 
         Raises:
             InvalidRequest: A field is missing or cannot be used; `param` names it.
         """
         try:
             return cls.model_validate(
-                {name: value for name, value in data.items() if value is not None or name in cls._required}
+                {name: value for name, value in data.items() if value is not None or name in cls._required},
+                context=max_documents,
             )
         except ValidationError as error:
             raise _invalid(error) from None
@@ -141,5 +147,6 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     if first["type"] == "missing":
         return InvalidRequest(f"{field} is missing; it is required", param=field, code="missing_field")
     if first["type"] == "problem":
-        return InvalidRequest(first["ctx"]["text"], param=field + first["ctx"]["place"])
+        problem = first["ctx"]
+        return InvalidRequest(problem["text"], param=field + problem["place"], code=problem["code"])
     return InvalidRequest(f"{field} is {shown(first['input'])}; send true or false", param=field)

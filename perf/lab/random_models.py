@@ -31,19 +31,23 @@ def random_bundle(model: CatalogModel, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="crossrank-random-") as folder:
         checkpoint = Path(folder) / model.short_name
-        _write_checkpoint(model, checkpoint)
+        write_checkpoint(model, checkpoint)
         _export(checkpoint, out)
     return out
 
 
-def _write_checkpoint(model: CatalogModel, out: Path) -> None:
+def write_checkpoint(model: CatalogModel, out: Path) -> None:
+    """Write a Hugging Face directory of the model's shape, with the built-in tokenizer.
+
+    Raises:
+        SetupError: PyTorch or transformers is not installed.
+    """
     try:
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
     except ImportError as error:
         raise SetupError(
-            f"models of other shapes are made with {error.name}: pip install 'crossrank[export]', or leave the series "
-            "`models` out with --series"
+            f"models of random weights are made with {error.name}: pip install 'crossrank[export]'"
         ) from None
     embedding = {"embedding_size": model.hidden} if model.model_type == "electra" else {}
     config = AutoConfig.for_model(

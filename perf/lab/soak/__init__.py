@@ -1,0 +1,1 @@
+"""A server under mixed load for an hour: does its memory grow, does it slow down, is every answer right."""
