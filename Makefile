@@ -16,7 +16,7 @@ COMMA := ,
 .PHONY: help serve test test-all test-faults check lock openapi proto builtin model-repository triton triton-setup \
 	perf-analyzer-setup services clients frameworks reference aiperf peers cuda native native-asan native-tsan clean \
 	bench-guard bench-peers bench-scaling bench-tiers bench-graphs bench-plans bench-tokenizer bench-install bench-soak \
-	bench-gpu
+	bench-gpu bench-tensorrt
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -190,6 +190,9 @@ bench-install: $(VENV)/.dev ## packages, megabytes and import times of each way 
 bench-gpu: ## everything about a machine with an NVIDIA GPU (MODEL=builtin; options in perf/lab/gpu/measure.sh)
 	perf/lab/gpu/measure.sh $(MODEL)
 
+bench-tensorrt: ## ask all questions about TensorRT on one GPU (BENCH_ARGS="--out DIR"; see perf/lab/gpu/tensorrt.py)
+	PYTHON=.venv-cuda/bin/python perf/lab/gpu/tensorrt.sh $(or $(BENCH_ARGS),--out perf/results/gpu-tensorrt)
+
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.10 --generate-hashes --quiet --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links --no-emit-package crossrank-client
 lock: $(VENV)/.dev ## write the lock files anew
@@ -197,7 +200,7 @@ lock: $(VENV)/.dev ## write the lock files anew
 		--output-file requirements/dev.txt
 	$(LOCK) pyproject.toml --extra server --extra openvino --extra grpc --constraint requirements/dev.txt \
 		--output-file requirements/serve.txt
-	$(LOCK) pyproject.toml requirements/cuda.in --extra server --extra grpc --extra triton --extra perf --constraint requirements/dev.txt \
+	$(LOCK) pyproject.toml requirements/cuda.in --extra server --extra grpc --extra tensorrt --extra triton --extra perf --constraint requirements/dev.txt \
 		--override requirements/no-cpu-onnxruntime.override --output-file requirements/cuda.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt

@@ -55,7 +55,7 @@ def write_tokenizer_of(family: str, path: Path, window: int, *, segments: bool =
         settings["do_lower_case"] = False
     if not segments or family in ("distilbert", "modernbert"):
         settings["model_input_names"] = ["input_ids", "attention_mask"]
-    backend = _trained(family)
+    backend = trained(family)
     kind = getattr(transformers, _CLASSES[family])
     tokenizer = kind(tokenizer_object=backend, model_max_length=window, **settings)
     tokenizer.save_pretrained(path)
@@ -80,7 +80,7 @@ def _specials(family: str) -> list[str]:
 
 
 @cache
-def _trained(family: str) -> Any:
+def trained(family: str) -> Any:
     """Return a `tokenizers.Tokenizer`; training takes some hundredths of a second."""
     from tokenizers import AddedToken
 

@@ -63,6 +63,12 @@ class Tokens(NamedTuple):
         ids = np.concatenate([np.empty(0, np.int32), *(np.asarray(text, np.int32) for text in texts)])
         return cls(ids, offsets_of([len(text) for text in texts]))
 
+    @classmethod
+    def joined(cls, several: Sequence[Tokens]) -> Tokens:
+        """Pack the texts of all of them, in order."""
+        ids = np.concatenate([np.empty(0, np.int32), *(tokens.ids for tokens in several)])
+        return cls(ids, offsets_of(np.concatenate([np.empty(0, np.int64), *(tokens.lengths for tokens in several)])))
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens of each text, int64 [texts]."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Literal
 
 from crossrank.bundles.bundle import Bundle
@@ -65,6 +66,7 @@ def make_engine(
     precision: PrecisionName = "auto",
     threads: int | None = None,
     device: Device | None = None,
+    cache_dir: Path | None = None,
 ) -> EmbeddedEngine:
     """Load a bundle into the engine asked for, or into the fastest one of this machine that works.
 
@@ -77,13 +79,14 @@ def make_engine(
         precision: The arithmetic, or `auto`.
         threads: Inferences at the same time; defaults to one for each available core, two on a GPU.
         device: Leave out engines that compute elsewhere.
+        cache_dir: Where engines keep what they build; defaults to `default_cache_dir()`.
 
     Raises:
         SetupError: The engine is not installed or cannot compute in that precision here, or no engine can serve.
         BundleError: The bundle does not fit its manifest.
         EngineFailure: The engine asked for computes something else than the bundle's fp32 graph.
     """
-    choice = choose_engine(bundle, name, precision, threads, device)
+    choice = choose_engine(bundle, name, precision, threads, device, cache_dir)
     for message in _messages(choice, bundle, name, precision):
         _say_once(message)
     if choice.engine is not None:
@@ -99,6 +102,7 @@ def choose_engine(
     precision: PrecisionName = "auto",
     threads: int | None = None,
     device: Device | None = None,
+    cache_dir: Path | None = None,
 ) -> Choice:
     """Go through the table until a line serves; see `make_engine`. Nothing is logged or raised for lines that fail."""
     choice = Choice()
@@ -116,7 +120,7 @@ def choose_engine(
             verdict = Verdict(candidate, "failed", "as the line above", absent=True)
         else:
             try:
-                choice.engine = _load(candidate, reference, threads)
+                choice.engine = _load(candidate, reference, threads, cache_dir)
                 verdict = Verdict(candidate, "taken")
             except CrossrankError as error:
                 choice.errors.append(error)
@@ -137,7 +141,7 @@ class _Reference:
         return expect_logits(self.bundle)
 
 
-def _load(candidate: Candidate, reference: _Reference, threads: int | None) -> EmbeddedEngine:
+def _load(candidate: Candidate, reference: _Reference, threads: int | None, cache_dir: Path | None) -> EmbeddedEngine:
     """Load an engine and compare what it computes with the bundle's fp32 graph.
 
     Raises:
@@ -147,7 +151,7 @@ def _load(candidate: Candidate, reference: _Reference, threads: int | None) -> E
     # Before the engine is loaded: of a large model, two copies of the weights at a time would be one too many.
     expected = reference.expected if candidate.checked else None
     try:
-        engine = candidate.load(reference.bundle, threads)
+        engine = candidate.load(reference.bundle, threads, cache_dir)
     except CrossrankError:
         raise
     except Exception as error:  # a broken installation raises anything, on import already

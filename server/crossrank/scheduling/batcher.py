@@ -6,10 +6,10 @@ Every request gets its own logits back, whatever shared its batches.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,10 @@ from crossrank.engines.base import BatchedEngine
 from crossrank.errors import EngineFailure, Overloaded
 from crossrank.packed import PairBatch, join_pairs, take_pairs
 from crossrank.scheduling.cores import Cores
+from crossrank.scheduling.fair_queue import SIZES, FairQueue, size_of
+from crossrank.scheduling.job import Job
 from crossrank.scheduling.similar import first_similar
+from crossrank.scheduling.throughput import Throughput
 from crossrank.scheduling.tiers import BULK, REALTIME
 
 # A batch is not made smaller than this to occupy an idle core, nor than two calls' own cost: that would eat the gain.
@@ -26,32 +29,12 @@ _MIN_BATCH_TOKENS = 512
 # A pair shorter than this share of the batch's longest is left for another batch, unless its padding costs less than a
 # call.
 _MIN_LENGTH_SHARE = 0.75
-# Shortest remaining work goes first; each second of waiting counts as this many tokens less, so that nothing starves.
-_AGING_TOKENS_PER_S = 100_000
+# A request may wait this many times as long as it takes itself, if that is more than `max_queue_s`.
+_MOST_SLOWDOWN = 20
 
 
-@dataclass(eq=False)
-class _Job:
-    """Hold the pairs of one request that are still to be scored; longest last, if the engine pads."""
-
-    batch: PairBatch
-    logits: NDArray[np.float32]
-    done: asyncio.Future[None]
-    indices: list[int]
-    lengths: list[int]
-    waiting_tokens: int
-    unscored: int
-    arrived_s: float
-    queue: list[_Job]
-    started_s: float = 0.0
-
-    def take(self, start: int, stop: int) -> list[int]:
-        """Remove and return pairs `start:stop` of those that wait."""
-        self.started_s = self.started_s or time.monotonic()
-        taken = self.indices[start:stop]
-        self.waiting_tokens -= sum(self.lengths[start:stop])
-        del self.indices[start:stop], self.lengths[start:stop]
-        return taken
+# A job and the indices of the pairs of it that are in a batch.
+_Part = tuple[Job, list[int]]
 
 
 class Batcher:
@@ -60,6 +43,8 @@ class Batcher:
     A batch holds pairs of one tier. Bulk requests (tier `batch`) get only idle cores, and no batch of theirs is
     queued ahead on a busy one: a realtime request waits for no more than the batch under way.
 
+    Within a tier small requests go first, and every size has a guaranteed share: see `FairQueue`.
+
     Args:
         engine: Scores the batches: `engine.concurrency` at a time, and for every two of them one more, ready to follow
             without a pause.
@@ -67,6 +52,9 @@ class Batcher:
         max_waiting_bulk_pairs: The same for bulk requests; defaults to `max_waiting_pairs`.
         cores: Shared with the batchers of other models.
         on_batch: Called after each batch with its pairs and the seconds that it took.
+        max_queue_s: A realtime request that would wait longer, by the rate measured, is refused (Overloaded). A request
+            may wait twenty times as long as it takes itself, if that is more and leaves it time to be answered.
+        timeout_s: Seconds after which an answer is worthless.
     """
 
     def __init__(
@@ -76,26 +64,63 @@ class Batcher:
         max_waiting_bulk_pairs: int | None = None,
         cores: Cores | None = None,
         on_batch: Callable[[PairBatch, float], None] | None = None,
+        *,
+        max_queue_s: float = math.inf,
+        timeout_s: float = math.inf,
     ) -> None:
         self._engine = engine
         self._cores = cores or Cores()
         self._on_batch = on_batch
         most = max_waiting_pairs if max_waiting_bulk_pairs is None else max_waiting_bulk_pairs
         self._max_waiting_pairs = {REALTIME: max_waiting_pairs, BULK: most}
+        self._max_queue_s = max_queue_s
+        self._timeout_s = timeout_s
         # Measured on 2 cores: a quarter more documents a second than without the one ahead, no more with two.
         self._most_running = engine.concurrency + max(1, engine.concurrency // 2)
-        self._queues: dict[str, list[_Job]] = {REALTIME: [], BULK: []}
-        self._running: set[asyncio.Task[None]] = set()
+        self._least_tokens = max(_MIN_BATCH_TOKENS, 2 * engine.call_tokens)
+        self._queues = {REALTIME: FairQueue(), BULK: FairQueue()}
+        # The tokens of each batch under way.
+        self._running: dict[asyncio.Task[None], int] = {}
+        self._throughput = Throughput()
 
     @property
     def waiting_pairs(self) -> int:
         """Return the number of pairs that are in no batch yet."""
-        return sum(map(_waiting_pairs, self._queues.values()))
+        return sum(queue.waiting_pairs for queue in self._queues.values())
 
     @property
     def idle(self) -> bool:
         """Tell whether no pair waits and no batch is under way."""
         return not self._running and not any(self._queues.values())
+
+    def check_room(self, pairs: int, tokens: int, tier: str = REALTIME) -> None:
+        """Check that a request can be taken into the queue.
+
+        Args:
+            pairs: Number of its pairs.
+            tokens: Number of its tokens, or fewer if that is not known yet.
+            tier: As for `score`.
+
+        Raises:
+            Overloaded: Too many pairs of that tier wait already, or the request would wait too long.
+        """
+        queue = self._queues[tier]
+        waiting = queue.waiting_pairs
+        if not waiting:
+            return
+        if waiting + pairs > self._max_waiting_pairs[tier]:
+            raise overloaded(f"{waiting} documents wait", pairs, self._max_waiting_pairs[tier], tier)
+        if tier == BULK:  # waits for idle cores, however long that takes
+            return
+        ahead = queue.tokens_ahead(size_of(tokens)) + sum(self._running.values())
+        wait_s, own_s = self._throughput.seconds(ahead), self._throughput.seconds(tokens)
+        most_s = max(min(_MOST_SLOWDOWN * own_s, self._timeout_s - own_s), self._max_queue_s)
+        if wait_s > most_s:
+            raise Overloaded(
+                f"requests that go first take {wait_s:.1f} s, and this one may wait {most_s:.1f} s: try again in "
+                f"{max(wait_s, 1.0):.0f} s, or raise --max-queue-s",
+                retry_after_s=float(math.ceil(max(wait_s, 1.0))),
+            )
 
     async def score(
         self, batch: PairBatch, *, tier: str = REALTIME, stages_s: MutableMapping[str, float] | None = None
@@ -110,34 +135,30 @@ class Batcher:
             stages_s: Gets the seconds of the stages `queue` and `inference`.
 
         Raises:
-            Overloaded: Too many pairs of that tier wait already.
+            Overloaded: See `check_room`.
             EngineFailure: The engine broke or a logit is not finite.
         """
-        queue = self._queues[tier]
-        waiting = _waiting_pairs(queue)
-        if waiting and waiting + len(batch) > self._max_waiting_pairs[tier]:
-            raise overloaded(f"{waiting} documents wait", len(batch), self._max_waiting_pairs[tier], tier)
+        self.check_room(len(batch), len(batch.input_ids), tier)
         lengths = batch.lengths
         # In order of length where similar pairs are sought; else as they come, so that batches take equally long.
         order = np.argsort(lengths, kind="stable") if self._engine.pads else np.arange(len(batch))
-        job = _Job(
+        job = Job(
             batch=batch,
             logits=np.empty(len(batch), np.float32),
             done=asyncio.get_running_loop().create_future(),
             indices=order.tolist(),
             lengths=lengths[order].tolist(),
-            waiting_tokens=len(batch.input_ids),
+            size=size_of(len(batch.input_ids)),
             unscored=len(batch),
             arrived_s=time.monotonic(),
-            queue=queue,
         )
-        queue.append(job)
+        queue = self._queues[tier]
+        queue.add(job)
         try:
             self._dispatch()
             await job.done
         finally:
-            if job in queue:
-                queue.remove(job)
+            queue.discard(job)
         if stages_s is not None:
             stages_s["queue"] = job.started_s - job.arrived_s
             stages_s["inference"] = time.monotonic() - job.started_s
@@ -163,32 +184,54 @@ class Batcher:
             self._start(queue, self._budget_tokens(queue))
         return bool(queue)
 
-    def _budget_tokens(self, queue: list[_Job]) -> int:
+    def _budget_tokens(self, queue: FairQueue) -> int:
         # What waits is cut into equal batches, a multiple of the cores: none idles while another does two.
-        waiting_tokens = sum(job.waiting_tokens for job in queue)
+        waiting_tokens = queue.waiting_tokens
         rounds = -(-waiting_tokens // (self._engine.batch_tokens * self._engine.concurrency))
-        least = max(_MIN_BATCH_TOKENS, 2 * self._engine.call_tokens)
-        budget = max(-(-waiting_tokens // (max(rounds, 1) * self._engine.concurrency)), least)
+        budget = max(-(-waiting_tokens // (max(rounds, 1) * self._engine.concurrency)), self._least_tokens)
         return min(budget, self._engine.batch_tokens)
 
-    def _start(self, queue: list[_Job], budget_tokens: int) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(self._next_batch(queue, budget_tokens)))
-        self._running.add(task)
+    def _start(self, queue: FairQueue, budget_tokens: int) -> None:
+        parts, tokens = self._next_batch(queue, budget_tokens)
+        task = asyncio.get_running_loop().create_task(self._run(queue, parts))
+        self._running[task] = tokens
         self._cores.running += 1
+        self._throughput.note(time.monotonic(), len(self._running) >= self._engine.concurrency)
         task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        tokens = self._running.pop(task)
         self._cores.running -= 1
+        self._throughput.note(time.monotonic(), len(self._running) >= self._engine.concurrency, tokens)
         self._dispatch()
 
-    def _next_batch(self, queue: list[_Job], budget_tokens: int) -> list[tuple[_Job, list[int]]]:
-        """Take similar pairs: those of the most urgent request first, then fitting ones of others."""
-        now = time.monotonic()
-        jobs = sorted(queue, key=lambda job: job.waiting_tokens - _AGING_TOKENS_PER_S * (now - job.arrived_s))
-        if not self._engine.pads:
-            return self._fill(queue, jobs, budget_tokens)
-        longest = jobs[0].lengths[-1]
+    def _next_batch(self, queue: FairQueue, budget_tokens: int) -> tuple[list[_Part], int]:
+        """Take the pairs of the size class whose turn it is, and return them and the number of their tokens.
+
+        Pairs of others join as far as they cost no more than another call would.
+        """
+        size = queue.next_size(self._least_tokens)
+        realtime = self._queues[REALTIME]
+        if queue.delays_smaller(size) or (queue is not realtime and realtime.delays_smaller(SIZES)):
+            # The next small request waits for no more than such a batch.
+            budget_tokens = min(budget_tokens, self._least_tokens)
+        before = queue.waiting_tokens
+        fill = self._fill_similar if self._engine.pads else self._fill
+        first = queue.jobs(size)
+        longest = first[0].lengths[-1]
+        parts = fill(queue, first, budget_tokens, longest)
+        spare_tokens = self._engine.call_tokens - (before - queue.waiting_tokens)
+        if spare_tokens > 0 and queue:
+            parts += fill(queue, queue.others(size), min(spare_tokens, budget_tokens), longest)
+        now_s = time.monotonic()
+        for job, _ in parts:
+            job.started_s = job.started_s or now_s
+        tokens = before - queue.waiting_tokens
+        queue.count(size, tokens)
+        return parts, tokens
+
+    def _fill_similar(self, queue: FairQueue, jobs: list[Job], budget_tokens: int, longest: int) -> list[_Part]:
+        """Take pairs close to `longest` tokens: those of the first job first, then fitting ones of the next."""
         spare_tokens = self._engine.call_tokens
         # A multiple of the engine's step where that can be: runtimes prepare and remember every shape they meet.
         step = self._engine.row_step
@@ -196,37 +239,33 @@ class Batcher:
         if most > step:
             most -= most % step
         room = min(-(-budget_tokens // (longest * step)) * step, most)
-        parts: list[tuple[_Job, list[int]]] = []
+        parts: list[_Part] = []
         for job in jobs:
             stop = bisect_left(job.lengths, longest + 1)
             start, spare_tokens = first_similar(job.lengths, stop, longest, _MIN_LENGTH_SHARE, spare_tokens)
             start = max(start, stop - room)
             if start < stop:
-                parts.append((job, job.take(start, stop)))
+                parts.append((job, queue.take(job, start, stop)))
                 room -= stop - start
-                if not job.indices:
-                    queue.remove(job)
             if room <= 0:
                 break
         return parts
 
     @staticmethod
-    def _fill(queue: list[_Job], jobs: list[_Job], budget_tokens: int) -> list[tuple[_Job, list[int]]]:
+    def _fill(queue: FairQueue, jobs: list[Job], budget_tokens: int, _: int) -> list[_Part]:
         """Take whole documents of any length until the budget is spent, for an engine that does not pad."""
-        parts: list[tuple[_Job, list[int]]] = []
+        parts: list[_Part] = []
         for job in jobs:
             start = stop = len(job.indices)
             while start and budget_tokens > 0:
                 start -= 1
                 budget_tokens -= job.lengths[start]
-            parts.append((job, job.take(start, stop)))
-            if not job.indices:
-                queue.remove(job)
+            parts.append((job, queue.take(job, start, stop)))
             if budget_tokens <= 0:
                 break
         return parts
 
-    async def _run(self, parts: list[tuple[_Job, list[int]]]) -> None:
+    async def _run(self, queue: FairQueue, parts: list[_Part]) -> None:
         batch = _gather(parts)
         started_s = time.monotonic()
         try:
@@ -236,7 +275,7 @@ class Batcher:
                 raise EngineFailure(f"the engine returned {list(logits.shape)} scores for {pairs} pairs")
         except Exception as error:
             for job, _ in parts:
-                self._fail(job, error)
+                _fail(queue, job, error)
             return
         if self._on_batch is not None:
             self._on_batch(batch, time.monotonic() - started_s)
@@ -245,18 +284,18 @@ class Batcher:
             own = logits[start : start + len(indices)]
             start += len(indices)
             if not np.isfinite(own).all():
-                self._fail(job, EngineFailure("the engine returned a score that is not a finite number"))
+                _fail(queue, job, EngineFailure("the engine returned a score that is not a finite number"))
                 continue
             job.logits[indices] = own
             job.unscored -= len(indices)
             if job.unscored == 0 and not job.done.done():
                 job.done.set_result(None)
 
-    def _fail(self, job: _Job, error: Exception) -> None:
-        if job in job.queue:
-            job.queue.remove(job)
-        if not job.done.done():
-            job.done.set_exception(error)
+
+def _fail(queue: FairQueue, job: Job, error: Exception) -> None:
+    queue.discard(job)
+    if not job.done.done():
+        job.done.set_exception(error)
 
 
 def overloaded(state: str, added: int, limit: int, tier: str) -> Overloaded:
@@ -269,10 +308,6 @@ def overloaded(state: str, added: int, limit: int, tier: str) -> Overloaded:
     )
 
 
-def _waiting_pairs(queue: list[_Job]) -> int:
-    return sum(len(job.indices) for job in queue)
-
-
-def _gather(parts: list[tuple[_Job, list[int]]]) -> PairBatch:
+def _gather(parts: list[_Part]) -> PairBatch:
     """Copy the chosen pairs of several requests into one packed batch."""
     return join_pairs([take_pairs(job.batch, np.array(indices)) for job, indices in parts])

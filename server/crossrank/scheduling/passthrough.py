@@ -50,6 +50,21 @@ class Passthrough:
         """Return the number of pairs under way: waiting for a turn, waiting in the engine, or being scored."""
         return sum(self._pairs.values())
 
+    def check_room(self, pairs: int, tokens: int, tier: str = REALTIME) -> None:
+        """Check that a request can be taken.
+
+        Args:
+            pairs: Number of its pairs.
+            tokens: Not used: how long its tokens take is the upstream server's knowledge.
+            tier: As for `score`.
+
+        Raises:
+            Overloaded: Too many pairs of that tier are under way.
+        """
+        under_way, limit = self._pairs[tier], self._max_pairs[tier]
+        if under_way and under_way + pairs > limit:
+            raise overloaded(f"{under_way} documents are under way", pairs, limit, tier)
+
     async def score(
         self, batch: PairBatch, *, tier: str = REALTIME, stages_s: MutableMapping[str, float] | None = None
     ) -> NDArray[np.float32]:
@@ -62,13 +77,11 @@ class Passthrough:
                 `queue`, which only bulk requests have.
 
         Raises:
-            Overloaded: Too many pairs of that tier are under way.
+            Overloaded: See `check_room`.
             EngineFailure: A logit is not finite.
             CrossrankError: Whatever the engine raises.
         """
-        pairs, limit = self._pairs[tier], self._max_pairs[tier]
-        if pairs and pairs + len(batch) > limit:
-            raise overloaded(f"{pairs} documents are under way", len(batch), limit, tier)
+        self.check_room(len(batch), len(batch.input_ids), tier)
         arrived_s = time.monotonic()
         self._pairs[tier] += len(batch)
         try:

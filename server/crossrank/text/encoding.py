@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import TOKENIZER, Bundle
 from crossrank.errors import BundleError, InvalidRequest
-from crossrank.packed import PairBatch, Spans, Tokens, offsets_of
+from crossrank.packed import PairBatch, Spans, Tokens, join_pairs, offsets_of
 from crossrank.request import Truncation
-from crossrank.text.tokenizer import TextTokenizer
-from crossrank.text.truncation import does_not_fit, kept_pieces
+from crossrank.text.tokenizer import TextTokenizer, go_on
+from crossrank.text.truncation import MOST_NAMED, does_not_fit, kept_pieces, too_many_chunks
 
 # Characters that are tokenized in less than a millisecond: by native code, and by the Rust tokenizer.
 _INLINE_CHARACTERS, _INLINE_CHARACTERS_SLOWLY = 50_000, 2_000
 # Windows up to which the tokens of a document that does not fit are counted exactly.
 _COUNTED_WINDOWS = 10
+# Tokens, and pairs whatever their tokens, that are assembled in a few milliseconds.
+_TOKENS_AT_ONCE, _PAIRS_AT_ONCE = 1 << 18, 100
 _TRUNCATE = Truncation()
 
 
@@ -98,7 +101,13 @@ class PairEncoder:
         return self.encode_groups([(query, documents)], truncation)
 
     def encode_groups(
-        self, groups: Sequence[tuple[str, list[str]]], truncation: Truncation, field: str = "documents"
+        self,
+        groups: Sequence[tuple[str, list[str]]],
+        truncation: Truncation,
+        field: str = "documents",
+        *,
+        max_pairs: int | None = None,
+        proceed: Callable[[], None] = go_on,
     ) -> EncodedPairs:
         """Encode the pairs of several queries.
 
@@ -106,15 +115,21 @@ class PairEncoder:
             groups: (query, its documents) each; indices of documents count through all groups.
             truncation: Rules for long texts.
             field: Name of the documents in the caller's dialect, for error messages.
+            max_pairs: Limit of pairs, each chunk of a document counted.
+            proceed: Called before each step of bounded work, of some ten milliseconds; what it raises ends the work.
 
         Raises:
-            InvalidRequest: A pair does not fit and must not be truncated, or the requested window holds no text.
+            InvalidRequest: A pair does not fit and must not be truncated, the requested window holds no text, or there
+                are more pairs than the limit.
         """
         truncation = replace(truncation, direction=truncation.direction or self._truncation_side)
         window = self._window_for(truncation)
         left = truncation.direction == "left"
         documents = [document for _, own in groups for document in own]
-        tokens = self._tokens([query for query, _ in groups], documents, window, truncation)
+        if max_pairs is not None:  # of a document, no more is read than they can hold
+            most = max(min(truncation.max_chunks_per_doc, max_pairs + 1), 1)
+            truncation = replace(truncation, max_chunks_per_doc=most)
+        tokens, unread = self._tokens([query for query, _ in groups], documents, window, truncation, proceed)
         whole = tokens.spans()
         queries, parts = whole.split(len(groups))
         if truncation.max_tokens_per_query is not None:
@@ -123,17 +138,24 @@ class PairEncoder:
             parts = parts.kept(truncation.max_tokens_per_doc, left=left)
         query_of = np.arange(len(groups)).repeat([len(own) for _, own in groups])
         cut = _Cut(queries.taken(query_of), parts, window, truncation)
-        if cut.lost and not truncation.allowed:
-            group = query_of[cut.lost[0]]
-            counts = self._counts(documents, [i for i in cut.lost if query_of[i] == group], truncation)
-            raise does_not_fit(field, counts, int(queries.lengths[group]), window)
+        queries_unread = any(i < len(groups) for i in unread)
+        unread = [i - len(groups) for i in unread if i >= len(groups)]
+        lost = sorted({*cut.lost, *unread}) if unread else cut.lost
+        if lost and not truncation.allowed:
+            group = query_of[lost[0]]
+            same = [i for i in lost if query_of[i] == group]
+            counts = self._counts(documents, same[:MOST_NAMED], truncation)
+            raise does_not_fit(field, counts, len(same), int(queries.lengths[group]), window)
+        if max_pairs is not None and len(cut.queries.starts) > max_pairs:
+            raise too_many_chunks(len(cut.queries.starts), max_pairs)
         truncated = parts.lengths < whole.lengths[len(groups) :]
         truncated[cut.short] = True
+        truncated[unread] = True
         return EncodedPairs(
-            self._assembled(tokens.ids, cut.queries, cut.documents),
+            self._assembled(tokens.ids, cut.queries, cut.documents, proceed),
             truncated.nonzero()[0].tolist(),
-            cut.query_truncated or bool((queries.lengths < whole.lengths[: len(groups)]).any()),
-            cut.lost,
+            cut.query_truncated or queries_unread or bool((queries.lengths < whole.lengths[: len(groups)]).any()),
+            lost,
             cut.first_pairs,
         )
 
@@ -150,34 +172,64 @@ class PairEncoder:
             )
         return min(self._window, truncation.max_tokens - special)
 
-    def _tokens(self, queries: list[str], documents: list[str], window: int, truncation: Truncation) -> Tokens:
-        """Return the tokens of queries and documents, of each at least as many as can be used."""
+    def _tokens(
+        self,
+        queries: list[str],
+        documents: list[str],
+        window: int,
+        truncation: Truncation,
+        proceed: Callable[[], None],
+    ) -> tuple[Tokens, list[int]]:
+        """Return the tokens of queries and documents, of each at least as many as can be used.
+
+        Also the indices of texts of which no more could be read; see `TextTokenizer.read`.
+        """
         texts = queries + documents
         left = truncation.direction == "left"
         limit = window * truncation.max_chunks_per_doc
-        tokens = self._tokenizer.tokenize(texts, limit, from_end=left)
-        over = (tokens.lengths[: len(queries)] > limit).nonzero()[0].tolist()
+        tokens, unread = self._tokenizer.read(texts, limit, from_end=left, proceed=proceed)
+        over = tokens.lengths > limit
+        over_queries = over[: len(queries)].nonzero()[0].tolist()
         most = truncation.max_tokens_per_query or max(map(len, queries), default=0)
-        if not over or most <= limit:
-            return tokens
+        if not over_queries or most <= limit:
+            return tokens, unread
+        if truncation.allowed and not over[len(queries) :].any():
+            return tokens, unread  # the documents are shorter, whatever the length of the query
         # Truncation shortens the longer of query and document, so with a query over the limit both must be counted
         # beyond the limit: the query in full, the documents up to the length of the longest query.
-        longer = self._tokenizer.tokenize([queries[i] for i in over], most, from_end=left)
-        tokens = self._tokenizer.tokenize(texts, int(longer.lengths.max()), from_end=left)
-        return tokens.replaced(over, longer)
+        longer, more = self._tokenizer.read([queries[i] for i in over_queries], most, from_end=left, proceed=proceed)
+        tokens, unread = self._tokenizer.read(texts, int(longer.lengths.max()), from_end=left, proceed=proceed)
+        unread = sorted({*unread, *(over_queries[i] for i in more)})
+        return tokens.replaced(over_queries, longer), unread
 
-    def _assembled(self, ids: NDArray[np.int32], queries: Spans, documents: Spans) -> PairBatch:
-        """Assemble the parts of every pair: start, query, middle, document, end."""
-        fixed = self._fixed.ids
+    def _assembled(
+        self, ids: NDArray[np.int32], queries: Spans, documents: Spans, proceed: Callable[[], None] = go_on
+    ) -> PairBatch:
+        """Assemble the parts of every pair, with bounded numbers of pairs at a time."""
+        ids = np.concatenate([self._fixed.ids, ids])
+        lengths = queries.lengths + documents.lengths
+        if len(lengths) <= _PAIRS_AT_ONCE or lengths.sum() <= _TOKENS_AT_ONCE:
+            return self._joined(ids, queries, documents)
+        batches = []
+        stops = np.searchsorted(lengths.cumsum(), np.arange(0, lengths.sum(), _TOKENS_AT_ONCE)).tolist()
+        for start, stop in pairwise([*stops, len(lengths)]):
+            proceed()
+            rows = np.arange(start, stop)
+            batches.append(self._joined(ids, queries.taken(rows), documents.taken(rows)))
+        return join_pairs(batches)
+
+    def _joined(self, ids: NDArray[np.int32], queries: Spans, documents: Spans) -> PairBatch:
+        """Join the parts of every pair: start, query, middle, document, end."""
+        fixed = len(self._fixed.ids)
         # Each is int64 [pairs, parts].
         starts, lengths, segments = np.empty((3, len(queries.starts), 5), np.int64)
         starts[:, ::2], lengths[:, ::2] = self._fixed_spans
         segments[:] = self._segments
-        starts[:, 1], lengths[:, 1] = len(fixed) + queries.starts, queries.lengths
-        starts[:, 3], lengths[:, 3] = len(fixed) + documents.starts, documents.lengths
+        starts[:, 1], lengths[:, 1] = fixed + queries.starts, queries.lengths
+        starts[:, 3], lengths[:, 3] = fixed + documents.starts, documents.lengths
         parts = Spans(starts.ravel(), lengths.ravel())
         return PairBatch(
-            parts.gathered(np.concatenate([fixed, ids])),
+            parts.gathered(ids),
             segments.ravel().repeat(parts.lengths).astype(np.int32),
             offsets_of(lengths.sum(axis=1)),
         )
@@ -187,11 +239,9 @@ class PairEncoder:
         most = _COUNTED_WINDOWS * self._window
         counts = []
         for i in lost:
-            tokens = min(
-                int(self._tokenizer.tokenize([documents[i]], most).lengths[0]),
-                truncation.max_tokens_per_doc or most + 1,
-            )
-            counts.append((i, str(tokens) if tokens <= most else f"over {most}"))
+            found, unread = self._tokenizer.read([documents[i]], most)
+            tokens = min(int(found.lengths[0]), truncation.max_tokens_per_doc or most + 1)
+            counts.append((i, f"over {min(tokens, most)}" if tokens > most or unread else str(tokens)))
         return counts
 
 

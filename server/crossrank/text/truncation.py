@@ -6,7 +6,7 @@ from crossrank.errors import InvalidRequest
 from crossrank.request import Truncation
 
 # Maximum number of documents named in an error.
-_MOST_NAMED = 5
+MOST_NAMED = 5
 
 
 def kept_pieces(query: int, document: int, window: int, truncation: Truncation) -> tuple[int, list[tuple[int, int]]]:
@@ -49,20 +49,33 @@ def longest_first(query: int, document: int, window: int) -> tuple[int, int]:
     return (short, long) if query <= document else (long, short)
 
 
-def does_not_fit(field: str, counts: list[tuple[int, str]], query_tokens: int, window: int) -> InvalidRequest:
+def does_not_fit(
+    field: str, counts: list[tuple[int, str]], misfits: int, query_tokens: int, window: int
+) -> InvalidRequest:
     """Return the error for documents that would have to be truncated and may not be.
 
     Args:
         field: What the caller calls the documents.
-        counts: (index, tokens as text) of each document that does not fit.
+        counts: (index, tokens as text) of the first documents that do not fit, at most MOST_NAMED.
+        misfits: Number of documents that do not fit.
         query_tokens: Tokens of the query.
         window: Tokens that query and document may have together.
     """
-    named = ", ".join(f"{field}[{index}] has {tokens} tokens" for index, tokens in counts[:_MOST_NAMED])
-    more = f" and {len(counts) - _MOST_NAMED} more are too long" if len(counts) > _MOST_NAMED else ""
+    named = ", ".join(f"{field}[{index}] has {tokens} tokens" for index, tokens in counts)
+    more = f" and {misfits - len(counts)} more are too long" if misfits > len(counts) else ""
     return InvalidRequest(
         f"{named}{more}; query and document may have {window} tokens together, the query has {query_tokens}: "
         "shorten them, or let them be truncated",
         param=f"{field}[{counts[0][0]}]",
         code="too_many_tokens",
+    )
+
+
+def too_many_chunks(chunks: int, limit: int) -> InvalidRequest:
+    """Return the error for documents that make more chunks than one request may have."""
+    return InvalidRequest(
+        f"the documents make {chunks} chunks, the limit is {limit}; send fewer documents, a smaller "
+        "max_chunks_per_doc, or raise --max-documents",
+        param="max_chunks_per_doc",
+        code="too_many_chunks",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -52,7 +52,9 @@ class HttpHandler:
         return call
 
     async def answer(
-        self, request: Request, respond: Callable[[dict[str, Any], Call], Awaitable[dict[str, Any] | list[Any]]]
+        self,
+        request: Request,
+        respond: Callable[[dict[str, Any], Call], Coroutine[Any, Any, dict[str, Any] | list[Any]]],
     ) -> Response:
         """Answer a POST: `respond` gets the JSON object of the body and returns that of the answer.
 
@@ -90,10 +92,20 @@ def _caller(request: Request, call: Call) -> str:
     return "" if request.client is None else caller_at(request.client.host)
 
 
-async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    task = asyncio.ensure_future(work)
-    # The body has been read, so the only message left is the disconnect.
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return what the work returns; it is not begun, or is cancelled, once the client has disconnected."""
+    # The body has been read, so the only message left is the disconnect. It is looked for before the work begins.
     gone = asyncio.ensure_future(request.receive())
+    begun = False
+
+    async def begin() -> T:
+        nonlocal begun
+        if gone.done():
+            raise ClientDisconnect
+        begun = True
+        return await work
+
+    task = asyncio.ensure_future(begin())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -102,5 +114,5 @@ async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     finally:
         gone.cancel()
         task.cancel()
-        # An error's traceback holds this frame: with the task in it they would be a circle, which keeps the body.
-        del task, gone
+        if not begun:
+            work.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from crossrank.bundles.bundle import Bundle
@@ -23,6 +24,8 @@ class ServedModel:
         max_waiting_documents: Limit of documents in the queue; a request beyond it is refused.
         max_waiting_bulk_documents: The same for bulk requests (tier `batch`); defaults to
             `max_waiting_documents`.
+        max_queue_s: See `Batcher`.
+        timeout_s: See `Batcher`.
         cores: Shared by the models of a server, whose engines use the same cores.
         observers: Notified of every scored batch.
     """
@@ -34,6 +37,8 @@ class ServedModel:
         max_waiting_documents: int,
         max_waiting_bulk_documents: int | None = None,
         *,
+        max_queue_s: float = math.inf,
+        timeout_s: float = math.inf,
         cores: Cores | None = None,
         observers: Observers | None = None,
     ) -> None:
@@ -45,7 +50,7 @@ class ServedModel:
         self.batcher: Batcher | Passthrough
         if isinstance(engine, BatchedEngine):
             report = _reporter(self.id, engine, observers or Observers())
-            self.batcher = Batcher(engine, *limits, self.cores, report)
+            self.batcher = Batcher(engine, *limits, self.cores, report, max_queue_s=max_queue_s, timeout_s=timeout_s)
         else:
             self.batcher = Passthrough(engine, *limits)
 

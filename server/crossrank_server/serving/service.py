@@ -7,6 +7,7 @@ import functools
 import itertools
 import logging
 import operator
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from crossrank.cross_encoder.activations import sigmoid
 from crossrank.errors import BackendTimeout, InvalidRequest
 from crossrank.request import RerankRequest, ScoreRequest, Truncation
 from crossrank.scheduling.tiers import BULK, REALTIME, Tier
-from crossrank.text.encoding import EncodedPairs
+from crossrank.text.encoding import EncodedPairs, PairEncoder
 from crossrank_server.accounts.base import Accounts, Charge, OpenAccounts
 from crossrank_server.accounts.prices import Prices
 from crossrank_server.calls import Call
@@ -32,6 +33,12 @@ _CLOSE_S = 5.0
 # Limit of chunks of one request, as a multiple of the limit of documents: Cohere allows 10,000 for 1,000 documents.
 # Source: https://docs.cohere.com/v1/docs/reranking-best-practices
 _CHUNKS_PER_DOCUMENT = 10
+
+# Texts of a request are large from this multiple of what is tokenized at once: native code takes some 50 ms for them.
+_LARGE_TEXTS = 20
+
+# Up to so many characters, a request is encoded in some 100 us, and begins at once.
+_SHORT_CHARACTERS = 2_000
 
 # A query and the documents to score with it.
 Group = tuple[str, list[str]]
@@ -112,8 +119,9 @@ class RerankService:
         self.max_documents = max_documents
         bulk_s = timeout_s if bulk_timeout_s is None else bulk_timeout_s
         self._timeout_s = {REALTIME: timeout_s, BULK: bulk_s}
-        # Bulk texts have a thread of their own, so that realtime texts do not queue behind them.
+        # Bulk texts and large ones have a thread of their own, so that others do not queue behind them.
         self._tokenizers = {
+            "large": ThreadPoolExecutor(1, thread_name_prefix="crossrank-tokenize-large"),
             REALTIME: ThreadPoolExecutor(2, thread_name_prefix="crossrank-tokenize"),
             BULK: ThreadPoolExecutor(1, thread_name_prefix="crossrank-tokenize-bulk"),
         }
@@ -201,24 +209,37 @@ class RerankService:
         call: Call,
         charge: Charge,
     ) -> tuple[EncodedPairs, NDArray[np.float32]]:
+        documents = sum(len(documents) for _, documents in groups)
+        served.batcher.check_room(documents, documents, call.tier)
         with call.stage("tokenize"), served.cores.tokenizing(call.tier):
-            characters = sum(len(query) + sum(map(len, documents)) for query, documents in groups)
-            encode = functools.partial(served.encoder.encode_groups, groups, truncation, field)
-            if characters <= served.encoder.inline_characters:
-                pairs = encode()
-            else:
-                pairs = await asyncio.get_running_loop().run_in_executor(self._tokenizers[call.tier], encode)
-        most = _CHUNKS_PER_DOCUMENT * self.max_documents
-        if len(pairs.batch) > most:
-            raise InvalidRequest(
-                f"the documents make {len(pairs.batch)} chunks, the limit is {most}; send fewer documents, "
-                "a smaller max_chunks_per_doc, or raise --max-documents",
-                param="max_chunks_per_doc",
-                code="too_many_chunks",
-            )
+            pairs = await self._encode(served.encoder, groups, truncation, field, call.tier)
         if len(pairs.batch) > charge.documents:
             await charge.raise_to(len(pairs.batch))
         return pairs, await served.batcher.score(pairs.batch, tier=call.tier, stages_s=call.stages_s)
+
+    async def _encode(
+        self, encoder: PairEncoder, groups: list[Group], truncation: Truncation, field: str, tier: Tier
+    ) -> EncodedPairs:
+        """Encode pairs: a few characters at once, more in a thread; the work ends soon after its caller is gone."""
+        characters = sum(len(query) + sum(map(len, documents)) for query, documents in groups)
+        encode = functools.partial(
+            encoder.encode_groups, groups, truncation, field, max_pairs=_CHUNKS_PER_DOCUMENT * self.max_documents
+        )
+        if characters > _SHORT_CHARACTERS:
+            # Smaller requests go first, and a caller that has hung up is noticed.
+            await asyncio.sleep(0)
+        if characters <= encoder.inline_characters:
+            return encode()
+        abandoned = threading.Event()
+        large = tier == REALTIME and characters > _LARGE_TEXTS * encoder.inline_characters
+        threads = self._tokenizers["large" if large else tier]
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                threads, functools.partial(encode, proceed=functools.partial(_proceed, abandoned))
+            )
+        except asyncio.CancelledError:
+            abandoned.set()
+            raise
 
     async def close(self) -> None:
         """Finish the batches under way, release the engines, and write the usage that is not written yet."""
@@ -231,6 +252,15 @@ class RerankService:
             await self.accounts.close()
             for tokenizers in self._tokenizers.values():
                 tokenizers.shutdown(wait=False)
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for the work any more."""
+
+
+def _proceed(abandoned: threading.Event) -> None:
+    if abandoned.is_set():
+        raise _AbandonedError
 
 
 def too_many_documents(field: str, documents: int, limit: int) -> InvalidRequest:

@@ -168,24 +168,6 @@ async def test_a_single_document_does_not_wait_for_a_thousand() -> None:
     await large
 
 
-async def test_waiting_raises_the_urgency_of_a_large_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    engine = ArithmeticEngine(concurrency=1, batch_tokens=400)
-    batcher = Batcher(engine, 10_000)
-    engine.gate.clear()
-    first = asyncio.gather(batcher.score(pairs(50)), batcher.score(pairs(51)))
-    await asyncio.sleep(0)
-    large = asyncio.ensure_future(batcher.score(pairs(*[100] * 4)))
-    await asyncio.sleep(0)
-    now = 60.0
-    small = asyncio.ensure_future(batcher.score(pairs(10)))
-    await asyncio.sleep(0)
-    engine.gate.set()
-    await asyncio.gather(first, large, small)
-    assert [int(batch.lengths.max()) for batch in engine.batches] == [50, 51, 100, 10]
-
-
 async def test_the_waiting_pairs_of_a_cancelled_request_are_dropped() -> None:
     engine = ArithmeticEngine(concurrency=1, batch_tokens=100)
     batcher = Batcher(engine, 1000)

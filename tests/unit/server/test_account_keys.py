@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from crossrank.errors import SetupError, Unauthorized
-from crossrank_server.accounts.keys import NewKey, create_key, find_account, list_keys, revoke_key
-from crossrank_server.accounts.store import SCHEMA_VERSION, Store
+from crossrank_server.accounts.keys import NewKey, create_key, list_keys, revoke_key
+from crossrank_server.accounts.store import Store
+from crossrank_server.accounts.tables import SCHEMA_VERSION
+from tests.key_store import find_account
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_a_key_that_is_not_there_cannot_be_revoked_and_its_secret_is_not_repeate
         ("sqlite://", "give sqlite:///file.db"),
         ("mysql://u:geheim@h/d", "--store is 'mysql'"),
         ("sqlite:////nowhere/at/all.db", "/nowhere/at does not exist"),
-        ("postgresql://u:geheim@127.0.0.1:1/d", r"postgresql\+psycopg://u:\*\*\*@127\.0\.0\.1:1/d cannot be opened"),
+        ("postgresql://u:geheim@127.0.0.1:1/d", r"postgresql://127\.0\.0\.1:1/d cannot be opened"),
     ],
 )
 def test_a_store_that_cannot_be_used_is_named_without_its_password(url: str, message: str) -> None:
