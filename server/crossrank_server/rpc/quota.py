@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from crossrank.errors import BackendTimeout, Overloaded, RequestTooLarge
+from crossrank.errors import Overloaded, RequestTimedOut, RequestTooLarge
 from crossrank_server.rpc.connections import Peer, hang_up, open_files, peer_from_name, peers_of, received_bytes
 from crossrank_server.rpc.held import Connection, Read
 
@@ -95,7 +95,7 @@ class MemoryQuota:
             due: The message must come within the time limit; those of a stream may be far apart.
 
         Raises:
-            BackendTimeout: It did not come in time.
+            RequestTimedOut: It did not come in time.
             Overloaded: Callers hold more than their limit, and this one most.
         """
         with self.waiting(connection, self._timeout_s if due else float("inf")):
@@ -110,7 +110,7 @@ class MemoryQuota:
         """Let the running task wait for its caller within the block; it is ended where others need the room.
 
         Raises:
-            BackendTimeout: It took longer than `within_s` seconds.
+            RequestTimedOut: It took longer than `within_s` seconds.
             Overloaded: See `read` and `enter`.
         """
         task = asyncio.current_task()
@@ -205,7 +205,7 @@ class MemoryQuota:
             for read in connection.reads:
                 if read.ends_at < now:
                     read.refuse(
-                        BackendTimeout(
+                        RequestTimedOut(
                             f"the message was not whole after {self._timeout_s:g} s; send it faster, or in parts"
                         )
                     )
