@@ -164,7 +164,7 @@ def test_a_client_of_tls_that_never_says_goodbye_is_forgotten(tls_server):
             plain = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
             connection = context.wrap_socket(plain, server_hostname="127.0.0.1")
             stack.enter_context(connection)
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         until(lambda: descriptors(server.pid) < before + 5, "they are closed")
 
 
