@@ -12,6 +12,7 @@ import h2.config
 import h2.connection
 import h2.errors
 import h2.events
+import h2.exceptions
 import h2.settings
 
 RERANK = b"/crossrank.v1.Reranker/Rerank"
@@ -22,7 +23,7 @@ WATCH = b"/grpc.health.v1.Health/Watch"
 
 _TIMEOUT_S = 20.0
 _FRAME = 16_384
-_ENDS = (h2.events.StreamEnded, h2.events.StreamReset, h2.events.ConnectionTerminated)
+_ENDS = (h2.events.StreamEnded, h2.events.StreamReset)
 
 
 class RawGrpc:
@@ -31,7 +32,7 @@ class RawGrpc:
     Attributes:
         h2: Makes and reads the frames.
         trailers: Of the streams that have ended, by id: names and values.
-        alive: The server has not closed the connection.
+        alive: The server has not ended the connection, nor announced its end.
     """
 
     def __init__(self, port: int, window: int | None = None) -> None:
@@ -97,13 +98,19 @@ class RawGrpc:
         except OSError:
             data = b""
         self.alive = bool(data)
-        for event in self.h2.receive_data(data) if data else ():
+        try:
+            events = self.h2.receive_data(data) if data else []
+        except h2.exceptions.ProtocolError:  # Frames after GOAWAY.
+            self.alive, events = False, []
+        for event in events:
             stream = getattr(event, "stream_id", None) or 0
             if isinstance(event, (h2.events.ResponseReceived, h2.events.TrailersReceived)):
                 found = {name.decode(): value for name, value in event.headers}
                 if "grpc-status" in found:
                     self.trailers[stream] = found
-            if isinstance(event, _ENDS):
+            if isinstance(event, h2.events.ConnectionTerminated):
+                self.alive = False
+            elif isinstance(event, _ENDS):
                 self.trailers.setdefault(stream, {})
         self.flush()
         return True

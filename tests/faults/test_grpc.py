@@ -67,7 +67,14 @@ def test_a_message_without_a_key_is_refused_before_it_is_read(tmp_path) -> None:
     assert watch.grown_mb < 60
 
 
-@pytest.mark.parametrize("path", [RERANK, STREAM, HEALTH], ids=["Rerank", "RerankStream", "Health"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(RERANK, id="Rerank"),
+        pytest.param(STREAM, id="RerankStream", marks=pytest.mark.slow),
+        pytest.param(HEALTH, id="Health", marks=pytest.mark.slow),
+    ],
+)
 def test_messages_that_never_end_are_given_up_and_others_do_not_notice(server: RunningServer, path: bytes) -> None:
     unfinished = framed(bytes(19_000_000), size=20_000_000)
     with grpc.insecure_channel(server.grpc_target) as channel:
@@ -141,6 +148,7 @@ def test_answers_that_nobody_takes_are_dropped_and_others_do_not_notice(server: 
     assert seen.slowest_s < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "start"), [(STREAM, b""), (WATCH, framed(b""))], ids=["RerankStream", "Watch"])
 def test_rpcs_that_only_wait_make_room_for_those_that_work(server: RunningServer, path: bytes, start: bytes) -> None:
     with others(server) as seen, watched(server) as watch, connections(port_of(server), 25) as opened:
@@ -172,6 +180,7 @@ def test_a_connection_has_a_limit_of_streams(server: RunningServer) -> None:
         assert connection.h2.remote_settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] == 100
 
 
+@pytest.mark.slow
 def test_streams_that_are_reset_at_once_cost_others_little(server: RunningServer) -> None:
     with others(server) as seen, watched(server) as watch, connections(port_of(server), 4) as opened:
         for _ in range(60):
@@ -200,6 +209,7 @@ def test_a_flood_of_pings_ends_its_connection(server: RunningServer) -> None:
     assert seen.slowest_s < 1
 
 
+@pytest.mark.slow
 def test_a_message_that_decompresses_to_far_more_is_refused(server: RunningServer) -> None:
     packer = zlib.compressobj(9, wbits=31)
     bomb = b"".join([*(packer.compress(bytes(MB)) for _ in range(200)), packer.flush()])
@@ -222,16 +232,13 @@ def test_a_method_that_does_not_exist_is_told_so_and_the_server_lives(server: Ru
         assert second.call(RERANK, SMALL.SerializeToString())["grpc-status"] == OK
 
 
-def test_metadata_that_is_no_ascii_is_refused_in_one_line_and_never_logged() -> None:
-    with running_server("--model", "builtin", "--grpc-port", "0") as server:
-        with connections(port_of(server), 1) as (connection,):
-            for value in (b"\xff\xfesecret", "sécret".encode()):
-                end = connection.call(RERANK, SMALL.SerializeToString(), (b"x-odd", value))
-                assert end["grpc-status"] == INVALID_ARGUMENT
-                assert end["grpc-message"].startswith(
-                    b"the metadata 'x-odd' is not ASCII; send it under a name that ends"
-                )
-        log = server.log.read_text()
+def test_metadata_that_is_no_ascii_is_refused_in_one_line_and_never_logged(server: RunningServer) -> None:
+    with connections(port_of(server), 1) as (connection,):
+        for value in (b"\xff\xfesecret", "sécret".encode()):
+            end = connection.call(RERANK, SMALL.SerializeToString(), (b"x-odd", value))
+            assert end["grpc-status"] == INVALID_ARGUMENT
+            assert end["grpc-message"].startswith(b"the metadata 'x-odd' is not ASCII; send it under a name that ends")
+    log = server.log.read_text()
     assert len([line for line in log.splitlines() if "invalid_metadata" in line]) == 2
     assert "Traceback" not in log
     assert "cret" not in log
@@ -290,6 +297,7 @@ def test_a_slow_message_an_untaken_answer_and_an_idle_connection_have_a_time_lim
                 assert not connection.alive
 
 
+@pytest.mark.slow
 def test_idle_connections_make_room_for_new_ones() -> None:
     with (
         running_server("--model", "builtin", "--grpc-port", "0", "--max-connections", "40") as server,
