@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +161,18 @@ def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(SetupError, match=f"version {SCHEMA_VERSION + 1}, this crossrank needs {SCHEMA_VERSION}"):
         Store(f"sqlite:///{tmp_path}/s.db")
+
+
+def test_a_second_store_in_one_process_leaves_the_locks_of_the_first(tmp_path: Path) -> None:
+    first = Store(f"sqlite:///{tmp_path}/s.db")
+    key = create_key(first, NewKey(name="n"))
+    Store(f"sqlite:///{tmp_path}/s.db")
+    # Another process that finds no lock takes itself for the last one and deletes the log of writes.
+    read = f"import sqlite3; sqlite3.connect({str(tmp_path / 's.db')!r}).execute('SELECT * FROM crossrank_keys')"
+    subprocess.run([sys.executable, "-c", read], check=True)
+    assert (tmp_path / "s.db-wal").exists()
+    assert find_account(first, key).name == "n"
+    first.close()
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
