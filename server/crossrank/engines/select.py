@@ -87,8 +87,8 @@ def make_engine(
         EngineFailure: The engine asked for computes something else than the bundle's fp32 graph.
     """
     choice = choose_engine(bundle, name, precision, threads, device, cache_dir)
-    for message in _messages(choice, bundle, name, precision):
-        _say_once(message)
+    for level, message in _messages(choice, bundle, name, precision):
+        _say_once(level, message)
     if choice.engine is not None:
         return choice.engine
     if name != "auto" and choice.errors:
@@ -196,21 +196,26 @@ def _disagreement(candidate: Candidate, bundle: Bundle, name: EngineName) -> Fau
     )
 
 
-def _messages(choice: Choice, bundle: Bundle, name: EngineName, precision: PrecisionName) -> Iterator[str]:
-    """Say which lines were passed over, in their order, and what should be known of the one taken."""
+def _messages(choice: Choice, bundle: Bundle, name: EngineName, precision: PrecisionName) -> Iterator[tuple[int, str]]:
+    """Say which lines were passed over, in their order, and what should be known of the one taken.
+
+    Yields:
+        The level and the message: what should work and does not, such as damaged weights, is a warning.
+    """
     unfit = _unfit_engines(choice) if name == "auto" else {}
     for verdict in choice.verdicts:
         if verdict.state == "failed" and not verdict.absent:
-            yield f"{verdict.candidate.label} is not used: {verdict.reason}"
+            yield logging.WARNING, f"{verdict.candidate.label} is not used: {verdict.reason}"
         elif unfit.get(verdict.candidate.engine) is verdict:
-            yield f"engine {verdict.candidate.engine} is not used: {verdict.reason}"
+            yield logging.INFO, f"engine {verdict.candidate.engine} is not used: {verdict.reason}"
     taken = choice.taken
     if taken is None:
         return
     if name == "auto" and DEVICES[taken.engine] == "gpu":
-        yield "engine cuda is used, as ONNX Runtime found a GPU; --engine native, openvino or onnxruntime use the CPU"
+        said = "engine cuda is used, as ONNX Runtime found a GPU; --engine native, openvino or onnxruntime use the CPU"
+        yield logging.INFO, said
     if "auto" in (name, precision) and (note := taken.note(bundle)):
-        yield note
+        yield logging.INFO, note
 
 
 def _unfit_engines(choice: Choice) -> dict[str, Verdict]:
@@ -250,5 +255,5 @@ def _refusal(choice: Choice, bundle: Bundle, name: EngineName, precision: Precis
 
 
 @cache
-def _say_once(message: str) -> None:
-    _log.info(message)
+def _say_once(level: int, message: str) -> None:
+    _log.log(level, message)

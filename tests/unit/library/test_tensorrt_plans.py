@@ -198,9 +198,7 @@ def test_the_real_library_refuses_what_is_no_plan_with_the_remedy(l4, bundle, tm
 
 def test_this_machine_without_a_gpu_gets_one_line(builtin, bundle):
     for model in (builtin, bundle):
-        with pytest.raises(
-            SetupError, match=r"^engine tensorrt cannot serve .*: engine tensorrt found no GPU: no NVIDIA"
-        ):
+        with pytest.raises(SetupError, match=r"^engine tensorrt cannot serve .*: no NVIDIA driver is"):
             make_engine(model, "tensorrt")
 
 

@@ -43,7 +43,7 @@ def plan_fault(bundle: Bundle) -> str:
     """Return why no plan can serve a bundle on this machine, with the remedy; empty if one may. Loads nothing."""
     device = find_device()
     if device is None:
-        return f"engine tensorrt found no GPU: {device_fault()}"
+        return device_fault()
     try:
         sm = target_sm(device)
     except SetupError as error:
@@ -101,7 +101,7 @@ def open_plan(bundle: Bundle, gate: CaptureGate, cache_dir: Path | None = None) 
     """
     device = find_device()
     if device is None:
-        raise SetupError(f"engine tensorrt found no GPU: {device_fault()}")
+        raise SetupError(device_fault())
     sm = target_sm(device)
     if sm != device.sm:
         _log.warning("%s is set: plans for SM %s are tried on SM %s", SM_VARIABLE, sm_text(sm), sm_text(device.sm))
