@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import select
 import signal
 import socket
 import time
@@ -59,6 +60,10 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < give_up_at, f"waited in vain: {what}"
         time.sleep(0.05)
+
+
+def is_readable(connection: socket.socket) -> bool:
+    return bool(select.select([connection], [], [], 0)[0])
 
 
 def held_bytes(server: RunningServer) -> float:
@@ -228,6 +233,28 @@ def test_where_all_connections_are_in_use_new_ones_are_told(server):
     assert answer.headers["retry-after"] == "1"
     assert "--max-connections" in answer.json()["message"]
     until(lambda: held_bytes(server) == 0, "they are given up")
+
+
+def test_heads_without_an_end_share_a_part_of_the_memory():
+    """The limit of what is not read is 16 MB here; all of it is held by connections of 60 kB each."""
+    head = request("/v1/rerank", BODY, "X: " + 60_000 * "a")[0]
+    body = json.dumps({**SMALL, "documents": ["word " * 2000]}).encode()
+    with running_server(env={"CROSSRANK_MAX_BODY_BYTES": str(MAX_BODY_BYTES)}) as server, watched(server) as watch:
+        with many(600, lambda: socket.create_connection(("127.0.0.1", server.port), 10)) as attackers:
+            for attacker in attackers:
+                with contextlib.suppress(ConnectionError):
+                    attacker.sendall(head[:-2])
+            until(lambda: sum(map(is_readable, attackers)) > 200, "those over the limit are refused")
+            refused = [attacker for attacker in attackers if is_readable(attacker)]
+            assert refused[0].recv(5000).startswith(b"HTTP/1.1 429 ")
+            with connected(server.port) as other:
+                whole = b"".join(request("/v1/rerank", body, "X: " + 6000 * "a"))
+                other.send(whole[:5000])
+                time.sleep(0.1)
+                other.send(whole[5000:])
+                assert other.answer().status == 200
+        assert "bytes have come that no request has read" in server.log.read_text()
+    assert watch.grown_mb < 100
 
 
 def test_a_lack_of_descriptors_is_logged_and_passes(server):
