@@ -81,7 +81,7 @@ def issuers(server: RunningServer, files: Files) -> set[str]:
     return {issuer(("127.0.0.1", port), files.context(), name) for port, name in ports for _ in range(8)}
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_sighup_reads_certificates_again_and_loses_no_connection(files: Files, workers: str):
     with (
         running_server(*files.flags, "--grpc-port", "0", "--workers", workers, tls=files.context()) as server,

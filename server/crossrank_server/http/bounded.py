@@ -127,6 +127,9 @@ class BoundedProtocol(LenientProtocol):
         """Read a segment, and count what it leaves unread."""
         self._received_bytes += len(data)
         super().data_received(data)
+        if self._refusal is not None:
+            self._ahead_bytes = 0  # what comes now is thrown away
+            return
         self._ahead_bytes = self._ahead_bytes + len(data) if self.pipeline or not self._advanced else 0
         unread_bytes = self.unread_bytes()
         if unread_bytes > _UNCOUNTED_BYTES or self._counted:
@@ -210,10 +213,10 @@ class BoundedProtocol(LenientProtocol):
         self._refuse_with(error)
 
     def _refuse_greedy(self, unread_bytes: int) -> None:
-        if self._refusal is None:
-            error = Overloaded(
-                f"requests of all clients that are not read yet hold the memory for such, and {unread_bytes} bytes of "
-                "it this connection: try again in a second",
-                retry_after_s=1.0,
-            )
-            self._refuse_with(error)
+        error = Overloaded(
+            f"requests of all clients that are not read yet hold the memory for such, and {unread_bytes} bytes of it "
+            "this connection: try again in a second",
+            retry_after_s=1.0,
+        )
+        self._ahead_bytes = 0
+        self._refuse_with(error)

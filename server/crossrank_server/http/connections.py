@@ -15,8 +15,10 @@ from typing import Protocol
 _log = logging.getLogger("crossrank")
 # Bytes a second that a body must come with, or an answer be taken with, after a grace of `client_timeout_s`.
 LEAST_RATE = 10_000
-# Longest bodies that may be held before they are read, and longest answers that may wait for their readers.
+# Longest bodies that may be held before they are read (and at least so many bytes, for heads), and longest answers that
+# may wait for their readers.
 _BODIES_UNREAD = 4
+_LEAST_UNREAD_BYTES = 16_000_000
 _ANSWERS_UNSENT = 8
 # Seconds between two counts of what was read meanwhile, where too much seems to be unread.
 _RECOUNT_EVERY_S = 0.02
@@ -121,7 +123,7 @@ class Connections:
         """Note what a connection holds unread; return False if that is more than its share of a full memory."""
         self._unread_bytes += size - self._unread.get(connection, 0)
         self._unread[connection] = size
-        most = _BODIES_UNREAD * self.limits.max_body_bytes
+        most = max(_BODIES_UNREAD * self.limits.max_body_bytes, _LEAST_UNREAD_BYTES)
         if self._unread_bytes > most and time.monotonic() - self._recounted_at > _RECOUNT_EVERY_S:
             self._recount()
         if self._unread_bytes <= most:
