@@ -26,8 +26,12 @@ _WAIT_S = 20
 
 
 @contextlib.contextmanager
-def running_browser() -> Iterator[webdriver.Chrome]:
-    """Run Chromium with an empty profile until the block ends; without one the test is skipped."""
+def running_browser(*flags: str) -> Iterator[webdriver.Chrome]:
+    """Run Chromium with an empty profile until the block ends; without one the test is skipped.
+
+    Args:
+        flags: Of its command line, beside the usual ones.
+    """
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
@@ -35,7 +39,7 @@ def running_browser() -> Iterator[webdriver.Chrome]:
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory(prefix="crossrank-chromium-", ignore_cleanup_errors=True) as profile:
-        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+        for flag in (*_FLAGS, *flags, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
         try:

@@ -1,6 +1,7 @@
-"""The built-in model with both fp16 graphs beside its fp32 one: what `crossrank engine` and engine cuda start from.
+"""A model with both fp16 graphs beside its fp32 one: what `crossrank engine` and the GPU's engines start from.
 
-`python -m tests.engine_bundle DIRECTORY` writes it, for make bench-gpu.
+`python -m tests.engine_bundle DIRECTORY [MODEL]` writes it, for make bench-gpu and make bench-tensorrt. MODEL is what
+crossrank serve takes; the built-in one by default.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import onnx_ir
 
 from crossrank.bundles.bundle import Bundle, Graph, load_bundle, sha256_of, write_manifest
+from crossrank.resolve import resolve_model
 from crossrank_export.precision import fp16_for_onnxruntime, fp16_from_fp32
 from crossrank_export.variants import FILE_FOR_ONNXRUNTIME, FILES
 
@@ -19,7 +21,7 @@ from crossrank_export.variants import FILE_FOR_ONNXRUNTIME, FILES
 def write_fp16_bundle(source: Bundle, path: Path, max_length: int = 512) -> Bundle:
     shutil.copytree(source.path, path)
     fp32 = source.manifest.graph("fp32")
-    model = onnx_ir.load(source.file(fp32.file))
+    model = onnx_ir.external_data.load_to_model(onnx_ir.load(source.file(fp32.file)))
     fused, _ = fp16_for_onnxruntime(model)
     assert fused is not None
     fp16 = Graph(file=FILES["fp16"], precision="fp16", inputs=fp32.inputs, output=fp32.output)
@@ -37,6 +39,4 @@ def write_fp16_bundle(source: Bundle, path: Path, max_length: int = 512) -> Bund
 
 
 if __name__ == "__main__":
-    from tests.conftest import ROOT
-
-    write_fp16_bundle(load_bundle(ROOT / "server" / "crossrank" / "bundles" / "builtin"), Path(sys.argv[1]))
+    write_fp16_bundle(resolve_model(sys.argv[2] if len(sys.argv) > 2 else "builtin"), Path(sys.argv[1]))

@@ -1,6 +1,7 @@
 """A stand-in for TensorRT 10.4 and 11.4, which are on no package index: a module made from their recorded API.
 
-TensorRT for RTX, whose API is nearly the same, is not stood in for: it runs in tests/unit/export/test_engine_rtx.py.
+TensorRT for RTX builds plans by itself in tests/unit/export/test_engine_rtx.py; but it runs none without a GPU, so that
+running is stood in for as well (version `rtx`), by a module made from the API of the installed one.
 
 Its classes, attributes, enum members and signatures come from the recording alone. What the real bindings lack
 raises as it would there: AttributeError for a name, TypeError for an argument of the wrong name, number or class.
@@ -12,10 +13,13 @@ plug-in methods), so arguments are not checked there; dunder methods are not rec
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.machinery import ModuleSpec
 from keyword import iskeyword
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +28,8 @@ GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = ("10.4.0", "11.4.0")
 
 _SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
-_PREFIX = "tensorrt.tensorrt."
+RTX = "rtx"
+_PREFIX = re.compile(r"^(tensorrt|tensorrt_rtx_bindings)\.\w+\.")
 # A Dims is made from any tuple of ints.
 _IMPLICIT = {"Dims"}
 
@@ -32,7 +37,35 @@ Behaviour = dict[str, Callable]
 
 
 def recorded_api(version: str) -> dict:
+    if version == RTX:
+        return record_api(_installed_rtx())
     return json.loads((GOLDEN / f"tensorrt-{version}-python-api.json").read_text())
+
+
+@cache
+def _installed_rtx() -> ModuleType:
+    """Return the real module, also while a stand-in has its name."""
+    return importlib.import_module("tensorrt_rtx")
+
+
+def record_api(module: ModuleType) -> dict:
+    """Return the API of the real bindings in the form of the golden files, but for functions of the module."""
+    found = {}
+    for name, value in vars(module).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, type) and value.__module__.startswith("tensorrt"):
+            record = {"kind": "class", "bases": [base.__name__ for base in value.__bases__], "members": {}}
+            if hasattr(value, "__members__"):
+                record["enum"] = {key: int(member) for key, member in value.__members__.items()}
+            for member in ["__init__", *(member for member in dir(value) if not member.startswith("_"))]:
+                given = getattr(value, member)
+                doc = str(given) if isinstance(given, int) else (getattr(given, "__doc__", None) or "")
+                record["members"][member] = doc.strip().partition("\n")[0]
+            found[name] = record
+        elif isinstance(value, module.DataType):
+            found[name] = {"kind": "value", "repr": repr(value)}
+    return found
 
 
 def split_arguments(text: str) -> Iterator[str]:
@@ -85,8 +118,8 @@ class _Enum:
 
 
 def _check(value: object, annotation: str, classes: dict[str, type], where: str) -> None:
-    name = annotation.removeprefix(_PREFIX)
-    if annotation.startswith(_PREFIX) and name in classes and name not in _IMPLICIT:
+    name = _PREFIX.sub("", annotation)
+    if name != annotation and name in classes and name not in _IMPLICIT:
         wanted: type | tuple[type, ...] = classes[name]
     elif annotation in ("int", "typing.SupportsInt"):
         wanted = int
@@ -173,7 +206,7 @@ def fake_tensorrt(version: str, behaviour: Behaviour | None = None) -> ModuleTyp
     """Return a module that has exactly what `tensorrt` of that version has.
 
     Args:
-        version: One of VERSIONS.
+        version: One of VERSIONS, or RTX.
         behaviour: What methods do and attributes read, by `Class.member`.
     """
     api, classes = recorded_api(version), {}
@@ -189,7 +222,8 @@ def fake_tensorrt(version: str, behaviour: Behaviour | None = None) -> ModuleTyp
         return classes[name]
 
     module = ModuleType("tensorrt")
-    module.__version__ = version
+    module.__spec__ = ModuleSpec("tensorrt", None)
+    module.__version__ = version if version != RTX else _installed_rtx().__version__
     for name, record in api.items():
         if record["kind"] == "class":
             setattr(module, name, make(name))

@@ -22,14 +22,14 @@ def make_app(bundle: Bundle, engine: Engine | None = None, **options: Any) -> Fa
     Args:
         bundle: The model.
         engine: In place of ONNX Runtime.
-        options: `strict_names` of the pool; `cors_origins` of the application; `max_documents` and `accounts` of the
+        options: `strict_names` of the pool; `cors_origins` and `allowed_hosts` of the application; `max_documents` and `accounts` of the
             service.
     """
     served = ServedModel(bundle, engine or make_engine(bundle, "onnxruntime", "fp32", 1), 10_000)
     pool = ModelPool([served], strict_names=options.pop("strict_names", True))
-    cors_origins = options.pop("cors_origins", ())
+    of_app = {name: options.pop(name) for name in ("cors_origins", "allowed_hosts") if name in options}
     service = RerankService(pool, **{"max_documents": 100, "timeout_s": 60, **options})
-    return create_app(service, max_body_bytes=1_000_000, cors_origins=cors_origins)
+    return create_app(service, max_body_bytes=1_000_000, **of_app)
 
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:

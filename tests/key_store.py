@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from crossrank_server.accounts.keys import NewKey, create_key
+from crossrank.errors import Unauthorized
+from crossrank_server.accounts.base import Account
+from crossrank_server.accounts.keys import NewKey, create_key, expired_key, find_accounts, key_parts, unknown_key
 from crossrank_server.accounts.store import Store
 
 
@@ -15,3 +17,17 @@ def store_address(store: Store) -> str:
 
 def new_key(store: Store, **options: Any) -> str:
     return create_key(store, NewKey(**{"name": "n", **options}))
+
+
+def find_account(store: Store, token: str) -> Account:
+    """Look up one key in the store itself; raise the error for it."""
+    parts = key_parts(token)
+    if parts is None:
+        raise unknown_key()
+    found = find_accounts(store, [parts])
+    (account,) = found.accounts
+    if isinstance(account, Unauthorized):
+        raise account
+    if account.expires_at is not None and account.expires_at <= found.now_s:
+        raise expired_key(account)
+    return account

@@ -63,6 +63,12 @@ class PostgresServer:
         self._process.send_signal(signal.SIGINT)
         self._process.wait(30)
 
+    @property
+    def pid(self) -> int:
+        """Process id of its first process, which is the parent of the others."""
+        assert self._process is not None
+        return self._process.pid
+
     def new_database(self) -> str:
         self._databases += 1
         name = f"test_{self._databases}"

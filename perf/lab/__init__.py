@@ -8,7 +8,7 @@ graphs/     an exported graph before and after the passes
 tokenizer/  the native tokenizer beside the tokenizers library
 soak/       an hour of mixed load: memory, latency, right answers
 install/    what installing it costs: packages, megabytes, import time
-gpu/        a machine with an NVIDIA GPU, everything in one script
+gpu/        a machine with an NVIDIA GPU: everything in one script, and all questions about TensorRT in another
 
 `make bench-NAME BENCH_ARGS="..."` runs one of them.
 """

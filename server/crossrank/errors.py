@@ -16,7 +16,8 @@ CrossrankError
 |- EngineFailure          500  the engine broke or answered nonsense; only an error id is shown
 |- BackendError           502  an upstream engine answered with an error
 |- BackendUnavailable     503  no engine can take requests now: retry after `retry_after_s`
-|  `- ModelWarming        503  the model was asleep and is being loaded: retry after `retry_after_s`
+|  |- ModelWarming        503  the model was asleep and is being loaded: retry after `retry_after_s`
+|  `- AccountsUnavailable 503  API keys, limits or credit cannot be looked up: retry after `retry_after_s`
 |- BackendTimeout         504  the deadline passed
 `- SetupError             --   start-up or command line: shown on stderr, exit code 1
    |- BundleError             a bundle does not fit its manifest
@@ -202,6 +203,17 @@ class ModelWarming(BackendUnavailable):
     """The model was asleep and is being loaded; `Prefer: wait=N` holds a request up to N seconds instead."""
 
     default_code = "model_warming"
+
+
+class AccountsUnavailable(BackendUnavailable):
+    """API keys, limits or credit cannot be looked up, as their store does not answer.
+
+    Attributes:
+        reason: Why, for operators; callers do not see it.
+    """
+
+    default_code = "accounts_unavailable"
+    reason: str = ""
 
 
 class BackendTimeout(CrossrankError):

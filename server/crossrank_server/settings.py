@@ -71,7 +71,8 @@ class ServeSettings(BaseSettings):
         description="What computes the scores. auto takes the GPU (cuda) where onnxruntime-gpu is installed and finds"
         " one, else the native encoder for TinyBERT-L2, TinyBERT-L4 and MiniLM models on x86 CPUs with AVX2, else"
         " OpenVINO where it is installed, else ONNX Runtime; crossrank engines prints the whole order and what is taken"
-        " here. triton sends token ids to the Triton servers of --triton-url.",
+        " here. tensorrt runs a TensorRT plan on an NVIDIA GPU, built at the first start; auto does not take it, as no"
+        " plan has run on a GPU yet. triton sends token ids to the Triton servers of --triton-url.",
     )
     triton_url: str = Field(
         "grpc://127.0.0.1:8001",
@@ -128,13 +129,14 @@ class ServeSettings(BaseSettings):
         4096,
         ge=1,
         description="Open HTTP connections. Beyond it idle ones make room, those of the address that has most first;"
-        " where all are in use, new ones get 503. An idle one takes about 15 kB.",
+        " where all are in use, new ones get 503. An idle one takes about 15 kB. gRPC may have as many.",
     )
     client_timeout_s: float = Field(
         30.0,
         gt=0,
         description="Seconds in which a client must send the headers of a request, and for which a body may stop or an"
-        " answer not be read; beyond that they have to move at 10,000 bytes a second.",
+        " answer not be read; beyond that they have to move at 10,000 bytes a second. A message of gRPC must be whole,"
+        " and its answer be taken, within this time.",
     )
     idle_timeout_s: float = Field(
         75.0,
@@ -219,12 +221,21 @@ class ServeSettings(BaseSettings):
         description="redis://host:6379 counts the keys' limits there, which takes most writes off the store. Empty:"
         " in the store.",
     )
+    store_timeout_s: float = Field(
+        1.0,
+        ge=0.1,
+        le=60,
+        description="Seconds that a request waits for the stores of keys and limits in all; then it gets 503, and after"
+        " it, at once, all requests that need what does not answer, until it does. Shorter where many wait, longer for"
+        " a store far away.",
+    )
     flush_window_s: float = Field(
         1.0,
         ge=0.05,
         le=60,
-        description="Usage is in the store this long after it was recorded. Longer means fewer writes and more lost"
-        " if the process is killed.",
+        description="Usage is in the store this long after it was recorded, or, while that does not answer, in a file"
+        " of --cache-dir that the next start writes to it. Longer means fewer writes and more lost if the process is"
+        " killed.",
     )
     usd_per_1000_documents: float | None = Field(
         None,

@@ -12,9 +12,9 @@ from crossrank.engines import select
 from crossrank.engines.cuda import CudaEngine
 from crossrank.engines.cuda_session import cuda_installed
 from crossrank.engines.onnxruntime import OnnxRuntimeEngine
+from crossrank.engines.tensorrt.device import find_device
 from crossrank.packed import take_pairs
 from crossrank.text.encoding import PairEncoder
-from crossrank_export.trt.device import find_device
 from tests.engine_bundle import write_fp16_bundle
 
 pytestmark = pytest.mark.gpu

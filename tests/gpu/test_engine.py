@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from crossrank.bundles.bundle import load_bundle
-from crossrank_export.trt.bindings import load_runtime, plan_runner
+from crossrank.engines.cuda_gate import CaptureGate
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.device import find_device
+from crossrank.engines.tensorrt.gpus import GPUS
+from crossrank.engines.tensorrt.plan import LoadedPlan
+from crossrank.engines.tensorrt.runtimes import TENSORRT, load_runtime
+from crossrank.engines.tensorrt.spec import make_spec
 from crossrank_export.trt.build import build_engine
-from crossrank_export.trt.check import check_plan
-from crossrank_export.trt.device import find_device
-from crossrank_export.trt.gpus import GPUS
-from crossrank_export.trt.runtimes import TENSORRT
-from crossrank_export.trt.spec import make_spec
 from tests.engine_bundle import write_fp16_bundle
 
 pytestmark = pytest.mark.gpu
@@ -47,5 +48,6 @@ def test_a_plan_agrees_with_onnx_runtime_and_loads_again(machine, bundle):
     assert entry["parity"]["max_abs_delta"] <= 2e-2
     assert entry["parity"]["kendall_tau"] >= 0.99
     check_plan(entry, device.sm, str(trt.__version__))
-    with plan_runner(trt, again.file(entry["file"]).read_bytes(), spec) as runner:
-        assert runner.engine.num_optimization_profiles == len(spec.buckets)
+    plan = LoadedPlan(trt, TENSORRT, again.file(entry["file"]).read_bytes(), entry["file"], CaptureGate())
+    assert [profile.length for profile in plan.profiles] == [bucket.length for bucket in spec.buckets]
+    plan.close()

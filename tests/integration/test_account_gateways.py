@@ -21,7 +21,8 @@ from crossrank.bundles.bundle import Bundle
 from crossrank_server.accounts.keys import NewKey, create_key, list_keys
 from crossrank_server.accounts.metered import MeteredAccounts
 from crossrank_server.accounts.prices import Prices
-from crossrank_server.accounts.store import Store, gateways, holds
+from crossrank_server.accounts.store import Store
+from crossrank_server.accounts.tables import gateways, holds
 from crossrank_server.accounts.usage import UsageFilter, usage_by_day
 from tests.http_app import client_of, make_app
 from tests.server_process import RunningServer, running_server
@@ -91,10 +92,10 @@ def test_two_gateways_enforce_one_credit(arguments: list[str]) -> None:
     store.close()
 
 
-async def test_two_gateways_enforce_one_limit_in_their_store(store_url: str, builtin: Bundle) -> None:
+async def test_two_gateways_enforce_one_limit_in_their_store(store_url: str, builtin: Bundle, tmp_path: Path) -> None:
     # In this process, on a clock that stands: no minute ends meanwhile.
     clock = SteppedClock()
-    accounts = [MeteredAccounts(Store(store_url), Prices(), clock=clock) for _ in range(2)]
+    accounts = [MeteredAccounts(Store(store_url, clock=clock), Prices(), journals=tmp_path) for _ in range(2)]
     store = Store(store_url)
     async with contextlib.AsyncExitStack() as stack:
         clients = [
@@ -198,6 +199,7 @@ def test_usage_survives_a_store_that_goes_away_and_requests_get_a_503_meanwhile(
             assert send(server.base_url, token, 3).status_code == 503
             assert httpx.get(f"{server.base_url}/health/ready").status_code == 200
             postgresql.start()
+            time.sleep(float(refused.headers["retry-after"]))
             assert send(server.base_url, token, 4).status_code == 200
         store = Store(url)
         assert totals(store) == (2, 7)

@@ -150,7 +150,7 @@ def test_an_offer_with_connection_close_is_answered_and_closed(server, results):
             400,
             "can't be present",
         ),
-        (b"POST /v1/rerank HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "chunk size"),
+        (b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "chunk size"),
         (
             b"POST /v1/rerank HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
             400,
@@ -178,7 +178,7 @@ def test_what_is_no_http_is_refused_after_the_answers_to_the_requests_before_it(
         (b"GET /health HTTP/1.1\r\nX: ", 431, "the limit; send fewer"),
         (b"GET /", 414, "the limit; send a body"),
         (
-            b"POST /v1/rerank HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ",
+            b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ",
             431,
             "the limit; send fewer",
         ),

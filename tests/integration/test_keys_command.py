@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from crossrank.errors import SetupError, Unauthorized
-from crossrank_server.accounts.keys import find_account
 from crossrank_server.accounts.ledger import Ledger, UsageBatch
 from crossrank_server.accounts.store import Store
 from crossrank_server.cli import cli
+from tests.key_store import find_account
 
 Run = Callable[..., Result]
 

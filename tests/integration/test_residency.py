@@ -186,11 +186,18 @@ async def test_realtime_requests_pass_a_load_of_batch_requests_of_which_the_late
     assert "the tier batch took longer than 2 s, as it waits for idle cores" in late[0].json()["message"]
 
 
+def post(server: RunningServer, body: bytes, **headers: str) -> httpx.Response:
+    return httpx.post(f"{server.base_url}/v1/rerank", content=body, headers=headers)
+
+
 def test_bodies_of_the_batch_tier_leave_half_of_what_may_be_held_to_others() -> None:
     head = b"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\nx-tier: batch\r\ncontent-length: 100000\r\n\r\n"
     with running_server("--max-body-bytes", "100000") as server, contextlib.ExitStack() as connections:
         for _ in range(4):
             connection = connections.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
             connection.sendall(head + b" " * 99_990)
-        until(lambda: ask(server, "builtin", **{"x-tier": "batch"}).status_code == 429, "the half is taken")
-        assert ask(server, "builtin").status_code == 200
+        # Of one caller as much as is left free, and of a single body half of that.
+        large = b" " * 60_000
+        until(lambda: post(server, large, **{"x-tier": "batch"}).status_code == 429, "the half is taken")
+        assert post(server, large).status_code == 400
+        assert ask(server, "builtin", **{"x-tier": "batch"}).status_code == 200

@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from crossrank_client import AsyncClient, Client, ConnectionFailed
-from crossrank_server.process.tls import read_tls_files
+from crossrank_server.process.tls import open_tls
 from crossrank_server.rpc.server import server_credentials
 from tests.server_process import running_server
 
@@ -141,11 +141,11 @@ def ask_grpc(port: int, credentials: grpc.ChannelCredentials) -> bytes:
 
 @pytest.mark.parametrize("mutual", [False, True])
 def test_grpc_takes_the_same_files(keys: Keys, mutual: bool):
-    files = read_tls_files(keys.cert, keys.key, keys.client_ca if mutual else "")
-    assert files is not None
+    tls = open_tls(keys.cert, keys.key, keys.client_ca if mutual else "")
+    assert tls is not None
     handler = grpc.method_handlers_generic_handler("t.T", {"Echo": grpc.unary_unary_rpc_method_handler(lambda r, _: r)})
     server = grpc.server(ThreadPoolExecutor(1), handlers=[handler])
-    port = server.add_secure_port("127.0.0.1:0", server_credentials(files))
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(tls))
     server.start()
     try:
         roots = Path(keys.server_ca).read_bytes()

@@ -101,9 +101,7 @@ def test_every_process_serves_both_protocols_and_any_of_them_counts_for_all():
 
 def test_requests_under_way_finish_in_every_process():
     body = json.dumps(SMALL).encode()
-    head = (
-        f"POST /v1/rerank HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
+    head = f"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     held = ("crossrank_request_bodies_held_bytes", "")
     with running_server("--workers", "2", "--shutdown-grace-s", "120") as server, contextlib.ExitStack() as stack:
         wait_for_workers(server, 2)
@@ -144,7 +142,7 @@ def test_what_a_dead_worker_held_is_no_longer_shown():
         socket.create_connection(("127.0.0.1", server.port)) as stuck,
     ):
         first = wait_for_workers(server, 2)
-        stuck.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: t\r\ncontent-length: 1000\r\n\r\n{")
+        stuck.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{")
         until(lambda: metrics(server)[held] == 1, "a worker holds a body")
         # One after the other, so that somebody answers.
         for i, pid in enumerate(sorted(first)):
@@ -169,7 +167,7 @@ def test_a_second_ctrl_c_does_not_wait():
         socket.create_connection(("127.0.0.1", server.port)) as stuck,
     ):
         wait_for_workers(server, 2)
-        stuck.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: t\r\ncontent-length: 1000\r\n\r\n{")
+        stuck.sendall(b"POST /v1/rerank HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{")
         until(lambda: metrics(server)["crossrank_request_bodies_held_bytes", ""] == 1, "the request is under way")
         server.process.send_signal(signal.SIGINT)
         until(lambda: "Shutting down" in server.log.read_text(), "it drains")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
+from crossrank.engines.tensorrt.gpus import GPUS
+from crossrank.engines.tensorrt.runtimes import RUNTIMES
+from crossrank.engines.tensorrt.spec import DEFAULT_MAX_BATCH, DEFAULT_WORKSPACE_MIB
 from crossrank_export.commands.buckets import DEFAULT, parse_lengths
-from crossrank_export.trt.gpus import GPUS
-from crossrank_export.trt.runtimes import RUNTIMES
-from crossrank_export.trt.spec import DEFAULT_MAX_BATCH, DEFAULT_WORKSPACE_MIB
 
 
 @click.command()
@@ -83,13 +83,13 @@ def engine(
       crossrank engine tiny --gpu t4 --runtime tensorrt       for Triton, on the T4 itself
     """  # noqa: D301 - click reads the backspace itself
     from crossrank.bundles.bundle import load_bundle
-    from crossrank_export.trt.bindings import load_runtime
-    from crossrank_export.trt.build import build_engine, container_command, require_machine, require_wheel
+    from crossrank.engines.tensorrt.device import find_device
+    from crossrank.engines.tensorrt.runtimes import RTX, RTX_RELEASE, choose_runtime, load_runtime
+    from crossrank.engines.tensorrt.spec import make_spec
+    from crossrank_export.trt.build import build_engine
     from crossrank_export.trt.describe import describe
-    from crossrank_export.trt.device import find_device
+    from crossrank_export.trt.machine import container_command, require_machine, require_wheel
     from crossrank_export.trt.operators import check_graph
-    from crossrank_export.trt.runtimes import RTX, RTX_RELEASE, choose_runtime
-    from crossrank_export.trt.spec import make_spec
 
     targets = [GPUS[name] for name in dict.fromkeys(gpus)]
     chosen, why = choose_runtime(targets, runtime)

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from crossrank.engines.names import EMBEDDED_ENGINES, PRECISIONS
+from crossrank.engines.tensorrt.gpus import GPUS
 from crossrank_export.commands.buckets import DEFAULT, parse_lengths
 from crossrank_export.triton.spec import TARGETS, Queue, RepositorySpec, Target, make_spec
-from crossrank_export.trt.gpus import GPUS
 
 _CURRENT_TAG = GPUS["h100"].container.tag
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from crossrank.bundles.bundle import Graph, Manifest
 from crossrank.engines.buckets import check_lengths
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.gpus import GPUS
+from crossrank.engines.tensorrt.runtimes import RTX, TENSORRT
 from crossrank.errors import SetupError
-from crossrank_export.trt.check import check_plan
-from crossrank_export.trt.gpus import GPUS
-from crossrank_export.trt.runtimes import RTX, TENSORRT
 
 Target = Literal["tensorrt", "onnxruntime-gpu", "cpu"]
 TARGETS: tuple[Target, ...] = ("tensorrt", "onnxruntime-gpu", "cpu")

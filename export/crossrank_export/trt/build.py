@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from crossrank.bundles.bundle import Bundle, Manifest, sha256_of, write_manifest
-from crossrank.errors import SetupError
-from crossrank_export.trt.bindings import build_plan
-from crossrank_export.trt.device import Device, check_device
-from crossrank_export.trt.gpus import Gpu, check_release
+from crossrank.engines.tensorrt.build import build_plan
+from crossrank.engines.tensorrt.device import Device
+from crossrank.engines.tensorrt.gpus import check_release
+from crossrank.engines.tensorrt.runtimes import RTX
+from crossrank.engines.tensorrt.spec import EngineSpec
+from crossrank_export.trt.machine import check_device
 from crossrank_export.trt.parity import check_parity, measure_parity
-from crossrank_export.trt.runtimes import RTX, TENSORRT
-from crossrank_export.trt.spec import EngineSpec
 
 
 def build_engine(trt: Any, device: Device | None, bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:
@@ -69,63 +64,3 @@ def _record(bundle: Bundle, entry: dict[str, Any], plan: bytes) -> None:
     )
     partial.replace(bundle.file(name))
     write_manifest(bundle.path, Manifest.model_validate(updated.model_dump()))
-
-
-def require_wheel(trt: Any | None) -> Any:
-    """Return the module of TensorRT for RTX.
-
-    Raises:
-        SetupError: It is not installed.
-    """
-    if trt is None:
-        raise SetupError(f"{RTX.label} is not installed: pip install 'crossrank[tensorrt]' (Linux on x86-64)")
-    return trt
-
-
-def require_machine(trt: Any | None, device: Device | None, gpu: Gpu, why: str, container_command: str) -> Device:
-    """Return the GPU of this machine, after checking that the machine can build for `gpu` with TensorRT proper.
-
-    Raises:
-        SetupError: TensorRT, Polygraphy or a GPU is absent; the message holds the command that builds in a container.
-    """
-    missing = []
-    if trt is None:
-        missing.append("TensorRT is not installed")
-    if find_spec("polygraphy") is None:
-        missing.append("Polygraphy is not installed")
-    if device is None:
-        missing.append("no NVIDIA GPU is visible")
-    if missing or device is None:
-        releases = "10.4, the last that supports it" if gpu.newest else f"{gpu.oldest[0]}.{gpu.oldest[1]} or later"
-        raise SetupError(
-            f"cannot build a plan for the {gpu.label} on this machine: it takes TensorRT {releases} ({why}), and here "
-            f"{' and '.join(missing)}. On a machine with a {gpu.label} and docker, run:\n\n  {container_command}\n\n"
-            "or add --dry-run to see here what would be built."
-        )
-    return device
-
-
-def container_command(bundle_path: Path, gpu: Gpu, arguments: Sequence[str], timing_cache: Path | None) -> str:
-    """Return the docker command that builds the same plan in NVIDIA's container.
-
-    Args:
-        bundle_path: Bundle on the host, which is mounted.
-        gpu: GPU that decides the image.
-        arguments: Further options of `crossrank engine`, as the user gave them.
-        timing_cache: The user's `--timing-cache`, whose directory is mounted too.
-    """
-    mounts = ["-v", f"{bundle_path.resolve()}:/bundle"]
-    arguments = list(arguments)
-    if timing_cache is not None:
-        mounts += ["-v", f"{timing_cache.resolve().parent}:/timings"]
-        arguments += ["--timing-cache", f"/timings/{timing_cache.name}"]
-    checkout = Path(__file__).resolve().parents[3]
-    if (checkout / "pyproject.toml").is_file():
-        mounts += ["-v", f"{checkout}:/crossrank"]
-        package = "/crossrank"
-    else:
-        package = f"crossrank=={version('crossrank')}"
-    inner = f"pip install -q {package} polygraphy && " + shlex.join(
-        ["crossrank", "engine", "/bundle", "--gpu", gpu.name, "--runtime", TENSORRT.name, *arguments]
-    )
-    return shlex.join(["docker", "run", "--rm", "--gpus", "all", *mounts, gpu.container.image, "bash", "-c", inner])

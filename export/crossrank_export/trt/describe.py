@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from crossrank_export.trt.gpus import release_of
-from crossrank_export.trt.runtimes import TENSORRT
-from crossrank_export.trt.spec import OPTIMIZATION_LEVEL, EngineSpec
+from crossrank.engines.tensorrt.gpus import release_of
+from crossrank.engines.tensorrt.runtimes import TENSORRT
+from crossrank.engines.tensorrt.spec import OPTIMIZATION_LEVEL, EngineSpec
 
 
 def trtexec_command(spec: EngineSpec, bundle_path: Path) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 
 import onnx
 
+from crossrank.engines.tensorrt.build import parse_graph
+from crossrank.engines.tensorrt.gpus import release_of
+from crossrank.engines.tensorrt.runtimes import RTX
+from crossrank.engines.tensorrt.spec import EngineSpec
 from crossrank.errors import SetupError
-from crossrank_export.trt.bindings import parse_graph
-from crossrank_export.trt.gpus import release_of
-from crossrank_export.trt.runtimes import RTX
-from crossrank_export.trt.spec import EngineSpec
 
 _FLOAT = "FP32 FP16 BF16"
 _NUMBER = f"{_FLOAT} INT32 INT64"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle, Graph
+from crossrank.engines.cuda_gate import CaptureGate
+from crossrank.engines.tensorrt.plan import Feed, LoadedPlan, PlanLane
+from crossrank.engines.tensorrt.spec import Bucket, EngineSpec
 from crossrank.errors import SetupError
 from crossrank.native.padding import pad
 from crossrank.packed import PairBatch, join_pairs, take_pairs
@@ -17,8 +21,6 @@ from crossrank.text.encoding import PairEncoder
 from crossrank_export.graphs import session_scorer
 from crossrank_export.parity import SampleSet, compare
 from crossrank_export.samples import SampleGroup, builtin_groups
-from crossrank_export.trt.bindings import Feed, plan_runner, run_plan
-from crossrank_export.trt.spec import EngineSpec
 
 # The fp16 graph itself may be 0.02 off fp32; TensorRT adds in yet another order.
 MAX_DELTA_LOGIT = 0.05
@@ -44,12 +46,10 @@ def measure_parity(trt: Any, plan: bytes, bundle: Bundle, spec: EngineSpec) -> d
     logits = np.zeros(len(batch), np.float32)
     pairs_by_bucket: dict[str, int] = {}
     delta_by_bucket: dict[str, float] = {}
-    with plan_runner(trt, plan, spec) as runner:
-        for profile, chosen in _by_bucket(batch.lengths, spec):
-            bucket = spec.buckets[profile]
+    with _lane(trt, plan, spec) as lane:
+        for bucket, chosen in _by_bucket(batch.lengths, spec):
             feed = make_feed(spec.graph, take_pairs(batch, chosen), bucket.length, manifest.pad_token_id)
-            output = run_plan(runner, profile, feed, spec.graph.output.name)
-            logits[chosen] = output.reshape(len(chosen), -1)[:, manifest.label]
+            logits[chosen] = lane.run(feed)[:, manifest.label]
             delta = np.abs(logits[chosen] - reference[chosen])
             name = str(bucket.length)
             pairs_by_bucket[name] = pairs_by_bucket.get(name, 0) + len(chosen)
@@ -94,10 +94,32 @@ def _encode(bundle: Bundle, groups: list[SampleGroup]) -> PairBatch:
     return join_pairs([encoder.encode(group.query, group.documents).batch for group in groups])
 
 
-def _by_bucket(lengths: NDArray[np.int64], spec: EngineSpec) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield (profile, indices of pairs), at most as many pairs at a time as the profile takes."""
+@contextmanager
+def _lane(trt: Any, plan: bytes, spec: EngineSpec) -> Iterator[PlanLane]:
+    """Load a plan onto the GPU, and yield a lane until the context ends.
+
+    Raises:
+        SetupError: TensorRT cannot load the plan, or the GPU has not enough memory.
+    """
+    loaded = LoadedPlan(trt, spec.runtime, plan, spec.plan_name, CaptureGate())
+    try:
+        if len(loaded.profiles) != len(spec.buckets):
+            raise SetupError(
+                f"{spec.plan_name} has {len(loaded.profiles)} profiles, {len(spec.buckets)} were asked for"
+            )
+        lane = loaded.open_lane()
+        try:
+            yield lane
+        finally:
+            lane.close()
+    finally:
+        loaded.close()
+
+
+def _by_bucket(lengths: NDArray[np.int64], spec: EngineSpec) -> Iterator[tuple[Bucket, NDArray[np.int64]]]:
+    """Yield (bucket, indices of pairs), at most as many pairs at a time as the profile takes."""
     profiles = np.searchsorted([bucket.length for bucket in spec.buckets], lengths)
     for profile, bucket in enumerate(spec.buckets):
         chosen = np.flatnonzero(profiles == profile)
         for start in range(0, len(chosen), bucket.max_batch):
-            yield profile, chosen[start : start + bucket.max_batch]
+            yield bucket, chosen[start : start + bucket.max_batch]

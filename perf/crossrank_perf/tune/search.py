@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
-from crossrank.engines.names import CPU_ENGINES
+from crossrank.engines.names import CPU_ENGINES, GPU_ENGINES
 from crossrank.engines.select import make_engine
 from crossrank.engines.tuning import EngineConfig, config_of
 from crossrank.errors import CrossrankError, EngineFailure, SetupError
@@ -116,7 +116,7 @@ class _Search:
 
     async def run(self, deadline_s: float, source: str) -> Found:
         engine = make_engine(self._bundle)
-        if engine.name == "cuda":
+        if engine.name in GPU_ENGINES:
             await engine.close()
             raise SetupError("engine auto takes the GPU here, which has nothing to tune: crossrank tune is for CPUs")
         start = config_of(engine)

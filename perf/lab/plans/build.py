@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from crossrank.bundles.catalog import BUILTIN, MODELS, CatalogModel
-from crossrank_export.trt.bindings import build_plan, load_runtime
-from crossrank_export.trt.build import require_wheel
-from crossrank_export.trt.gpus import Gpu
-from crossrank_export.trt.runtimes import RTX
-from crossrank_export.trt.spec import DEFAULT_MAX_BATCH, DEFAULT_WORKSPACE_MIB, EngineSpec, make_buckets
+from crossrank.engines.tensorrt.build import build_plan
+from crossrank.engines.tensorrt.gpus import Gpu
+from crossrank.engines.tensorrt.runtimes import RTX, load_runtime
+from crossrank.engines.tensorrt.spec import DEFAULT_MAX_BATCH, DEFAULT_WORKSPACE_MIB, EngineSpec, make_buckets
+from crossrank_export.trt.machine import require_wheel
 from lab.random_models import write_checkpoint
 
 # Tokens of the nine models' longest pairs.

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from crossrank_export.trt.gpus import GPUS
-from crossrank_export.trt.runtimes import RTX_SMS
+from crossrank.engines.tensorrt.gpus import GPUS
+from crossrank.engines.tensorrt.runtimes import RTX_SMS
 
 # One GPU of each compute capability.
 ONE_OF_EACH = ("t4", "a100", "a10", "l4", "rtx-50", "gb10")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from crossrank.bundles.model_directory import external_locations
 from crossrank.errors import BundleError
 from crossrank.request import TruncationDirection
 
@@ -53,15 +54,25 @@ class Source(_Frozen):
     sha256: dict[str, str] = Field(default_factory=dict, description="files read, by name")
 
 
+# Far above every encoder that is known, and far below what overflows where sizes are multiplied or takes minutes.
+MOST_LAYERS = 1000
+MOST_WIDTH = 1_000_000
+MOST_ROWS = 10_000_000
+Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
+Width = Annotated[int, Field(gt=0, le=MOST_WIDTH)]
+Rows = Annotated[int, Field(gt=0, le=MOST_ROWS)]
+TokenId = Annotated[int, Field(ge=0, lt=MOST_ROWS)]
+
+
 class Architecture(_Frozen):
     """The shape of the encoder, as its config.json states it."""
 
     model_type: str
-    layers: int
-    hidden: int
-    heads: int
-    ffn: int
-    vocab_size: int
+    layers: Layers
+    hidden: Width
+    heads: Width
+    ffn: Width
+    vocab_size: Rows
 
 
 class Tensor(_Frozen):
@@ -78,10 +89,10 @@ class PairTemplate(_Frozen):
     BERT: start [CLS], middle [SEP], end [SEP], segments (0, 1). RoBERTa: <s>, </s></s>, </s>, (0, 0).
     """
 
-    start: list[int]
-    middle: list[int]
-    end: list[int]
-    segments: tuple[int, int] = (0, 1)
+    start: list[TokenId] = Field(max_length=100)
+    middle: list[TokenId] = Field(max_length=100)
+    end: list[TokenId] = Field(max_length=100)
+    segments: tuple[TokenId, TokenId] = (0, 1)
 
     @property
     def special_tokens(self) -> int:
@@ -120,16 +131,16 @@ class SharedTensor(_Frozen):
     """A tensor that another of the bundle's files holds already, as plain little-endian float32."""
 
     file: str
-    offset: int = Field(ge=0, description="byte where it begins")
+    offset: int = Field(ge=0, lt=2**63, description="byte where it begins")
 
 
 class Weights(_Frozen):
     """The fp32 weights by role (`crossrank.native.weights`), for the native engine."""
 
     file: str = Field(description="safetensors; all roles but the shared ones")
-    positions: int = Field(gt=0, description="rows of the position embeddings")
-    segments: int = Field(gt=0, description="rows of the segment embeddings")
-    epsilon: float = Field(gt=0, description="of every layer normalization")
+    positions: Rows = Field(description="rows of the position embeddings")
+    segments: Rows = Field(description="rows of the segment embeddings")
+    epsilon: float = Field(gt=0, lt=1, description="of every layer normalization")
     shared: dict[str, SharedTensor] = Field(default_factory=dict, description="roles that lie in other files")
     read_back: bool = Field(False, description="false where the file may hold other weights than were measured")
     parity: dict[str, Any] = Field(default_factory=dict, description="agreement with the source, as measured at export")
@@ -142,11 +153,11 @@ class Manifest(_Frozen):
     model_id: str
     source: Source
     architecture: Architecture
-    num_labels: int
+    num_labels: Width
     label: int = Field(0, description="which logit is the score, where the source has several")
-    max_length: int = Field(gt=0, description="tokens of a pair, special tokens included")
-    pad_token_id: int
-    special_token_ids: dict[str, int] = Field(description="cls, sep, pad, unk ... by role")
+    max_length: Rows = Field(description="tokens of a pair, special tokens included")
+    pad_token_id: TokenId
+    special_token_ids: dict[str, TokenId] = Field(description="cls, sep, pad, unk ... by role")
     pair_template: PairTemplate
     truncation_side: TruncationDirection = Field(
         default="right", description="which side of a text its tokenizer cuts where a request does not say"
@@ -258,6 +269,13 @@ def load_bundle(path: Path) -> Bundle:
             raise BundleError(
                 f"{path}: {name} has sha256 {actual}, the manifest says {expected}; export the bundle again"
             )
+    for graph in manifest.graphs:
+        others = sorted(external_locations(path / graph.file).keys() - {graph.data_file})
+        if others:
+            raise BundleError(
+                f"{path}: {graph.file} reads weights from {others[0][:200]!r}, which {MANIFEST} does not name as its "
+                "data_file; export the bundle again"
+            )
     return Bundle(path, manifest)
 
 
@@ -284,7 +302,9 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or MANIFEST
-        return f"{where}: {first['msg']}"
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part)[:100] for part in first["loc"]) or MANIFEST
+        # Of a number that is out of bounds the message has the bound.
+        value = f" (it is {str(first['input'])[:40]})" if isinstance(first["input"], (int, float, str)) else ""
+        return f"{where}: {first['msg']}{value}; export the bundle again"
     return str(error)

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from crossrank.bundles.layout import CONFIG, ModelFiles
 from crossrank.errors import ModelSourceError
 
-# The key `location` of TensorProto.external_data as protobuf encodes it: field 1, 8 bytes.
-_LOCATION = b"\x0a\x08location"
+# The key of TensorProto.external_data that names a file. Its length before it may be encoded in several ways.
+_LOCATION = b"location"
 # A repository in huggingface_hub's cache: models--OWNER--NAME/snapshots/COMMIT.
 _REPOSITORY = re.compile(r"models--(?P<id>.+)")
 

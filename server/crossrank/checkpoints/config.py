@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossrank.bundles.bundle import Architecture
+from crossrank.bundles.bundle import MOST_LAYERS, MOST_ROWS, MOST_WIDTH, Architecture
 from crossrank.bundles.layout import CONFIG, MODULES, Kind, own_code, read_object, why_own_code
 from crossrank.checkpoints.families import is_own_class
 from crossrank.errors import ModelSourceError
@@ -168,11 +168,18 @@ def _refuse_malformed(config: dict[str, Any], path: Path) -> None:
         raise ModelSourceError(f"{path}: architectures is {str(names)[:80]}, not a list of class names")
     if not isinstance(config.get("model_type", ""), str):
         raise ModelSourceError(f"{path}: model_type is {str(config['model_type'])[:80]}, not the name of a family")
-    least = {"num_labels": 1, "type_vocab_size": 0} | {key: 1 for keys in _SPELLINGS.values() for key in keys}
-    for key, number in least.items():
+    bounds = {"num_labels": (1, MOST_WIDTH), "type_vocab_size": (0, MOST_ROWS), "embedding_size": (1, MOST_WIDTH)}
+    for name, keys in _SPELLINGS.items():
+        most = {"layers": MOST_LAYERS, "vocab_size": MOST_ROWS}.get(name, MOST_WIDTH)
+        bounds |= dict.fromkeys(keys, (1, most))
+    for key, (least, _) in bounds.items():
         value = config.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < number):
-            raise ModelSourceError(f"{path}: {key} is {str(value)[:80]}, not a whole number of at least {number}")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise ModelSourceError(f"{path}: {key} is {str(value)[:80]}, not a whole number of at least {least}")
+    for key, (_, most) in {**bounds, "max_position_embeddings": (0, MOST_ROWS)}.items():
+        value = config.get(key)
+        if isinstance(value, int) and value > most:
+            raise ModelSourceError(f"{path}: {key} is {str(value)[:40]}, the limit is {most}: no known model has more")
 
 
 def _refuse_modules(directory: Path) -> None:

@@ -51,7 +51,8 @@ class CrossEncoder(OpenedModel):
         model_name_or_path: `builtin`, a directory (a bundle, or one written by `save_pretrained`), an ONNX file in such
             a directory, or a hub id with an optional `@revision`.
         modules: Not supported.
-        device: `cpu`, `cuda` (the first GPU, with engine `cuda`), or None for the fastest engine of this machine.
+        device: `cpu`, `cuda` (the first GPU, with engine `cuda` unless `engine` says `tensorrt`), or None for the
+            fastest engine of this machine.
         prompts: Texts by name, each put before queries that are scored under that name.
         default_prompt_name: Name of the prompt for calls that name none.
         cache_folder: Directory of converted models; None is the default cache.
@@ -72,7 +73,7 @@ class CrossEncoder(OpenedModel):
             function that takes a float32 array [pairs, 1]. None is the one that the model's configuration names, else
             the sigmoid.
         keep_in_fp32_modules: Not supported.
-        engine: `auto`, `native`, `openvino`, `onnxruntime` or `cuda`; takes precedence over `backend`.
+        engine: `auto`, `native`, `openvino`, `onnxruntime`, `cuda` or `tensorrt`; takes precedence over `backend`.
         precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`; `auto` is bf16 where the CPU multiplies it natively.
         threads: Number of concurrent inferences; None is one per core.
         label: Index of the logit that is the score, counted from 0, where the model gives several.

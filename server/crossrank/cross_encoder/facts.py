@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from crossrank.cross_encoder.activations import Activation, ActivationFunction, activation_from, default_activation
 from crossrank.cross_encoder.config import ModelConfig, config_from_manifest
 from crossrank.cross_encoder.handle import ModelHandle
+from crossrank.engines.names import GPU_ENGINES
 
 if TYPE_CHECKING:
     from crossrank.bundles.bundle import Manifest
@@ -54,7 +55,7 @@ class OpenedModel:
 
     @property
     def engine(self) -> str:
-        """Engine in use: `native`, `openvino`, `onnxruntime` or `cuda`."""
+        """Engine in use: `native`, `openvino`, `onnxruntime`, `cuda` or `tensorrt`."""
         return self._handle.model().engine.name
 
     @property
@@ -65,7 +66,7 @@ class OpenedModel:
     @property
     def device(self) -> str:
         """Device in use: `cuda` or `cpu`."""
-        return "cuda" if self.engine == "cuda" else "cpu"
+        return "cuda" if self._handle.model().engine.name in GPU_ENGINES else "cpu"
 
     @property
     def max_length(self) -> int:

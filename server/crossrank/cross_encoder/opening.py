@@ -106,7 +106,7 @@ def engine_and_device(engine: str, device: Any, backend: str) -> tuple[EngineNam
     wanted = _PLACES[place]
     if wanted and DEVICES.get(chosen, wanted) != wanted:
         raise ValueError(f"device {place!r} and engine {chosen!r} contradict each other: leave one of them out")
-    return ("cuda" if wanted == "gpu" else chosen), wanted
+    return ("cuda" if wanted == "gpu" and chosen == "auto" else chosen), wanted
 
 
 def checked_name(argument: str, name: str, known: tuple[Name, ...]) -> Name:

@@ -89,5 +89,6 @@ def check_logits(engine: EmbeddedEngine, expected: Expected) -> None:
     if not delta <= limit:
         raise EngineFailure(
             f"{engine.file} on engine {engine.name} gives logits {delta:.3g} off those of the bundle's fp32 graph in "
-            f"ONNX Runtime, in {engine.precision} (limit {limit:.3g}): report this with the model and the CPU or GPU"
+            f"ONNX Runtime, in {engine.precision} (limit {limit:.3g}): "
+            "export the model again; if that does not help, report this with the model and the CPU or GPU"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from crossrank.bundles.bundle import Bundle, Operators, Precision
@@ -18,6 +19,8 @@ from crossrank.engines.cuda_session import cuda_installed
 from crossrank.engines.embedded import EmbeddedEngine
 from crossrank.engines.names import DEVICES, PRECISIONS, Device, EngineName, PrecisionName
 from crossrank.engines.native import NativeEngine, precision_of
+from crossrank.engines.tensorrt.choose import plan_fault, tensorrt_installed
+from crossrank.engines.tensorrt.engine import load_tensorrt
 from crossrank.errors import BundleError
 from crossrank.native.library import Kernel, kernel_fault
 from crossrank.native.weights import NATIVE_SHAPES, is_native_shape
@@ -49,8 +52,8 @@ class Candidate:
         kernel: The instructions or operators that it computes with, empty where there is no choice.
         why: Why it stands at this place.
         fault: Return what it lacks to serve a bundle on this machine. Loads nothing.
-        load: Load a bundle for a number of inferences at a time (None: as many as there are cores). None where a server
-            computes.
+        load: Load a bundle for a number of inferences at a time (None: as many as there are cores), with a directory
+            for what is kept (None: the default cache). None where a server computes.
         asked: It is considered only where its engine, or its precision, was asked for by name.
         reads: Which of the bundle's files it computes with, where the lines of an engine differ in that.
         checked: Its logits are compared with the fp32 graph's before it serves.
@@ -62,7 +65,7 @@ class Candidate:
     kernel: str
     why: str
     fault: Callable[[Bundle], Fault | None]
-    load: Callable[[Bundle, int | None], EmbeddedEngine] | None
+    load: Callable[[Bundle, int | None, Path | None], EmbeddedEngine] | None
     asked: Literal["", "engine", "precision"] = ""
     reads: str = ""
     checked: bool = False
@@ -143,10 +146,20 @@ def _cuda(precision: Precision, operators: Operators, why: str) -> Candidate:
         "fused operators" if operators == "onnxruntime" else "standard operators",
         why,
         fault,
-        lambda bundle, threads: CudaEngine(bundle, precision, threads, operators=operators),
+        lambda bundle, threads, _: CudaEngine(bundle, precision, threads, operators=operators),
         reads=f"{precision} {operators}",
         note=note,
     )
+
+
+def _tensorrt_fault(bundle: Bundle) -> Fault | None:
+    if not tensorrt_installed():
+        return Fault(
+            "engine tensorrt needs TensorRT for RTX: pip install 'crossrank[tensorrt]' (Linux on x86-64)", absent=True
+        )
+    if reason := plan_fault(bundle):
+        return Fault(reason)
+    return _missing_graph(bundle, "fp16")
 
 
 def _native(
@@ -170,7 +183,7 @@ def _native(
         reason = kernel_fault(kernel)
         return Fault(reason) if reason else None
 
-    def load(bundle: Bundle, threads: int | None) -> EmbeddedEngine:
+    def load(bundle: Bundle, threads: int | None, _: Path | None) -> EmbeddedEngine:
         return NativeEngine(bundle, kernel, threads)
 
     return Candidate("native", precision_of(kernel), kernel, why, fault, load, asked, checked=True, note=note)
@@ -184,7 +197,7 @@ def _openvino(precision: Literal["fp32", "bf16"], flag: str, why: str) -> Candid
             return Fault(f"this CPU has no {'AMX' if flag == 'amx_bf16' else 'AVX-512 BF16'}")
         return _missing_graph(bundle, "fp32")
 
-    def load(bundle: Bundle, threads: int | None) -> EmbeddedEngine:
+    def load(bundle: Bundle, threads: int | None, _: Path | None) -> EmbeddedEngine:
         from crossrank.engines.openvino import OpenVinoEngine
 
         return OpenVinoEngine(bundle, precision, threads)
@@ -194,7 +207,7 @@ def _openvino(precision: Literal["fp32", "bf16"], flag: str, why: str) -> Candid
 
 
 def _onnxruntime(precision: Precision, why: str, asked: Literal["", "precision"] = "") -> Candidate:
-    def load(bundle: Bundle, threads: int | None) -> EmbeddedEngine:
+    def load(bundle: Bundle, threads: int | None, _: Path | None) -> EmbeddedEngine:
         from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(bundle, precision, threads)
@@ -225,6 +238,16 @@ CANDIDATES: tuple[Candidate, ...] = (
     _cuda("fp16", "onnxruntime", "a GPU is faster than any CPU, and fastest in fp16"),
     _cuda("fp16", "onnx", "the same, by the graph that every ONNX Runtime computes exactly"),
     _cuda("fp32", "onnx", "a GPU is faster than any CPU"),
+    Candidate(
+        "tensorrt",
+        "fp16",
+        "",
+        "it has not been measured on any GPU, so auto takes cuda",
+        _tensorrt_fault,
+        load_tensorrt,
+        asked="engine",
+        checked=True,
+    ),
     _native("amx", "2.2 times as fast as OpenVINO with AMX or more", _TINYBERT_L2),
     _openvino("bf16", "amx_bf16", "AMX multiplies faster than AVX-512; the native encoder was not measured with it"),
     _native("avx512_bf16", "1.4 times as fast as OpenVINO with AVX-512 BF16 or more", note=_amx_is_idle),

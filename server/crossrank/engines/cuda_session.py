@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Graph
-from crossrank.engines.cuda_gate import CaptureGate
+from crossrank.engines.shaped import GATE
 from crossrank.errors import BundleError, SetupError
 
 _log = logging.getLogger("crossrank")
 
 _PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
-GATE = CaptureGate()
 LIBRARY = "capi/libonnxruntime_providers_cuda.so"
 
 

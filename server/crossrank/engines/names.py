@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 # `auto` is the first of `candidates` that can serve.
-EngineName = Literal["auto", "native", "openvino", "onnxruntime", "cuda", "triton"]
+EngineName = Literal["auto", "native", "openvino", "onnxruntime", "cuda", "tensorrt", "triton"]
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 Device = Literal["cpu", "gpu", "server"]
 
@@ -17,7 +17,9 @@ DEVICES: dict[EngineName, Device] = {
     "openvino": "cpu",
     "onnxruntime": "cpu",
     "cuda": "gpu",
+    "tensorrt": "gpu",
     "triton": "server",
 }
 EMBEDDED_ENGINES: tuple[EngineName, ...] = tuple(name for name in ENGINES if DEVICES.get(name) != "server")
+GPU_ENGINES: tuple[EngineName, ...] = tuple(name for name in ENGINES if DEVICES.get(name) == "gpu")
 CPU_ENGINES: tuple[EngineName, ...] = tuple(name for name in ENGINES if DEVICES.get(name) == "cpu")

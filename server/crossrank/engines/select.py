@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Literal
 
 from crossrank.bundles.bundle import Bundle
@@ -65,6 +66,7 @@ def make_engine(
     precision: PrecisionName = "auto",
     threads: int | None = None,
     device: Device | None = None,
+    cache_dir: Path | None = None,
 ) -> EmbeddedEngine:
     """Load a bundle into the engine asked for, or into the fastest one of this machine that works.
 
@@ -77,15 +79,16 @@ def make_engine(
         precision: The arithmetic, or `auto`.
         threads: Inferences at the same time; defaults to one for each available core, two on a GPU.
         device: Leave out engines that compute elsewhere.
+        cache_dir: Where engines keep what they build; defaults to `default_cache_dir()`.
 
     Raises:
         SetupError: The engine is not installed or cannot compute in that precision here, or no engine can serve.
         BundleError: The bundle does not fit its manifest.
         EngineFailure: The engine asked for computes something else than the bundle's fp32 graph.
     """
-    choice = choose_engine(bundle, name, precision, threads, device)
-    for message in _messages(choice, bundle, name, precision):
-        _say_once(message)
+    choice = choose_engine(bundle, name, precision, threads, device, cache_dir)
+    for level, message in _messages(choice, bundle, name, precision):
+        _say_once(level, message)
     if choice.engine is not None:
         return choice.engine
     if name != "auto" and choice.errors:
@@ -99,6 +102,7 @@ def choose_engine(
     precision: PrecisionName = "auto",
     threads: int | None = None,
     device: Device | None = None,
+    cache_dir: Path | None = None,
 ) -> Choice:
     """Go through the table until a line serves; see `make_engine`. Nothing is logged or raised for lines that fail."""
     choice = Choice()
@@ -116,7 +120,7 @@ def choose_engine(
             verdict = Verdict(candidate, "failed", "as the line above", absent=True)
         else:
             try:
-                choice.engine = _load(candidate, reference, threads)
+                choice.engine = _load(candidate, reference, threads, cache_dir)
                 verdict = Verdict(candidate, "taken")
             except CrossrankError as error:
                 choice.errors.append(error)
@@ -137,7 +141,7 @@ class _Reference:
         return expect_logits(self.bundle)
 
 
-def _load(candidate: Candidate, reference: _Reference, threads: int | None) -> EmbeddedEngine:
+def _load(candidate: Candidate, reference: _Reference, threads: int | None, cache_dir: Path | None) -> EmbeddedEngine:
     """Load an engine and compare what it computes with the bundle's fp32 graph.
 
     Raises:
@@ -147,7 +151,7 @@ def _load(candidate: Candidate, reference: _Reference, threads: int | None) -> E
     # Before the engine is loaded: of a large model, two copies of the weights at a time would be one too many.
     expected = reference.expected if candidate.checked else None
     try:
-        engine = candidate.load(reference.bundle, threads)
+        engine = candidate.load(reference.bundle, threads, cache_dir)
     except CrossrankError:
         raise
     except Exception as error:  # a broken installation raises anything, on import already
@@ -192,21 +196,26 @@ def _disagreement(candidate: Candidate, bundle: Bundle, name: EngineName) -> Fau
     )
 
 
-def _messages(choice: Choice, bundle: Bundle, name: EngineName, precision: PrecisionName) -> Iterator[str]:
-    """Say which lines were passed over, in their order, and what should be known of the one taken."""
+def _messages(choice: Choice, bundle: Bundle, name: EngineName, precision: PrecisionName) -> Iterator[tuple[int, str]]:
+    """Say which lines were passed over, in their order, and what should be known of the one taken.
+
+    Yields:
+        The level and the message: what should work and does not, such as damaged weights, is a warning.
+    """
     unfit = _unfit_engines(choice) if name == "auto" else {}
     for verdict in choice.verdicts:
         if verdict.state == "failed" and not verdict.absent:
-            yield f"{verdict.candidate.label} is not used: {verdict.reason}"
+            yield logging.WARNING, f"{verdict.candidate.label} is not used: {verdict.reason}"
         elif unfit.get(verdict.candidate.engine) is verdict:
-            yield f"engine {verdict.candidate.engine} is not used: {verdict.reason}"
+            yield logging.INFO, f"engine {verdict.candidate.engine} is not used: {verdict.reason}"
     taken = choice.taken
     if taken is None:
         return
     if name == "auto" and DEVICES[taken.engine] == "gpu":
-        yield "engine cuda is used, as ONNX Runtime found a GPU; --engine native, openvino or onnxruntime use the CPU"
+        said = "engine cuda is used, as ONNX Runtime found a GPU; --engine native, openvino or onnxruntime use the CPU"
+        yield logging.INFO, said
     if "auto" in (name, precision) and (note := taken.note(bundle)):
-        yield note
+        yield logging.INFO, note
 
 
 def _unfit_engines(choice: Choice) -> dict[str, Verdict]:
@@ -246,5 +255,5 @@ def _refusal(choice: Choice, bundle: Bundle, name: EngineName, precision: Precis
 
 
 @cache
-def _say_once(message: str) -> None:
-    _log.info(message)
+def _say_once(level: int, message: str) -> None:
+    _log.log(level, message)

@@ -108,18 +108,21 @@ def apply_config(engine: EmbeddedEngine, config: EngineConfig) -> None:
     engine.row_step = config.row_step
 
 
-def make_tuned_engine(bundle: Bundle, config: EngineConfig, threads: int | None = None) -> EmbeddedEngine:
+def make_tuned_engine(
+    bundle: Bundle, config: EngineConfig, threads: int | None = None, cache_dir: Path | None = None
+) -> EmbeddedEngine:
     """Load a bundle as the configuration says.
 
     Args:
         bundle: The model.
         config: The settings found fastest.
         threads: Overrides those of the configuration.
+        cache_dir: See `make_engine`.
 
     Raises:
         SetupError, BundleError: See `make_engine`.
     """
-    engine = make_engine(bundle, config.engine, config.precision, threads or config.threads)
+    engine = make_engine(bundle, config.engine, config.precision, threads or config.threads, cache_dir=cache_dir)
     apply_config(engine, config)
     return engine
 
@@ -141,7 +144,7 @@ def load_engine(
         name: Of an engine of this process, or `auto`.
         precision: The arithmetic, or `auto`.
         threads: Inferences at the same time, in place of those found fastest.
-        cache_dir: Where tunings are kept; defaults to `default_cache_dir()`.
+        cache_dir: Where tunings and what engines build are kept; defaults to `default_cache_dir()`.
         device: Leave out engines that compute elsewhere.
 
     Raises:
@@ -149,7 +152,7 @@ def load_engine(
     """
     tuning = read_tuning(bundle, cache_dir)
     if tuning is None or device not in (None, DEVICES[tuning.config.engine]):
-        return make_engine(bundle, name, precision, threads, device)
+        return make_engine(bundle, name, precision, threads, device, cache_dir)
     wanted, found = (name, precision), (tuning.config.engine, tuning.config.precision)
     if any(asked not in ("auto", value) for asked, value in zip(wanted, found, strict=True)):
         _log.info(
@@ -157,8 +160,8 @@ def load_engine(
             bundle.manifest.model_id,
             *found,
         )
-        return make_engine(bundle, name, precision, threads, device)
-    engine = make_tuned_engine(bundle, tuning.config, threads)
+        return make_engine(bundle, name, precision, threads, device, cache_dir)
+    engine = make_tuned_engine(bundle, tuning.config, threads, cache_dir)
     _log.info(
         "%s: as crossrank tune found fastest on %s: %d threads, batches of %d tokens, padded to %d tokens, %d rows",
         bundle.manifest.model_id,

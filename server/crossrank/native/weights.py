@@ -130,6 +130,9 @@ def read_weights(directory: Path, record: Weights, sizes: Architecture) -> tuple
         arrays = load_file(directory / record.file)
         for role, tensor in record.shared.items():
             dims = expected.get(role, ())
+            end, size = tensor.offset + 4 * math.prod(dims), (directory / tensor.file).stat().st_size
+            if end > size:
+                raise ValueError(f"{role} ends at byte {end} of {tensor.file}, which has {size}")
             numbers = np.fromfile(directory / tensor.file, "<f4", math.prod(dims), offset=tensor.offset)
             arrays[role] = numbers.astype(np.float32, copy=False).reshape(dims)
         shape.check(arrays)

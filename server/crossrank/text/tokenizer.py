@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from crossrank.errors import BundleError
+from crossrank.errors import BundleError, EngineFailure
 from crossrank.native.library import NativeError
 from crossrank.native.wordpiece import WordPiece
 from crossrank.packed import Tokens, offsets_of
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 # A text is first cut to this many characters for each usable token. English has about 4.5 characters a token, so nearly
 # every document that must be truncated is tokenized once, and a 1 MB document costs no more than two pages.
 _CHARACTERS_PER_TOKEN = 6
+# That of a model with a million tokens has about 60 MB.
+_MAX_FILE_BYTES = 256_000_000
 # Characters tokenized in one call. The Rust tokenizer needs up to 700 bytes of memory for each; native code 9.
 _CALL_CHARACTERS, _NATIVE_CALL_CHARACTERS = 1 << 16, 1 << 20
 # Characters by which the parts differ that are compared there: a prime, so that what repeats is not cut alike.
@@ -49,13 +52,20 @@ class TextTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
+        size = path.stat().st_size
+        if size > _MAX_FILE_BYTES:
+            raise BundleError(f"{path} has {size} bytes, the limit is {_MAX_FILE_BYTES}: it is no tokenizer of a model")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust library raises plain Exception
-            raise BundleError(f"{path} is not a readable tokenizer: {error}") from error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the Rust library raises plain Exception, or panics, which is none
+            raise BundleError(f"{path} is not a readable tokenizer: {str(error)[:500]}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         definition = json.loads(path.read_bytes())
+        # No bound method: a cycle of references would keep a sleeping model in memory until the garbage collector runs.
+        self._ids = partial(_ids_of, self._tokenizer)
         self._cuts = Cuts(self._tokenizer, definition, self._ids)
         self._native = _native(self._tokenizer, definition)
 
@@ -158,10 +168,21 @@ class TextTokenizer:
         tokens = Tokens.joined(found)
         return tokens if counts is None else Tokens(tokens.ids, tokens.offsets[offsets_of(counts)])
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
+
+def _ids_of(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Return the ids of texts.
+
+    Raises:
+        EngineFailure: The Rust library panicked, as when a text takes one of the tokenizer's own patterns too many steps.
+    """
+    try:
         if len(texts) == 1 and len(texts[0]) <= _AT_ONCE:
-            return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            return [tokenizer.encode(texts[0], add_special_tokens=False).ids]
+        return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as panic:
+        raise EngineFailure(f"the model's tokenizer failed on a text: {str(panic)[:200]}") from panic
 
 
 class _Part(NamedTuple):

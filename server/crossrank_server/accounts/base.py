@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from crossrank.errors import Forbidden
+from crossrank.errors import AccountsUnavailable, Forbidden
+
+ACCOUNT_STORE = "the account store does not answer"
+_RETRY_AFTER_S = 2.0
 
 SCOPES = ("rerank", "models", "account", "metrics")
 
@@ -75,7 +78,7 @@ class Accounts(Protocol):
 
         Raises:
             Unauthorized: The key is missing, unknown, expired or revoked.
-            BackendUnavailable: Keys cannot be looked up now.
+            AccountsUnavailable: Keys cannot be looked up now.
         """
         ...
 
@@ -102,7 +105,7 @@ class Accounts(Protocol):
             InvalidRequest: There are more documents than the key may ever send in a minute.
             PaymentRequired: The credit does not cover it.
             RateLimited: The key's limit is reached.
-            BackendUnavailable: Limits and credit cannot be checked now.
+            AccountsUnavailable: Limits and credit cannot be checked now.
         """
         ...
 
@@ -114,13 +117,35 @@ class Accounts(Protocol):
         """Return credit and usage of a key up to this moment; None where keys are off.
 
         Raises:
-            BackendUnavailable: They cannot be looked up now.
+            AccountsUnavailable: They cannot be looked up now.
         """
         ...
 
     async def close(self) -> None:
         """Write what is not written yet and release connections."""
         ...
+
+
+def unavailable(reason: str, what: str = ACCOUNT_STORE) -> AccountsUnavailable:
+    """Return the error for a store that does not answer.
+
+    Args:
+        reason: Why, for operators; callers do not see it.
+        what: What does not answer, for callers.
+    """
+    error = AccountsUnavailable(
+        f"{what}, so that keys, limits and credit cannot be checked; try again in {_RETRY_AFTER_S:g} s",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+    error.reason = reason
+    return error
+
+
+def again(error: AccountsUnavailable) -> AccountsUnavailable:
+    """Return the same error for another request: a raised one holds the stack of its own."""
+    copy = AccountsUnavailable(error.message, retry_after_s=error.retry_after_s)
+    copy.reason = error.reason
+    return copy
 
 
 def require_scope(account: Account | None, scope: str) -> None:

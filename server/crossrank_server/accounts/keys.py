@@ -11,7 +11,7 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -20,9 +20,9 @@ from sqlalchemy import func, insert, select, update
 
 from crossrank.errors import SetupError, Unauthorized
 from crossrank_server.accounts.base import SCOPES, Account
-from crossrank_server.accounts.clock import SYSTEM_CLOCK, Clock
 from crossrank_server.accounts.prices import usd_from_nano
-from crossrank_server.accounts.store import Store, allowances, keys
+from crossrank_server.accounts.store import Store
+from crossrank_server.accounts.tables import allowances, keys
 
 _KEY = re.compile(r"cr-([0-9a-f]{12})-([\w-]{43})", re.ASCII)
 _KEY_ID = re.compile(r"(?:cr-)?([0-9a-f]{12})(?:-[\w-]{43})?", re.ASCII)
@@ -88,24 +88,51 @@ def create_key(store: Store, new: NewKey) -> str:
     return f"cr-{key_id}-{secret}"
 
 
-def find_account(store: Store, token: str, clock: Clock = SYSTEM_CLOCK) -> Account:
-    """Look up the account of a key. Only a caller with the whole key learns that it is expired or revoked.
+def key_parts(token: str) -> tuple[str, str] | None:
+    """Return id and hashed secret of what has the form of a key, else None."""
+    parts = _KEY.fullmatch(token)
+    return (parts[1], _hashed(parts[2])) if parts else None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the store says of keys, at one time.
+
+    Attributes:
+        now_s: The store's Unix time.
+        accounts: For each key asked for, its account, or the error for it. One that has expired has an account.
+    """
+
+    now_s: float
+    accounts: list[Account | Unauthorized]
+
+
+def find_accounts(store: Store, parts: Sequence[tuple[str, str]]) -> Found:
+    """Look up the accounts of keys in one query. Only a caller with the whole key learns that it was revoked.
+
+    Args:
+        store: The store.
+        parts: Of each key, as `key_parts` returns them.
 
     Raises:
-        Unauthorized: It is unknown, expired or revoked.
-        BackendUnavailable: The store does not answer.
+        AccountsUnavailable: The store does not answer.
     """
-    parts = _KEY.fullmatch(token)
-    row: Any = None
-    if parts:
-        query = select(keys, allowances.c.balance).join(allowances, allowances.c.key_id == keys.c.id)
-        with store.read() as connection:
-            row = connection.execute(query.where(keys.c.id == parts[1])).first()
-    if parts is None or row is None or not hmac.compare_digest(row.secret_sha256, _hashed(parts[2])):
-        raise Unauthorized(f"the API key is not known here; check how it was copied, or {_REMEDY}")
+    query = select(keys, allowances.c.balance, store.now.label("now")).join(
+        allowances, allowances.c.key_id == keys.c.id
+    )
+    with store.read() as connection:
+        rows = connection.execute(query.where(keys.c.id.in_([key_id for key_id, _ in parts]))).all()
+        now_s = rows[0].now if rows else connection.scalars(select(store.now)).one()
+    by_id = {row.id: row for row in rows}
+    return Found(now_s, [_account(by_id.get(key_id), hashed) for key_id, hashed in parts])
+
+
+def _account(row: Any, hashed_secret: str) -> Account | Unauthorized:
+    if row is None or not hmac.compare_digest(row.secret_sha256, hashed_secret):
+        return unknown_key()
     if row.revoked_at is not None:
-        raise Unauthorized(f"API key {row.id} was revoked; {_REMEDY}", code="revoked_api_key")
-    account = Account(
+        return Unauthorized(f"API key {row.id} was revoked; {_REMEDY}", code="revoked_api_key")
+    return Account(
         key_id=row.id,
         name=row.name,
         scopes=frozenset(row.scopes.split()),
@@ -114,19 +141,17 @@ def find_account(store: Store, token: str, clock: Clock = SYSTEM_CLOCK) -> Accou
         prepaid=row.balance is not None,
         expires_at=row.expires_at,
     )
-    refuse_expired(account, clock.time())
-    return account
 
 
-def refuse_expired(account: Account, now_s: float) -> None:
-    """Refuse a key that has expired at a Unix time.
+def expired_key(account: Account) -> Unauthorized:
+    """Return the error for a key that has expired."""
+    when = datetime.fromtimestamp(account.expires_at or 0.0, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return Unauthorized(f"API key {account.key_id} expired on {when}; {_REMEDY}", code="expired_api_key")
 
-    Raises:
-        Unauthorized: It has expired.
-    """
-    if account.expires_at is not None and account.expires_at <= now_s:
-        when = datetime.fromtimestamp(account.expires_at, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        raise Unauthorized(f"API key {account.key_id} expired on {when}; {_REMEDY}", code="expired_api_key")
+
+def unknown_key() -> Unauthorized:
+    """Return the error for a key that is not in the store, whatever is wrong with it."""
+    return Unauthorized(f"the API key is not known here; check how it was copied, or {_REMEDY}")
 
 
 def missing_key() -> Unauthorized:
@@ -134,6 +159,12 @@ def missing_key() -> Unauthorized:
     return Unauthorized(
         f"the request has no API key; send it as `Authorization: Bearer cr-...`, or {_REMEDY}", code="missing_api_key"
     )
+
+
+def has_keys(store: Store) -> bool:
+    """Tell whether there is any key."""
+    with store.read() as connection:
+        return connection.scalar(select(keys.c.id).limit(1)) is not None
 
 
 def list_keys(store: Store) -> list[KeyInfo]:
@@ -145,7 +176,7 @@ def list_keys(store: Store) -> list[KeyInfo]:
 
 
 def revoke_key(store: Store, key: str) -> None:
-    """Revoke a key for good; gateways that have it cached as good refuse it within TRUST_S.
+    """Revoke a key for good; gateways that have it cached as good refuse it within 5 s.
 
     Raises:
         SetupError: There is no such key.

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import AsyncIterator, MutableMapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from crossrank.errors import BackendUnavailable, CrossrankError, Unauthorized
+from crossrank.errors import AccountsUnavailable, CrossrankError
 from crossrank_server.accounts.base import Account, Charge, require_scope
-from crossrank_server.accounts.clock import SYSTEM_CLOCK, Clock
-from crossrank_server.accounts.keys import find_account, missing_key, refuse_expired
+from crossrank_server.accounts.journal import Journal, replay
+from crossrank_server.accounts.key_cache import KeyCache
+from crossrank_server.accounts.keys import missing_key
 from crossrank_server.accounts.ledger import Hold, Ledger
 from crossrank_server.accounts.meter import Meter
 from crossrank_server.accounts.prices import Prices, usd_from_nano
-from crossrank_server.accounts.redis_limits import RedisLimits
+from crossrank_server.accounts.redis_limits import LIMITS_STORE, RedisLimits
 from crossrank_server.accounts.store import Store
-from crossrank_server.accounts.threads import StoreThreads
+from crossrank_server.accounts.threads import StoreThreads, begin_request
 from crossrank_server.accounts.usage import account_statement
 from crossrank_server.accounts.windows import Window, refuse_never_admissible, write_headers
 
 _log = logging.getLogger("crossrank.accounts")
 
-# Seconds for which the account of a key is cached, and so a revoked key is still accepted.
-TRUST_S = 5.0
-_MAX_TRUSTED = 10_000
+# Seconds that the last flush may take; then usage is left in the journal.
+_LAST_FLUSH_S = 3.0
+# Pause between two writes of the journal, as a multiple of the time that one takes.
+_KEEP_PAUSE = 20.0
 
 
 class MeteredAccounts:
@@ -37,9 +40,13 @@ class MeteredAccounts:
     Args:
         store: The database.
         prices: What documents cost.
-        flush_window_s: Seconds after which recorded usage is in the store at the latest; a kill can lose so much.
+        journals: Folder for usage that the store does not take; what earlier processes left there is written now.
+        flush_window_s: Seconds after which recorded usage is in the store or a journal; a kill can lose so much.
+        timeout_s: Seconds that a request may wait for the stores of keys and limits, over all its calls.
         limits: Counts the limits, instead of the store.
-        clock: Tells minutes, leases, and the age of what is cached.
+
+    Raises:
+        AccountsUnavailable: The store does not answer.
     """
 
     def __init__(
@@ -47,40 +54,37 @@ class MeteredAccounts:
         store: Store,
         prices: Prices,
         *,
+        journals: Path,
         flush_window_s: float = 1.0,
+        timeout_s: float = 1.0,
         limits: RedisLimits | None = None,
-        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._store = store
-        self._clock = clock
         self._prices = prices
         self._limits = limits
-        self._ledger = Ledger(store, count_here=limits is None, clock=clock)
-        self._meter = Meter(self._ledger)
-        self._threads = StoreThreads(store.threads)
-        self._trusted: OrderedDict[bytes, tuple[float, Account | Unauthorized]] = OrderedDict()
+        self._timeout_s = timeout_s
+        self._ledger = Ledger(store, count_here=limits is None)
+        replay(journals, self._ledger)
+        self._meter = Meter(self._ledger, Journal(journals))
+        # Apart, so that what one of them waits for delays none of the others.
+        threads = partial(StoreThreads, timeout_s=timeout_s)
+        self._reads = threads("keys", min(2, store.writers), probe=store.probe_read)
+        self._admissions = threads("admissions", store.writers, probe=store.probe_write)
+        self._statements = threads("statements", 1, probe=store.probe_write)
+        self._limit_checks = threads("limits", 8, probe=limits.probe, what=LIMITS_STORE) if limits else None
+        self._keys = KeyCache(store, self._reads)
         self._flush_window_s = flush_window_s
+        self._keep_after = 0.0
         self._closing = threading.Event()
         self._flusher = threading.Thread(target=self._flush_often, name="crossrank-usage", daemon=True)
         self._flusher.start()
 
     async def identify(self, token: str | None) -> Account | None:
         """Return the account of a key; see `Accounts.identify`. It is cached for TRUST_S seconds."""
+        begin_request(self._timeout_s)
         if token is None:
             raise missing_key()
-        # Keys themselves are not kept in memory.
-        digest = hashlib.sha256(token.encode()).digest()
-        until, found = self._trusted.get(digest, (0.0, None))
-        if found is None or until < self._clock.monotonic():
-            found = await self._threads.run(lambda: _account_or_refusal(self._store, token, self._clock))
-            self._trusted[digest] = (self._clock.monotonic() + TRUST_S, found)
-            self._trusted.move_to_end(digest)
-            if len(self._trusted) > _MAX_TRUSTED:
-                self._trusted.popitem(last=False)
-        if isinstance(found, Unauthorized):
-            raise Unauthorized(found.message, code=found.code)
-        refuse_expired(found, self._clock.time())
-        return found
+        return await self._keys.find(token)
 
     @contextlib.asynccontextmanager
     async def admit(
@@ -125,9 +129,12 @@ class MeteredAccounts:
         """Add the `x-ratelimit-*` headers of a key, unless `admit` did."""
         if account is None or not account.limited or any(name.startswith("x-ratelimit-") for name in headers):
             return
-        look = (self._limits or self._ledger).windows
-        with contextlib.suppress(BackendUnavailable):  # the answer counts for more than these headers
-            write_headers(await self._threads.run(lambda: look(account)), headers)
+        with contextlib.suppress(AccountsUnavailable):  # the answer counts for more than these headers
+            if self._limits and self._limit_checks:
+                windows = await self._limit_checks.run(partial(self._limits.windows, account))
+            else:
+                windows = await self._reads.run(partial(self._ledger.windows, account))
+            write_headers(windows, headers)
 
     async def statement(self, account: Account | None) -> dict[str, Any] | None:
         """Return credit and usage of a key, with everything that this gateway has scored until now."""
@@ -136,17 +143,17 @@ class MeteredAccounts:
 
         def read() -> dict[str, Any]:
             self._meter.flush()
-            return account_statement(self._store, account)
+            return account_statement(self._store, account, self._ledger.time.today())
 
-        return await self._threads.run(read)
+        return await self._statements.run(read)
 
     async def more(self, model: str, tier: str, hold: Hold | None, documents: int) -> Hold | None:
         """Take the cost of so many documents more into a hold, and return the larger hold."""
         cost = self._prices.cost_nano_usd(model, tier, documents)
         if hold is None or cost <= 0:
             return hold
-        return await self._threads.run(
-            lambda: self._ledger.take_more(hold, cost),
+        return await self._admissions.run(
+            partial(self._ledger.take_more, hold, cost),
             undo=lambda _: self._meter.release(Hold(hold.key_id, hold.gateway_id, cost)),
         )
 
@@ -155,36 +162,82 @@ class MeteredAccounts:
         if self._closing.is_set():
             return
         self._closing.set()
-        await asyncio.to_thread(self._flusher.join)
-        await self._threads.run(self._meter.close)
-        self._threads.close()
-        self._store.close()
+        # Daemons: a store that is frozen must not keep the process.
+        closer = threading.Thread(target=self._close_meter, name="crossrank-usage-close", daemon=True)
+        closer.start()
+        await asyncio.to_thread(closer.join, _LAST_FLUSH_S)
+        if closer.is_alive():
+            await asyncio.to_thread(self._meter.close_without_store)
+        for threads in (self._reads, self._admissions, self._statements, self._limit_checks):
+            if threads is not None:
+                threads.close()
+        if not closer.is_alive():
+            self._store.close()
 
     async def _take(
         self, account: Account, documents: int, cost: int, headers: MutableMapping[str, str]
     ) -> Hold | None:
-        if not account.limited and not account.prepaid:
+        if account.limited and self._limits and self._limit_checks:
+            write_headers(await self._limit_checks.run(partial(self._limits.hit, account, documents)), headers)
+        elif not account.limited and not account.prepaid:
+            return None
+        if not account.prepaid and self._limits:
             return None
 
-        def take() -> tuple[Hold | None, list[Window]]:
-            if self._limits is None:
-                return self._ledger.admit(account, documents, cost)
-            windows = self._limits.hit(account, documents) if account.limited else []
-            return self._ledger.admit(account, documents, cost)[0] if account.prepaid else None, windows
+        def undo(taken: tuple[Hold | None, list[Window]]) -> None:
+            self._meter.release(taken[0])
 
-        hold, windows = await self._threads.run(take, undo=lambda taken: self._meter.release(taken[0]))
+        hold, windows = await self._admissions.run(partial(self._ledger.admit, account, documents, cost), undo)
         write_headers(windows, headers)
         return hold
 
+    def _close_meter(self) -> None:
+        self._flusher.join()
+        try:
+            self._meter.close()
+        except AccountsUnavailable:
+            self._meter.close_without_store()
+
     def _flush_often(self) -> None:
         # Half the window, so that usage recorded just after a flush is written within the whole.
+        failing = False
         while not self._closing.wait(self._flush_window_s / 2):
             try:
-                self._threads.submit(self._meter.flush).result()
-            except BackendUnavailable:
-                _log.warning("usage is kept in memory until the account store answers again")
+                self._check_store()
+                self._meter.flush()
+            except AccountsUnavailable as error:
+                self._keep(error.reason, known=failing)
+                failing = True
             except Exception:  # without this thread nothing would be recorded any more
                 _log.exception("usage could not be written; it is tried again")
+            else:
+                if failing:
+                    _log.warning("the account store takes usage again")
+                failing = False
+
+    def _check_store(self) -> None:
+        try:
+            self._store.check()
+        except AccountsUnavailable:
+            # Nobody is served on the word of a store that is gone.
+            self._keys.forget()
+            raise
+
+    def _keep(self, reason: str, *, known: bool) -> None:
+        """Save usage that the store did not take, and say so the first time."""
+        began = time.monotonic()
+        if known and began < self._keep_after:
+            return
+        try:
+            self._meter.keep()
+        except OSError as error:
+            where = f"in memory alone, as the journal cannot be written ({error.strerror or error})"
+        else:
+            where = "in the journal"
+        # Much usage is written more rarely.
+        self._keep_after = began + _KEEP_PAUSE * (time.monotonic() - began)
+        if not known:
+            _log.error("the account store does not take usage (%s); until it does it is kept %s", reason, where)
 
 
 class _HeldCharge(Charge):
@@ -198,10 +251,3 @@ class _HeldCharge(Charge):
     async def raise_to(self, documents: int) -> None:
         self.hold = await self._accounts.more(self._model, self._tier, self.hold, documents - self.documents)
         self.documents = documents
-
-
-def _account_or_refusal(store: Store, token: str, clock: Clock) -> Account | Unauthorized:
-    try:
-        return find_account(store, token, clock)
-    except Unauthorized as refusal:
-        return refusal

@@ -1,17 +1,21 @@
-"""Count limits in Redis instead of the database, with the sliding windows of the library `limits`."""
+"""Count limits in Redis instead of the database, with the sliding windows of the library `limits`.
+
+A window lives as long as Redis says, so that clocks of gateways have no part in it. Redis keeps the moment at which a
+key expires: when its own clock is set back, a window would last until the clock is there again. Such windows are known
+by their time to live, and shortened.
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from crossrank.errors import BackendUnavailable, SetupError
-from crossrank_server.accounts.base import Account
-from crossrank_server.accounts.store import RETRY_AFTER_S
+from crossrank.errors import SetupError
+from crossrank_server.accounts.base import Account, unavailable
 from crossrank_server.accounts.windows import WINDOW_S, Window, refuse_over_limit
 
-_log = logging.getLogger("crossrank.accounts")
-_ANSWER_S = 2.0
+LIMITS_STORE = "the store of rate limits does not answer"
 
 
 class RedisLimits:
@@ -19,31 +23,39 @@ class RedisLimits:
 
     Args:
         url: Such as `redis://host:6379`; any form of Redis URL that the library knows.
+        timeout_s: Seconds that Redis may take for an answer.
 
     Raises:
         SetupError: It is another kind of URL, or no Redis answers there.
     """
 
-    def __init__(self, url: str) -> None:
-        if not url.startswith("redis"):
-            raise SetupError(
-                f"--limits-store is {url.partition(':')[0][:20]!r}...: give redis://host:6379, or leave it out"
-            )
+    def __init__(self, url: str, timeout_s: float = 1.0) -> None:
+        # The address may hold a password, and errors quote what they could not read: only the scheme is shown.
+        scheme = url.partition(":")[0][:20]
+        form = "give redis://host:6379, with @, : and / in a password written %40, %3A and %2F, or leave it out"
+        if not url.startswith("redis") or url.count("@") > 1:
+            raise SetupError(f"--limits-store is {scheme!r}...: {form}")
         try:
             from limits.errors import StorageError
             from limits.storage import storage_from_string
             from limits.strategies import SlidingWindowCounterRateLimiter
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
         except ModuleNotFoundError:
             raise SetupError("--limits-store redis:// needs Redis' client: pip install 'crossrank[redis]'") from None
         self._failure = StorageError
-        options: dict[str, Any] = {"socket_connect_timeout": _ANSWER_S, "socket_timeout": _ANSWER_S}
+        # Its default tries ten times, each as long as the timeout.
+        options: dict[str, Any] = {
+            "socket_connect_timeout": timeout_s,
+            "socket_timeout": timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+        }
         try:
             self._storage: Any = storage_from_string(url, wrap_exceptions=True, **options)
-            answers = self._storage.check()
-        except Exception as error:
-            raise SetupError(f"--limits-store cannot be used: {error}; check its address") from None
-        if not answers:
-            raise SetupError("--limits-store: no Redis answers there; check its address and that it runs")
+        except Exception:
+            raise SetupError(f"--limits-store {scheme}://... cannot be read: {form}") from None
+        if not self._storage.check():
+            raise SetupError("--limits-store: no Redis answers there; check its address, its password and that it runs")
         self._limiter = SlidingWindowCounterRateLimiter(self._storage)
 
     def hit(self, account: Account, documents: int) -> list[Window]:
@@ -51,10 +63,10 @@ class RedisLimits:
 
         Raises:
             RateLimited: A limit is reached.
-            BackendUnavailable: Redis does not answer.
+            AccountsUnavailable: Redis does not answer.
         """
         amounts = {"requests": 1, "documents": documents}
-        try:
+        with self._reported():
             windows = self._windows(account)
             refuse_over_limit(account, windows, documents)
             for window in windows:
@@ -63,19 +75,31 @@ class RedisLimits:
                     # Another gateway took the rest since the check.
                     refuse_over_limit(account, self._windows(account), documents, at_least_s=1)
             return self._windows(account)
-        except self._failure as error:
-            raise _unavailable(error) from error
+
+    def probe(self) -> None:
+        """Ask Redis for a sign of life.
+
+        Raises:
+            AccountsUnavailable: It does not answer.
+        """
+        if not self._storage.check():
+            raise unavailable("Redis does not answer", LIMITS_STORE)
 
     def windows(self, account: Account) -> list[Window]:
         """Return the state of a key's limits, without counting a request.
 
         Raises:
-            BackendUnavailable: Redis does not answer.
+            AccountsUnavailable: Redis does not answer.
         """
-        try:
+        with self._reported():
             return self._windows(account)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
         except self._failure as error:
-            raise _unavailable(error) from error
+            raise unavailable(str(error), LIMITS_STORE) from error
 
     def _windows(self, account: Account) -> list[Window]:
         windows = []
@@ -84,22 +108,22 @@ class RedisLimits:
             if limit is not None:
                 key = _item(limit).key_for(account.key_id, kind)
                 previous, previous_ttl_s, current, ttl_s = self._storage.get_sliding_window(key, WINDOW_S)
+                if max(previous_ttl_s, ttl_s - WINDOW_S) > WINDOW_S + 1:
+                    self._shorten(key, limit, current)
+                    previous, previous_ttl_s, current, ttl_s = self._storage.get_sliding_window(key, WINDOW_S)
                 # A counter lives for its own minute and the next one.
                 left_s = max(0.0, ttl_s - WINDOW_S) if current else previous_ttl_s
                 windows.append(Window(kind, limit, current, previous, left_s))
         return windows
+
+    def _shorten(self, key: str, limit: int, current: int) -> None:
+        """Begin a window that lasts too long anew, with what it counted."""
+        self._storage.clear_sliding_window(key, WINDOW_S)
+        if current:
+            self._storage.acquire_sliding_window_entry(key, limit, WINDOW_S, min(current, limit))
 
 
 def _item(limit: int) -> Any:
     from limits import RateLimitItemPerMinute
 
     return RateLimitItemPerMinute(limit, namespace="crossrank")
-
-
-def _unavailable(error: Exception) -> BackendUnavailable:
-    _log.error("the store of limits failed: %s", error)
-    return BackendUnavailable(
-        f"the store of rate limits does not answer; try again in {RETRY_AFTER_S:g} s",
-        code="accounts_unavailable",
-        retry_after_s=RETRY_AFTER_S,
-    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import date
 from typing import Any
 
 from sqlalchemy import func, select
 
 from crossrank_server.accounts.base import Account
 from crossrank_server.accounts.prices import usd_from_nano
-from crossrank_server.accounts.store import Store, allowances, keys, usage
+from crossrank_server.accounts.store import Store
+from crossrank_server.accounts.tables import allowances, keys, usage
 
 _SUMS = [func.coalesce(func.sum(usage.c[name]), 0).label(name) for name in ("requests", "documents", "tokens", "cost")]
 
@@ -46,10 +47,9 @@ def usage_by_day(store: Store, which: UsageFilter, *, by_model: bool = False) ->
     return [{**{group.name: row[group.name] for group in groups}, **_sums(row)} for row in rows]
 
 
-def account_statement(store: Store, account: Account) -> dict[str, Any]:
+def account_statement(store: Store, account: Account, today: date) -> dict[str, Any]:
     """Return the credit of a key, its usage in all, and its usage of today, as `GET /account` shows them."""
     mine = usage.c.key_id == account.key_id
-    today = datetime.now(timezone.utc).date()
     with store.read() as connection:
         credit = connection.execute(select(allowances).where(allowances.c.key_id == account.key_id)).one()
         total = connection.execute(select(*_SUMS).where(mine)).mappings().one()

@@ -40,7 +40,7 @@ def engines(model: str, as_json: bool, **options: Any) -> None:
 
     settings = settings_from_options(ServeSettings, options)
     bundle = resolve_model(model, cache_dir=settings.cache_dir, offline=settings.offline, label=settings.label)
-    choice = choose_engine(bundle, settings.engine, settings.precision, threads=1)
+    choice = choose_engine(bundle, settings.engine, settings.precision, threads=1, cache_dir=settings.cache_dir)
     report = {"model": bundle.manifest.model_id, **_machine(), **_lines(choice), "libraries": _libraries()}
     if as_json:
         click.echo(json.dumps(report, indent=1))

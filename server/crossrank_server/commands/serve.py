@@ -20,7 +20,7 @@ from crossrank.bundles.catalog import catalog_model
 from crossrank.bundles.model_name import split_name
 from crossrank.errors import SetupError
 from crossrank_server.commands.options import options_from_settings, settings_from_options
-from crossrank_server.process.ports import listen, port_of, reserve
+from crossrank_server.process.ports import bind_reserved, listen, port_of, reserve
 from crossrank_server.process.tls import Tls, on_hangup, open_tls, reload_tls
 from crossrank_server.process.workers import Workers, require_shared_ports
 from crossrank_server.serving.worker_share import worker_count, worker_settings
@@ -103,7 +103,8 @@ def _run_workers(models: tuple[str, ...], settings: ServeSettings, tls: Tls | No
         share = worker_settings(settings, count)
 
         def work(listening: Callable[[], None]) -> None:
-            with listen(settings.host, port_of(reserved), "--port", share=True) as listener:
+            # It listens when its models are loaded, or its connections would wait for that.
+            with bind_reserved(reserved) as listener:
                 _run(models, share, tls, listener, grpc_port, listening, shared=True)
 
         def ended(pid: int) -> None:
@@ -223,4 +224,7 @@ def _rpc_server(service: RerankService, settings: ServeSettings, port: int, tls:
         port=port,
         credentials=server_credentials(tls) if tls else None,
         share_port=shared,
+        client_timeout_s=settings.client_timeout_s,
+        idle_timeout_s=settings.idle_timeout_s,
+        max_connections=settings.max_connections,
     )

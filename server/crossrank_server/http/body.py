@@ -16,8 +16,8 @@ from crossrank.errors import RequestTooLarge
 from crossrank_server.http.codings import BodyDecoder
 from crossrank_server.http.held import HeldBytes, Holding
 
-# Bodies and answers may be in memory at a time as if they were so many bodies of the largest size.
-_LARGEST_BODIES_HELD = 8
+# Bodies and answers may be in memory at a time as if they were so many bodies of the largest size: 7 of one caller.
+_LARGEST_BODIES_HELD = 16
 # Seconds and bytes for which a refused body is still read (and thrown away), so that the client sees the refusal.
 _LINGER_S = 2.0
 _LINGER_BYTES = 64_000_000

@@ -114,5 +114,7 @@ async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -
     finally:
         gone.cancel()
         task.cancel()
+        # An error's traceback holds this frame: with the task in it they would be a circle, which keeps the body.
+        del task
         if not begun:
             work.close()

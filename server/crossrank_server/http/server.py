@@ -152,7 +152,7 @@ class GracefulServer(uvicorn.Server):
                 sock=listener.dup(),
                 backlog=self.config.backlog,
                 ssl=tls.files.context if tls else None,
-                ssl_handshake_timeout=_HANDSHAKE_S if tls else None,
+                ssl_handshake_timeout=min(_HANDSHAKE_S, self._connections.limits.client_timeout_s) if tls else None,
             )
             for listener in self._listeners
         ]

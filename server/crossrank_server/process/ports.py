@@ -15,21 +15,20 @@ _log = logging.getLogger("crossrank")
 _OTHER_DESCRIPTORS = 1024
 
 
-def listen(host: str, port: int, flag: str, *, share: bool = False) -> socket.socket:
+def listen(host: str, port: int, flag: str) -> socket.socket:
     """Return a listening socket.
 
     Args:
         host: Name or address.
         port: 0 takes a free one.
         flag: The setting that names the port, for the message.
-        share: Let other processes of this user listen on the same port (SO_REUSEPORT).
 
     Raises:
         SetupError: The port is taken or the address is none of this machine's.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048, reuse_port=share)
+        return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         reason = error.strerror or str(error)
         raise SetupError(f"cannot listen on {host}:{port}: {reason}; choose another with --host or {flag}") from None
@@ -48,14 +47,24 @@ def reserve(host: str, port: int, flag: str) -> socket.socket:
     """
     # The probe does not share the port, so that it fails if another server has it.
     with listen(host, port, flag) as probe:
-        reserved = socket.socket(probe.family, socket.SOCK_STREAM)
-        name = probe.getsockname()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if reserved.family == socket.AF_INET6:
-        reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as create_server does
-    reserved.bind(name)
-    return reserved
+        name, family = probe.getsockname(), probe.family
+    return _bind_shared(name, family)
+
+
+def bind_reserved(reserved: socket.socket) -> socket.socket:
+    """Return a socket of a worker on a reserved port, which gets its share of the connections once it listens."""
+    return _bind_shared(reserved.getsockname(), reserved.family)
+
+
+def _bind_shared(name: tuple[str, int], family: int) -> socket.socket:
+    """Bind a socket to an address that other processes of this user may share (SO_REUSEPORT)."""
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if family == socket.AF_INET6:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as create_server does
+    bound.bind(name)
+    return bound
 
 
 def port_of(bound: socket.socket) -> int:

@@ -154,19 +154,22 @@ def open_accounts(settings: ServeSettings, prices: Prices) -> Accounts:
     """
     if not settings.store:
         return OpenAccounts()
-    from crossrank_server.accounts.keys import list_keys
+    from crossrank_server.accounts.keys import has_keys
     from crossrank_server.accounts.metered import MeteredAccounts
     from crossrank_server.accounts.redis_limits import RedisLimits
     from crossrank_server.accounts.store import Store
 
-    store = Store(settings.store)
-    if not list_keys(store):
+    store = Store(settings.store, timeout_s=settings.store_timeout_s)
+    if not has_keys(store):
         _log.warning("the store has no keys yet, so that every request gets 401: `crossrank keys create` makes one")
+    limits = RedisLimits(settings.limits_store, settings.store_timeout_s) if settings.limits_store else None
     return MeteredAccounts(
         store,
         prices,
+        journals=settings.cache_dir / "usage",
         flush_window_s=settings.flush_window_s,
-        limits=RedisLimits(settings.limits_store) if settings.limits_store else None,
+        timeout_s=settings.store_timeout_s,
+        limits=limits,
     )
 
 

@@ -16,8 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from crossrank.engines.tensorrt.gpus import CURRENT, GPUS, VOLTA
 from crossrank_export.triton.config import ACCELERATOR_CACHE
-from crossrank_export.trt.gpus import CURRENT, GPUS, VOLTA
 from crossrank_server.settings import ServeSettings
 from tests.deploy_files import (
     DEPLOY,
@@ -145,7 +145,7 @@ def test_the_gateways_lock_has_what_it_needs_in_the_versions_tested():
 def test_the_lock_inside_nvidias_images_keeps_numpy_1_and_the_tokenizer_tested():
     lock = locked_versions(DEPLOY / "docker" / "nvidia.txt")
     tested = locked_versions(ROOT / "requirements" / "dev.txt")
-    assert names(requirements(PROJECT)) | {"polygraphy"} <= set(lock)
+    assert names(requirements(PROJECT)) | {"cuda-bindings"} <= set(lock)
     for line in (DEPLOY / "docker" / "nvidia.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("numpy=="):
             requirement = Requirement(line.rstrip(" \\"))

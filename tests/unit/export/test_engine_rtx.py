@@ -19,17 +19,17 @@ from click.testing import CliRunner
 
 from crossrank.bundles.bundle import Bundle, load_bundle, sha256_of, write_manifest
 from crossrank.engines.buckets import BUCKET_LENGTHS, fit_lengths
+from crossrank.engines.tensorrt.build import build_plan
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.gpus import GPUS, Gpu
+from crossrank.engines.tensorrt.runtimes import RTX, RTX_RELEASE, RTX_SMS, load_runtime
+from crossrank.engines.tensorrt.spec import Bucket, EngineSpec, make_buckets, make_spec
 from crossrank.errors import SetupError
 from crossrank_export.commands.engine import engine
 from crossrank_export.graphs import describe_graph
 from crossrank_export.passes import optimize
 from crossrank_export.precision import fp16_from_fp32
-from crossrank_export.trt.bindings import build_plan, load_runtime
 from crossrank_export.trt.build import build_engine
-from crossrank_export.trt.check import check_plan
-from crossrank_export.trt.gpus import GPUS, Gpu
-from crossrank_export.trt.runtimes import RTX, RTX_RELEASE, RTX_SMS
-from crossrank_export.trt.spec import Bucket, EngineSpec, make_buckets, make_spec
 from lab.plans.build import measure_plans, shapes_of_catalog
 from lab.plans.command import ONE_OF_EACH
 from tests.checkpoints import SMALL

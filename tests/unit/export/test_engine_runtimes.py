@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.gpus import GPUS
+from crossrank.engines.tensorrt.runtimes import RTX, RTX_RELEASE, TENSORRT, choose_runtime
+from crossrank.engines.tensorrt.spec import make_spec
 from crossrank.errors import BundleError, SetupError
-from crossrank_export.trt.build import require_wheel
-from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.describe import describe
-from crossrank_export.trt.gpus import GPUS
-from crossrank_export.trt.runtimes import RTX, RTX_RELEASE, TENSORRT, choose_runtime
-from crossrank_export.trt.spec import make_spec
+from crossrank_export.trt.machine import require_wheel
 from tests.unit.export.test_engine_spec import manifest  # noqa: F401 - a fixture
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
 from crossrank.bundles.bundle import Graph
+from crossrank.engines.tensorrt.check import check_plan
+from crossrank.engines.tensorrt.device import Device, device_fault, find_device
+from crossrank.engines.tensorrt.gpus import GPUS, check_release
+from crossrank.engines.tensorrt.runtimes import TENSORRT
+from crossrank.engines.tensorrt.spec import make_buckets, make_spec
 from crossrank.errors import BundleError, SetupError
-from crossrank_export.trt.check import check_plan
 from crossrank_export.trt.describe import describe, trtexec_command
-from crossrank_export.trt.device import Device, check_device, find_device
-from crossrank_export.trt.gpus import GPUS, check_release
-from crossrank_export.trt.runtimes import TENSORRT
-from crossrank_export.trt.spec import make_buckets, make_spec
+from crossrank_export.trt.machine import check_device
 from tests.fake_builder import FakeDriver
 
 ENTRY = {
@@ -163,24 +166,57 @@ def test_another_gpu_than_the_one_present_is_refused_naming_both():
         check_device(GPUS["v100"], Device("Tesla T4", 75))
 
 
-def test_the_driver_is_asked_for_name_and_capability(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", FakeDriver("NVIDIA A10", 86))
-    assert find_device() == Device("NVIDIA A10", 86)
+def test_the_gpu_has_a_name_and_a_capability(monkeypatch):
+    monkeypatch.setattr("cuda.bindings.runtime", FakeDriver("NVIDIA A10", 86))
+    assert (find_device(), device_fault()) == (Device("NVIDIA A10", 86), "")
 
 
-def test_a_driver_without_a_gpu_is_no_device(monkeypatch):
+@pytest.mark.parametrize(
+    ("call", "answer", "message"),
+    [
+        (
+            "cudaDriverGetVersion",
+            ("cudaSuccess", 0),
+            r"^no NVIDIA driver is installed here .*nvidia-smi lists the GPU$",
+        ),
+        (
+            "cudaGetDeviceCount",
+            ("cudaErrorNoDevice", None),
+            r"shows this process no GPU \(cudaErrorNoDevice\): see nvid",
+        ),
+        (
+            "cudaGetDeviceCount",
+            ("cudaSuccess", 0),
+            r"shows this process no GPU \(cudaSuccess\): .*CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            "cudaGetDeviceCount",
+            ("cudaErrorInsufficientDriver", None),
+            r"^the NVIDIA driver serves CUDA 13\.0 and is too old for CUDA 12: update it$",
+        ),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_told_with_the_remedy(monkeypatch, call, answer, message):
     driver = FakeDriver()
-    driver.cuInit = lambda flags: 100  # CUDA_ERROR_NO_DEVICE
-    monkeypatch.setattr(ctypes, "CDLL", driver)
+    error, *values = answer
+    setattr(driver, call, lambda: (getattr(driver.cudaError_t, error), *values))
+    driver.cudaRuntimeGetVersion = lambda: (driver.cudaError_t.cudaSuccess, 12090)
+    monkeypatch.setattr("cuda.bindings.runtime", driver)
     assert find_device() is None
+    assert re.search(message, device_fault())
 
 
-def test_no_driver_is_no_device(monkeypatch):
-    def absent(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(ctypes, "CDLL", absent)
+def test_without_cuda_bindings_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     assert find_device() is None
+    assert device_fault() == "cuda-bindings is not installed: pip install 'crossrank[tensorrt]'"
+
+
+def test_this_machines_real_cuda_runtime_says_what_is_missing():
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("an NVIDIA driver is installed here")
+    assert find_device() is None
+    assert device_fault().startswith("no NVIDIA driver is installed here")
 
 
 def test_a_plan_loads_on_its_own_sm_and_tensorrt():

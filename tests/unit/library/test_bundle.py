@@ -126,7 +126,6 @@ def test_an_engine_refuses_a_graph_that_does_not_fit_the_manifest(
     "change",
     [
         lambda m: m["pair_template"].update(start=[99_999]),
-        lambda m: m.update(pad_token_id=-1),
         lambda m: m["architecture"].update(vocab_size=30_521),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -141,7 +142,7 @@ class Scripted:
     def line(
         self, engine: str, precision: str, kernel: str, error: Exception | Fault | None, reads: str = ""
     ) -> Candidate:
-        def load(bundle: Bundle, threads: int | None):  # type: ignore[no-untyped-def]
+        def load(bundle: Bundle, threads: int | None, cache_dir: Path | None):  # type: ignore[no-untyped-def]
             self.tried.append(f"{engine} {precision} {kernel}")
             assert isinstance(error, Exception)
             raise error

@@ -46,7 +46,8 @@ PARTS = (
         "server/crossrank", ("integrations/",), outside=frozenset({"haystack", "langchain_core", "llama_index", "mteb"})
     ),
     # Who hands in a module of PyTorch, or asks for a tensor, has it.
-    Part("server/crossrank", running=("openvino", "triton"), outside=frozenset({"torch"})),
+    # TensorRT itself comes with NVIDIA's images.
+    Part("server/crossrank", running=("openvino", "tensorrt", "triton"), outside=frozenset({"tensorrt", "torch"})),
     Part("server/crossrank_server", ("rpc/",), loading=("server", "grpc")),
     Part("server/crossrank_server", ("telemetry/spans.py",), loading=("server", "otel")),
     # What the command line itself needs: it tells which extra is missing.
@@ -59,8 +60,7 @@ PARTS = (
     # Triton's Python backend has the module in its own processes.
     Part("export/crossrank_export", ("triton/models/",), outside=frozenset({"triton_python_backend_utils"})),
     Part("export/crossrank_export", ("triton/config.py", "triton/write.py"), loading=("triton",)),
-    # TensorRT itself comes with NVIDIA's images.
-    Part("export/crossrank_export", running=("export", "triton", "tensorrt"), outside=frozenset({"tensorrt"})),
+    Part("export/crossrank_export", running=("export", "triton")),
     Part("perf/crossrank_perf", loading=("server", "perf"), running=("grpc", "triton", "suites", "export")),
 )
 # Used, but not by an import of ours.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import func, select, update
 
-from crossrank.errors import PaymentRequired, RateLimited, SetupError
-from crossrank_server.accounts.base import Account
-from crossrank_server.accounts.keys import NewKey, add_credit, create_key, find_account
+from crossrank.errors import AccountsUnavailable, PaymentRequired, RateLimited, SetupError
+from crossrank_server.accounts.base import Account, unavailable
+from crossrank_server.accounts.journal import Journal, replay
+from crossrank_server.accounts.keys import NewKey, add_credit, create_key
 from crossrank_server.accounts.ledger import Hold, Ledger, UsageBatch
 from crossrank_server.accounts.meter import Meter
-from crossrank_server.accounts.store import Store, allowances, gateways, holds, usage
+from crossrank_server.accounts.store import Store
+from crossrank_server.accounts.tables import allowances, gateways, holds, usage
+from tests.key_store import find_account
 from tests.stepped_clock import SteppedClock
 
 PRICE = 7  # nano-dollars a document
@@ -43,8 +47,11 @@ class LosesAnswers(Ledger):
     """A ledger whose connection breaks after the store has committed, so that the writer cannot know."""
 
     lose_next = False
+    frozen = False
 
     def apply(self, batch: UsageBatch) -> None:
+        if self.frozen:
+            raise unavailable("frozen")
         super().apply(batch)
         if self.lose_next:
             self.lose_next = False
@@ -54,11 +61,13 @@ class LosesAnswers(Ledger):
 class Gateway:
     """What one process knows: gone when it dies."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, journals: Path) -> None:
         self.ledger = LosesAnswers(store)
-        self.meter = Meter(self.ledger)
+        self.journal = Journal(journals)
+        self.meter = Meter(self.ledger, self.journal)
         self.under_way: list[UnderWay] = []
         self.unflushed = 0  # documents recorded and not known to be written
+        self.saved = 0  # of them, in the journal
 
 
 class CreditMachine(RuleBasedStateMachine):
@@ -70,10 +79,17 @@ class CreditMachine(RuleBasedStateMachine):
         self.store = Store(f"sqlite:///{Path(self.folder.name)}/s.db")
         self.account = new_account(self.store, credit_nano_usd=1000)
         self.granted = 1000
-        self.gateways = [Gateway(self.store), Gateway(self.store)]
+        self.journals = Path(self.folder.name) / "usage"
+        self.gateways = [self.new_gateway(), self.new_gateway()]
         self.served = 0  # documents answered
         self.lost = 0  # of them, unwritten when their gateway died
         self.in_debt = False  # whether a living gateway lost its lease, so that served documents may exceed the credit
+
+    def new_gateway(self) -> Gateway:
+        """A process that starts, and so takes up what those left that have ended."""
+        gateway = Gateway(self.store, self.journals)
+        replay(self.journals, gateway.ledger)
+        return gateway
 
     def teardown(self) -> None:
         self.store.close()
@@ -137,7 +153,7 @@ class CreditMachine(RuleBasedStateMachine):
     def flush(self, which: int) -> None:
         gateway = self.gateways[which]
         gateway.meter.flush()
-        gateway.unflushed = 0
+        gateway.unflushed = gateway.saved = 0
 
     @rule(which=which)
     def flush_without_hearing_of_it(self, which: int) -> None:
@@ -148,7 +164,7 @@ class CreditMachine(RuleBasedStateMachine):
         except ConnectionResetError:
             return
         gateway.ledger.lose_next = False
-        gateway.unflushed = 0
+        gateway.unflushed = gateway.saved = 0
 
     @rule(which=which)
     def die(self, which: int) -> None:
@@ -156,7 +172,28 @@ class CreditMachine(RuleBasedStateMachine):
         gateway = self.gateways[which]
         end_lease(self.store, gateway.ledger.gateway_id)
         self.lost += gateway.unflushed
-        self.gateways[which] = Gateway(self.store)
+        self.gateways[which] = self.new_gateway()
+
+    @rule(which=which)
+    def freeze_and_save(self, which: int) -> None:
+        """A store that takes nothing: what is recorded goes to the journal, and more is recorded after it."""
+        gateway = self.gateways[which]
+        gateway.ledger.frozen = True
+        with contextlib.suppress(AccountsUnavailable):  # raised if there is anything to write
+            gateway.meter.flush()
+        gateway.ledger.frozen = False
+        gateway.meter.keep()
+        gateway.saved = gateway.unflushed
+
+    @rule(which=which)
+    def die_with_a_journal(self, which: int) -> None:
+        """Kill -9 after something was saved: the next start writes it."""
+        gateway = self.gateways[which]
+        end_lease(self.store, gateway.ledger.gateway_id)
+        self.lost += gateway.unflushed - gateway.saved
+        gateway.journal._lock.release()  # as the end of its process does
+        self.gateways[which] = self.new_gateway()
+        self.in_debt = True
 
     @rule(which=which)
     def sleep_too_long(self, which: int) -> None:
@@ -204,11 +241,11 @@ class CreditMachine(RuleBasedStateMachine):
             while gateway.under_way:
                 gateway.meter.release(gateway.under_way.pop().hold)
             gateway.meter.flush()
-            gateway.unflushed = 0
+            gateway.unflushed = gateway.saved = 0
             gateway.ledger.close_gateway()
         with self.store.read() as connection:
             assert connection.scalar(select(func.count()).select_from(holds).where(holds.c.held != 0)) == 0
-        self.gateways = [Gateway(self.store), Gateway(self.store)]
+        self.gateways = [self.new_gateway(), self.new_gateway()]
 
 
 CreditMachine.TestCase.settings = settings(
@@ -233,10 +270,12 @@ def test_a_batch_counts_once_however_often_it_is_written(store_url: str) -> None
     store.close()
 
 
-def test_a_gateway_that_was_taken_for_dead_is_charged_once_for_what_it_still_answers(store_url: str) -> None:
+def test_a_gateway_that_was_taken_for_dead_is_charged_once_for_what_it_still_answers(
+    store_url: str, tmp_path: Path
+) -> None:
     store = Store(store_url)
     account = new_account(store, credit_nano_usd=1000)
-    sleeper, other = Gateway(store), Gateway(store)
+    sleeper, other = Gateway(store, tmp_path), Gateway(store, tmp_path)
     hold, _ = sleeper.ledger.admit(account, 1, 600)
     end_lease(store, sleeper.ledger.gateway_id)
     other.ledger.admit(account, 1, 900)  # needs what the sleeper holds, and gets it
@@ -253,9 +292,9 @@ def test_a_gateway_that_was_taken_for_dead_is_charged_once_for_what_it_still_ans
 
 
 def test_limits_and_credit_are_taken_together_or_not_at_all(store_url: str) -> None:
-    store = Store(store_url)
+    store = Store(store_url, clock=SteppedClock())
     account = new_account(store, requests_per_minute=100, documents_per_minute=50, credit_nano_usd=300)
-    ledger = Ledger(store, clock=SteppedClock())
+    ledger = Ledger(store)
     _, (requests, documents) = ledger.admit(account, 30, 200)
     assert (requests.remaining, documents.remaining) == (99, 20)
     with pytest.raises(PaymentRequired, match=r"0\.000000 USD of credit left"):
@@ -271,10 +310,10 @@ def test_limits_and_credit_are_taken_together_or_not_at_all(store_url: str) -> N
 
 
 def test_the_previous_minute_counts_by_the_share_that_lies_in_the_last_sixty_seconds(store_url: str) -> None:
-    store = Store(store_url)
-    account = new_account(store, requests_per_minute=100)
     clock = SteppedClock()
-    ledger = Ledger(store, clock=clock)
+    store = Store(store_url, clock=clock)
+    account = new_account(store, requests_per_minute=100)
+    ledger = Ledger(store)
     for _ in range(10):
         ledger.admit(account, 1, 0)
     clock.advance(60)

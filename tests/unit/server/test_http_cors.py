@@ -93,8 +93,9 @@ async def test_answers_and_errors_can_be_read_with_the_headers_they_have(ask, me
     assert answer.status_code == status
     assert answer.headers["access-control-allow-origin"] == APP
     exposed = answer.headers["access-control-expose-headers"].split(", ")
-    # Those that every answer has or that scripts may see anyway.
+    # Those that every answer has, that scripts may see anyway, or that are for the browser.
     usual = {"content-length", "content-type", "vary", "connection", "allow"}
+    usual |= {"content-security-policy", "x-content-type-options", "referrer-policy"}
     own = {name for name in answer.headers if not name.startswith("access-control-")} - usual
     assert own <= set(exposed)
     assert {"x-request-id", "retry-after", "x-ratelimit-remaining-requests", "x-truncated-documents"} <= set(exposed)

@@ -112,7 +112,8 @@ class ErrorResponse(BaseModel):
 
 Responses = dict[int | str, dict[str, Any]]
 ERRORS: Responses = {
-    status: {"model": ErrorResponse} for status in (400, 401, 402, 403, 404, 413, 415, 417, 429, 500, 502, 503, 504)
+    status: {"model": ErrorResponse}
+    for status in (400, 401, 402, 403, 404, 408, 413, 415, 417, 429, 500, 502, 503, 504)
 }
 GET_ERRORS: Responses = {status: ERRORS[status] for status in (400, 401, 403, 500)}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from crossrank.engines.tensorrt.runtimes import RTX, TENSORRT
 from crossrank.errors import BundleError
-from crossrank_export.trt.runtimes import RTX, TENSORRT
 
 
 def _same_version(left: str, right: str) -> bool:

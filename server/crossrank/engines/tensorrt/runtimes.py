@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from crossrank.engines.tensorrt.gpus import GPUS, Gpu, sm_text
 from crossrank.errors import SetupError
-from crossrank_export.trt.gpus import GPUS, Gpu, sm_text
 
 RuntimeName = Literal["tensorrt-rtx", "tensorrt"]
 
@@ -40,6 +40,18 @@ RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (RTX, TENSO
 RTX_RELEASE = "1.7.1.116"
 # Members of its ComputeCapability. Hopper (9.0) and data-centre Blackwell (10.0) are not in its support matrix.
 RTX_SMS = frozenset({75, 80, 86, 89, 120, 121})
+
+
+def load_runtime(runtime: Runtime) -> Any | None:
+    """Return the Python module of a runtime, or None where it or its libraries are not installed."""
+    try:
+        if runtime is RTX:
+            import tensorrt_rtx as module
+        else:
+            import tensorrt as module
+    except (ImportError, OSError):
+        return None
+    return module
 
 
 def choose_runtime(gpus: Sequence[Gpu], wanted: str | None = None) -> tuple[Runtime, str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from crossrank.bundles.bundle import Graph, Manifest
 from crossrank.engines.buckets import check_lengths
+from crossrank.engines.tensorrt.gpus import Gpu, sm_text
+from crossrank.engines.tensorrt.runtimes import RTX, Runtime
 from crossrank.errors import SetupError
-from crossrank_export.trt.gpus import Gpu, sm_text
-from crossrank_export.trt.runtimes import RTX, Runtime
 
 DEFAULT_MAX_BATCH = 128
 DEFAULT_WORKSPACE_MIB = 4096
@@ -118,13 +118,16 @@ class EngineSpec:
         }
 
 
-def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int) -> tuple[Bucket, ...]:
+def make_buckets(
+    lengths: Sequence[int] | None, max_length: int, max_batch: int, batch_tokens: int | None = None
+) -> tuple[Bucket, ...]:
     """Return a bucket for each length.
 
     Args:
         lengths: Tokens of each bucket; see `check_lengths`.
         max_length: Tokens of the bundle's longest pair, which the last bucket must hold.
         max_batch: Most pairs of a batch; of pairs longer than 512 tokens fewer.
+        batch_tokens: Most tokens of a batch, which may leave fewer pairs in long buckets; None sets no limit.
 
     Raises:
         SetupError: The lengths are not ascending, or do not end at `max_length`.
@@ -133,13 +136,20 @@ def make_buckets(lengths: Sequence[int] | None, max_length: int, max_batch: int)
         raise SetupError(f"--max-batch {max_batch} is not a batch: give 1 or more")
     lengths = check_lengths(lengths, max_length)
     starts = [1, *(length + 1 for length in lengths[:-1])]
-    rows = [
-        max_batch if length <= FULL_LENGTH else max(1, min(max_batch, MOST_SCORES // length**2)) for length in lengths
-    ]
-    return tuple(
-        Bucket(length, start, max(1, min(most, OPT_TOKENS // length)), most)
-        for length, start, most in zip(lengths, starts, rows, strict=True)
-    )
+    buckets = []
+    for length, start in zip(lengths, starts, strict=True):
+        most = _most_pairs(length, max_batch, batch_tokens)
+        buckets.append(Bucket(length, start, max(1, min(most, OPT_TOKENS // length)), most))
+    return tuple(buckets)
+
+
+def _most_pairs(length: int, max_batch: int, batch_tokens: int | None) -> int:
+    most = max_batch
+    if batch_tokens is not None:
+        most = min(most, batch_tokens // length)
+    if length > FULL_LENGTH or batch_tokens is not None:
+        most = min(most, MOST_SCORES // length**2)
+    return max(1, most)
 
 
 def make_spec(
@@ -151,6 +161,7 @@ def make_spec(
     *,
     buckets: Sequence[int] | None = None,
     max_batch: int = DEFAULT_MAX_BATCH,
+    batch_tokens: int | None = None,
     workspace_mib: int = DEFAULT_WORKSPACE_MIB,
     timing_cache: Path | None = None,
 ) -> EngineSpec:
@@ -164,6 +175,7 @@ def make_spec(
         tensorrt: Version of the runtime.
         buckets: See `make_buckets`.
         max_batch: Most pairs of a batch.
+        batch_tokens: See `make_buckets`.
         workspace_mib: Memory that a kernel may use beside weights and activations, in MiB.
         timing_cache: File that keeps kernel timings; defaults to one in the bundle.
 
@@ -187,7 +199,7 @@ def make_spec(
         runtime=runtime,
         tensorrt=tensorrt,
         graph=graph,
-        buckets=make_buckets(buckets, manifest.max_length, max_batch),
+        buckets=make_buckets(buckets, manifest.max_length, max_batch, batch_tokens),
         workspace_mib=workspace_mib,
         # Timings are valid for one device and release, hence the name; beside the plan they outlive the container
         # that it was built in.

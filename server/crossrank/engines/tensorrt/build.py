@@ -1,4 +1,4 @@
-"""The only module that touches TensorRT's untyped Python API: of TensorRT 10.4 and 11.4, and TensorRT for RTX 1.7.
+"""Build plans with TensorRT's untyped Python API: of TensorRT 10.4 and 11.4, and TensorRT for RTX 1.7.
 
 Network, parser, profiles and build are the same for all of them. What differs: TensorRT for RTX is told the compute
 capabilities; TensorRT proper tunes on the GPU at hand, and keeps what it measured in a timing cache.
@@ -8,33 +8,14 @@ tests/fake_tensorrt.py checks this against the recorded API of the first two; Te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from crossrank.engines.tensorrt.gpus import sm_text
+from crossrank.engines.tensorrt.logger import new_logger
+from crossrank.engines.tensorrt.runtimes import RTX
+from crossrank.engines.tensorrt.spec import OPTIMIZATION_LEVEL, EngineSpec
 from crossrank.errors import SetupError
-from crossrank_export.trt.gpus import sm_text
-from crossrank_export.trt.runtimes import RTX, Runtime
-from crossrank_export.trt.spec import OPTIMIZATION_LEVEL, EngineSpec
-
-Feed = Mapping[str, NDArray[Any]]
-_MOST_OF_A_REASON = 500
-
-
-def load_runtime(runtime: Runtime) -> Any | None:
-    """Return the Python module of a runtime, or None where it or its libraries are not installed."""
-    try:
-        if runtime is RTX:
-            import tensorrt_rtx as module
-        else:
-            import tensorrt as module
-    except (ImportError, OSError):
-        return None
-    return module
 
 
 def build_plan(trt: Any, onnx_path: Path, spec: EngineSpec) -> bytes:
@@ -51,7 +32,7 @@ def build_plan(trt: Any, onnx_path: Path, spec: EngineSpec) -> bytes:
     Raises:
         SetupError: TensorRT refused the graph, a profile, a compute capability, or the build.
     """
-    logger = _make_logger(trt)
+    logger = new_logger(trt)
     builder = trt.Builder(logger)
     network = _parse(trt, builder, logger, onnx_path, spec.release)
     config = builder.create_builder_config()
@@ -73,81 +54,6 @@ def build_plan(trt: Any, onnx_path: Path, spec: EngineSpec) -> bytes:
     if spec.timing_cache is not None:
         _save_timings(config, spec.timing_cache)
     return bytes(plan)
-
-
-@contextmanager
-def plan_runner(trt: Any, plan: bytes, spec: EngineSpec) -> Iterator[Any]:
-    """Load a plan onto the GPU, and yield a runner for `run_plan` until the context ends.
-
-    Raises:
-        SetupError: TensorRT cannot load the plan.
-    """
-    from polygraphy.backend.trt import TrtRunner
-
-    # The runtime must outlive its engine: this frame holds it.
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise SetupError(f"{spec.release} cannot load the plan it has just built, {spec.plan_name}")
-    if engine.num_optimization_profiles != len(spec.buckets):
-        raise SetupError(
-            f"{spec.plan_name} has {engine.num_optimization_profiles} profiles, {len(spec.buckets)} were asked for"
-        )
-    with TrtRunner(engine, optimization_profile=0) as runner:
-        yield runner
-
-
-def run_plan(runner: Any, profile: int, feed: Feed, output: str) -> NDArray[np.float32]:
-    """Run one batch on a profile.
-
-    Args:
-        runner: Runner from `plan_runner`.
-        profile: Index of the bucket.
-        feed: Inputs by name, int32 or int64 [pairs, tokens].
-        output: Name of the logits.
-
-    Returns:
-        float32, in the shape of the output.
-
-    Raises:
-        SetupError: The batch did not run.
-    """
-    shape = "x".join(map(str, next(iter(feed.values())).shape))
-    with _told(f"the plan's profile {profile} did not run a batch of {shape}"):
-        runner.set_profile(profile)
-        # The runner returns a buffer that the next call overwrites.
-        return np.array(runner.infer(dict(feed))[output], dtype=np.float32)
-
-
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Turn Polygraphy's errors into SetupError."""
-    from polygraphy.exception import PolygraphyException
-
-    try:
-        yield
-    except PolygraphyException as error:
-        raise SetupError(f"{what}: {error}") from error
-
-
-def _make_logger(trt: Any) -> Any:
-    """Return a logger that keeps errors for the message of one SetupError, and logs nothing."""
-
-    class Errors(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if int(severity) <= int(trt.ILogger.ERROR):
-                self.errors.append(" ".join(msg.split()))
-
-        def reason(self) -> str:
-            # Without a GPU each error is followed by one of the CUDA runtime that says so.
-            first = next((error for error in self.errors if "CUDA driver version" not in error), None)
-            return first[:_MOST_OF_A_REASON] if first else "it gives no reason"
-
-    return Errors()
 
 
 def _add_profiles(builder: Any, config: Any, logger: Any, spec: EngineSpec) -> None:
@@ -184,7 +90,7 @@ def parse_graph(trt: Any, onnx_path: Path, release: str) -> None:
     Raises:
         SetupError: The parser refused the graph.
     """
-    logger = _make_logger(trt)
+    logger = new_logger(trt)
     builder = trt.Builder(logger)
     _parse(trt, builder, logger, onnx_path, release)
 
