@@ -174,7 +174,7 @@ def _ids_of(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Return the ids of texts.
 
     Raises:
-        EngineFailure: The Rust library panicked, as when a text takes one of the tokenizer's own patterns too many steps.
+        EngineFailure: The Rust library panicked, as when a text takes one of the tokenizer's patterns too many steps.
     """
     try:
         if len(texts) == 1 and len(texts[0]) <= _AT_ONCE:
