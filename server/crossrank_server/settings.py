@@ -129,13 +129,14 @@ class ServeSettings(BaseSettings):
         4096,
         ge=1,
         description="Open HTTP connections. Beyond it idle ones make room, those of the address that has most first;"
-        " where all are in use, new ones get 503. An idle one takes about 15 kB.",
+        " where all are in use, new ones get 503. An idle one takes about 15 kB. gRPC may have as many.",
     )
     client_timeout_s: float = Field(
         30.0,
         gt=0,
         description="Seconds in which a client must send the headers of a request, and for which a body may stop or an"
-        " answer not be read; beyond that they have to move at 10,000 bytes a second.",
+        " answer not be read; beyond that they have to move at 10,000 bytes a second. A message of gRPC must be whole,"
+        " and its answer be taken, within this time.",
     )
     idle_timeout_s: float = Field(
         75.0,

@@ -36,14 +36,14 @@ def test_a_small_request_does_not_wait_for_large_ones() -> None:
         body = _body(300, 20)  # over 100,000 tokens
         heavy = [threads.submit(_load, server, body, ended) for _ in range(8)]
         try:
-            time.sleep(1.0)
+            time.sleep(0.5)
             with others(server) as seen:
-                time.sleep(4.0)
+                time.sleep(2.0)
         finally:
             ended.set()
         statuses = [status for load in heavy for status in load.result()]
     assert not seen.refusals
-    assert len(seen.seconds) >= 8
+    assert len(seen.seconds) >= 4
     assert seen.slowest_s < 1.0
     # All of them finish meanwhile, or are told when to come again.
     assert set(statuses) <= {200, 429}

@@ -232,7 +232,7 @@ def test_a_deleted_sqlite_file_is_noticed_within_the_flush_window_and_nothing_go
         gateway.wait_until_recorded(gateway.answered)
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
+@pytest.fixture(params=["postgresql", pytest.param("sqlite", marks=pytest.mark.slow)])
 def freezable(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Callable[[], AbstractContextManager[None]]]:
     """The URL of a store, and what freezes it."""
     if request.param == "sqlite":

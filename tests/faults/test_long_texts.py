@@ -14,7 +14,7 @@ from tests.faults.outside import MB, others, watched
 from tests.server_process import RunningServer, running_server
 
 SIZE = 9_600_000
-_TIMEOUT_S = 3.0
+_TIMEOUT_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,12 @@ def _ask(server: RunningServer, body: dict[str, Any]) -> httpx.Response:
     [
         ("[MASK]", 512, True),
         ("[SEP] 日本日本日本", 512, True),
-        ("日本語", 512, True),
-        ("é", 5, False),  # a word too long for the tokenizer, unknown to it
-        (" ", 4, False),
+        pytest.param("日本語", 512, True, marks=pytest.mark.slow),
+        # A word too long for the tokenizer, unknown to it.
+        pytest.param("é", 5, False, marks=pytest.mark.slow),
+        pytest.param(" ", 4, False, marks=pytest.mark.slow),
         ("\U0001d15e", 5, False),
-        ("the flea ", 512, True),
+        pytest.param("the flea ", 512, True, marks=pytest.mark.slow),
     ],
     ids=["special tokens", "Chinese with one", "Chinese", "one word", "blank", "marks", "words"],
 )
@@ -62,8 +63,13 @@ def test_one_text_of_ten_megabytes(server: RunningServer, text: str, tokens: int
     "body",
     [
         {"query": "q", "documents": ["the flea " * (SIZE // 9)], "max_chunks_per_doc": 1 << 40},
-        {"query": "q", "documents": ["日本[SEP]a " * (SIZE // 13_000)] * 1000, "max_chunks_per_doc": 10},
-        {"query": "[SEP]日本" * (SIZE // 22), "documents": ["日本[SEP]" * (SIZE // 22)]},
+        pytest.param(
+            {"query": "q", "documents": ["日本[SEP]a " * (SIZE // 13_000)] * 1000, "max_chunks_per_doc": 10},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"query": "[SEP]日本" * (SIZE // 22), "documents": ["日本[SEP]" * (SIZE // 22)]}, marks=pytest.mark.slow
+        ),
     ],
     ids=["chunks of one", "chunks of a thousand", "a query as long"],
 )
@@ -80,6 +86,7 @@ def test_what_takes_too_long_is_given_up_on_time(server: RunningServer, body: di
     assert seen.slowest_s < 1.0
 
 
+@pytest.mark.slow
 def test_chunks_are_counted_before_they_are_made(server: RunningServer) -> None:
     # Each of the thousand would make 18 of them.
     body = {"query": "q", "documents": ["a " * 4800] * 1000, "max_chunks_per_doc": 18}

@@ -14,7 +14,18 @@ from crossrank.engines.cpu import available_cores, cpu_flags, cpu_name
 
 # CPU flags that decide which arithmetic an engine can take.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-_PACKAGES = ("crossrank", "onnxruntime", "onnxruntime-gpu", "openvino", "tokenizers", "numpy", "uvicorn")
+_PACKAGES = (
+    "crossrank",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu12",
+    "cuda-bindings",
+    "tokenizers",
+    "numpy",
+    "uvicorn",
+)
 
 
 def describe_run(program: str = "crossrank") -> dict[str, Any]:

@@ -72,6 +72,7 @@ def load(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
     from crossrank.engines.tensorrt.choose import plan_spec
     from crossrank.engines.tensorrt.device import device_fault, find_device
     from crossrank.engines.tensorrt.engine import TensorRtEngine
+    from crossrank.engines.tensorrt.logger import new_logger
     from crossrank.engines.tensorrt.plan import LoadedPlan
     from crossrank.engines.tensorrt.runtimes import RTX, load_runtime
 
@@ -87,12 +88,15 @@ def load(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
     if device is None:
         raise NotRunError(f"no GPU: {device_fault()} (the plan for 8.0 was built, {len(plan) / 1e6:.1f} MB)")
     answer |= {"gpu": device.name, "sm": device.sm, "loads": False, "runs": False}
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    logger = new_logger(trt)
+    runtime = trt.Runtime(logger)
     validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
-    answer["validity"] = validity.name
-    answer["diagnostics"] = [
-        name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if int(bit) & int(bits)
-    ]
+    answer |= {"validity": validity.name, "diagnostics": int(bits)}  # bits of EngineInvalidityDiagnostics
+    # Whatever the header says: that may be overcautious.
+    answer["deserializes"] = runtime.deserialize_cuda_engine(plan) is not None
+    if not answer["deserializes"]:
+        answer["reason"] = logger.reason()
+    keep(answer)
     try:
         loaded = LoadedPlan(trt, RTX, plan, spec.plan_name, GATE)
         answer |= {"loads": True, "profiles": len(loaded.profiles), "workspace_bytes": loaded.workspace_bytes}
@@ -118,7 +122,7 @@ def parity(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
     if not (candidates.is_file() and qrels.is_file()):
         raise NotRunError(f"no DL 2019 files at {data} (CROSSRANK_SHARED names another place)")
     answer: dict[str, Any] = {}
-    for model in _models(work):
+    for model in _models(work, engines):
         common = ["eval", "--candidates", str(candidates), "--qrels", str(qrels), "--model", str(work / model)]
         common += ["--plot", "none"]
         reference = work / f"reference-{model}"
@@ -134,7 +138,8 @@ def parity(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
             )
             report = json.loads((out / "report.json").read_text(encoding="utf-8"))
             answer[model][engine] = {
-                "precisions": report.get("precisions"),
+                "precision": precision,
+                "means": {name: quality["means"] for name, quality in report["rankings"].items()},
                 "max_delta_logit": _run_delta(run, next(out.glob(f"*{precision.split(',')[-1]}*.run"))),
             }
             keep(answer)
@@ -144,7 +149,7 @@ def parity(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
 def rates(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
     """Measure all engines in turn in one process, one request at a time and in full batches by length."""
     answer = {}
-    for model in _models(work):
+    for model in _models(work, engines):
         out = work / f"rates-{model}.json"
         options = f"--precision {_precision(engines)} --threads 2 --requests 4 --rounds 3 --bucket-s 1.5".split()
         names = [f"--engine={engine}" for engine in engines]
@@ -166,16 +171,26 @@ def gateway(work: Path, engines: Sequence[str], keep: Keep) -> dict[str, Any]:
             options = ["--model", str(work / "tinybert-l2"), "--engine", engine, "--precision", _precision([engine])]
             options += ["--workers", str(workers), "--log-level", "warning"]
             with started_server(options) as server:
-                loads = _load(server.url, work / f"load-{engine}-{number}")
+                loads = _load(server.url, work / f"load-{engine}-{number}", 16 if _on_gpu(engines) else 1)
             answer[engine].append({"start_to_ready_s": round(server.start_to_ready_s, 1), "loads": loads})
             keep(answer)
     return answer
 
 
-def _load(url: str, prefix: Path) -> list[dict[str, Any]]:
+def _load(url: str, prefix: Path, concurrency: int) -> list[dict[str, Any]]:
     """Return the figures of several load generators at once, which one alone could not make."""
     files = [prefix.with_name(f"{prefix.name}-{number}.json") for number in range(_LOADERS)]
-    command = [sys.executable, "-m", "crossrank_server", "bench", "load", "--url", url, "--concurrency", "16"]
+    command = [
+        sys.executable,
+        "-m",
+        "crossrank_server",
+        "bench",
+        "load",
+        "--url",
+        url,
+        "--concurrency",
+        str(concurrency),
+    ]
     running = [
         subprocess.Popen([*command, "--duration", "6", "--seed", str(number), "--json", str(file)])
         for number, file in enumerate(files)
@@ -185,16 +200,21 @@ def _load(url: str, prefix: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8"))["load"] for file in files]
 
 
-def _models(work: Path) -> list[str]:
-    """Return the models that were written."""
-    return [name for name in MODELS if (work / name).is_dir()]
+def _models(work: Path, engines: Sequence[str]) -> list[str]:
+    """Return the models that were written; only the first, which is small, where engines of the CPU stand in."""
+    found = [name for name in MODELS if (work / name).is_dir()]
+    return found if _on_gpu(engines) else found[:1]
 
 
 def _precision(engines: Sequence[str]) -> str:
     """Return the precision to ask engines for: that of the GPU, unless engines of the CPU stand in."""
+    return "fp16" if _on_gpu(engines) else "fp32"
+
+
+def _on_gpu(engines: Sequence[str]) -> bool:
     from crossrank.engines.names import GPU_ENGINES
 
-    return "fp16" if set(engines) <= set(GPU_ENGINES) else "fp32"
+    return set(engines) <= set(GPU_ENGINES)
 
 
 def _run_delta(left: Path, right: Path) -> float:

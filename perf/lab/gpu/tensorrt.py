@@ -46,7 +46,6 @@ STAND_INS = ("onnxruntime", "native")
 _LIMITS_S = {"bundles": 60.0, "load": 90.0, "parity": 120.0, "rates": 200.0, "gateway": 150.0, "tests": 120.0}
 _NEEDS_GPU = ("parity", "rates", "gateway", "tests")
 _END_S = 5.0
-_PACKAGES = ("tensorrt-rtx-cu12", "tensorrt-rtx-cu13", "tensorrt", "cuda-bindings", "onnxruntime-gpu")
 
 
 @dataclass
@@ -187,30 +186,20 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def describe_gpu(fault: str) -> dict[str, Any]:
-    """Return the GPU by the CUDA runtime and nvidia-smi, or why there is none, and the packages that decide."""
-    from importlib.metadata import PackageNotFoundError, version
+    """Return the GPU by the CUDA runtime and nvidia-smi, or why there is none."""
+    from crossrank.engines.tensorrt.device import find_device
 
-    found: dict[str, Any] = {"fault": fault} if fault else {}
-    if not fault:
-        from crossrank.engines.tensorrt.device import find_device
-
-        device = find_device()
-        found |= asdict(device) if device else {}
-        query = "name,driver_version,memory.total,power.limit,clocks.max.sm"
-        try:
-            done = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, check=False
-            )
-            found["nvidia_smi"] = done.stdout.strip().splitlines()
-        except OSError as error:
-            found["nvidia_smi"] = [str(error)]
-    found["versions"] = {}
-    for name in _PACKAGES:
-        try:
-            found["versions"][name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    device = find_device()
+    if fault or device is None:
+        return {"fault": fault}
+    query = "name,driver_version,memory.total,power.limit,clocks.max.sm"
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = done.stdout.strip().splitlines()
+    except OSError as error:
+        lines = [str(error)]
+    return {**asdict(device), "nvidia_smi": lines}
 
 
 @click.command()

@@ -1,5 +1,7 @@
 #include "wordpiece.h"
 
+#include <algorithm>
+
 #include "characters.h"
 #include "guard.h"
 #include "interface.h"
@@ -21,13 +23,36 @@ struct crossrank_wordpiece {
       : vocabulary(tokens.text, tokens.offsets, ids, tokens.count, prefix),
         unknown_id(unknown_id),
         word_characters(word_characters) {
-    for (int64_t i = 0; i < added.count; ++i) this->added.emplace_back(at(added, i));
+    for (int64_t i = 0; i < added.count; ++i) {
+      const std::string_view token = at(added, i);
+      if (token.empty()) continue;
+      size_t bytes = 0;
+      const int32_t id = vocabulary.longest(Vocabulary::kStart, token, &bytes);
+      this->added.push_back({std::string(token), bytes == token.size() ? id : -1});
+      begins_added[static_cast<unsigned char>(token[0])] = true;
+    }
+    // Where several match, the longest does.
+    std::stable_sort(this->added.begin(), this->added.end(),
+                     [](const Added& one, const Added& other) { return one.text.size() > other.text.size(); });
+  }
+
+  struct Added {
+    std::string text;
+    int32_t id;  // -1 where the vocabulary has none
+  };
+
+  const Added* added_at(std::string_view text) const {
+    if (!begins_added[static_cast<unsigned char>(text[0])]) return nullptr;
+    for (const Added& token : added)
+      if (text.substr(0, token.text.size()) == token.text) return &token;
+    return nullptr;
   }
 
   const Vocabulary vocabulary;
   const int32_t unknown_id;
   const int64_t word_characters;
-  std::vector<std::string> added;
+  std::vector<Added> added;
+  bool begins_added[256] = {};
   Characters characters;
 };
 
@@ -43,7 +68,7 @@ class Writer {
 
   crossrank_outcome text(std::string_view text) {
     const int64_t start = written_;
-    crossrank_outcome outcome = holds_added(text) ? kLeft : words(text);
+    crossrank_outcome outcome = words(text);
     if (outcome == kUntaught) {
       written_ = start;
       outcome = untaught(text);
@@ -53,16 +78,15 @@ class Writer {
   }
 
  private:
-  bool holds_added(std::string_view text) const {
-    for (const std::string& token : self_.added)
-      if (text.find(token) != std::string_view::npos) return true;
-    return false;
-  }
-
   crossrank_outcome words(std::string_view text) {
     begin_word();
     std::string_view form;
     while (!text.empty()) {
+      if (const auto* token = self_.added_at(text)) {
+        if (token->id < 0 || !end_word() || !write(token->id)) return kLeft;
+        text.remove_prefix(token->text.size());
+        continue;
+      }
       const int32_t code_point = next_character(text);
       if (code_point < 0) return kLeft;
       const Characters::State state = self_.characters.look_up(code_point, &form);

@@ -23,8 +23,9 @@ enum crossrank_outcome : uint8_t {
   kLeft = 2,       // only the tokenizer itself can tell
 };
 
-// `ids` are those of the vocabulary's tokens. Words of more characters than `word_characters` become `unknown_id`. A
-// text that holds one of `added` (added tokens, searched as they are) is left.
+// `ids` are those of the vocabulary's tokens. Words of more characters than `word_characters` become `unknown_id`.
+// `added` (added tokens) are searched as they are, before anything else, and have the ids of the vocabulary; a text that
+// holds one that the vocabulary does not have is left.
 CROSSRANK_API crossrank_wordpiece* crossrank_wordpiece_create(const crossrank_strings* vocabulary, const int32_t* ids,
                                                               const char* prefix, int32_t unknown_id,
                                                               int64_t word_characters, const crossrank_strings* added,

@@ -1,8 +1,8 @@
 """Tokenize texts as BERT does, with native code (wordpiece.h) that learns each character from the Rust tokenizer.
 
 The Rust tokenizer decides. It is asked once for each character how that is normalized and whether it separates words.
-It also tokenizes the texts whose ids the native code could get wrong: those with added tokens in them, or with
-characters that Unicode's canonical ordering could move.
+It also tokenizes the texts whose ids the native code could get wrong: those with characters that Unicode's canonical
+ordering could move.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class WordPiece:
             and normalizer.get("clean_text") is True
             and (strips_accents is None or strips_accents is True)
             and model.get("unk_token") in model.get("vocab", {})
-            and not any(token.get("normalized") for token in definition.get("added_tokens", []))
+            and not any(
+                token.get("normalized") or token.get("single_word") for token in definition.get("added_tokens", [])
+            )
             and _library() is not None
         )
 

@@ -21,7 +21,7 @@ _OWED = 1 / 8
 # Part of the engine that a waiting class can count on: s = (1 - s) / 8.
 LEAST_SHARE = _OWED / (1 + _OWED)
 # Smaller requests that came so recently are expected to come again.
-_RECENT_S = 5.0
+_RECENT_S = 3.0
 
 
 def size_of(tokens: int) -> int:

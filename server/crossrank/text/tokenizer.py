@@ -133,11 +133,10 @@ class TextTokenizer:
             )
             if at is not None:
                 return self._readable(text[at:] if from_end else text[:at], last=False, from_end=from_end)
-            if not cuts.proven:
-                most = min(characters, MOST_UNCUT)
-                longer = min(most + _LONGER, len(text))
-                part, other = (text[-most:], text[-longer:]) if from_end else (text[:most], text[:longer])
-                return _Part(part, last=characters >= MOST_UNCUT, whole=False, longer=other)
+            if not cuts.proven and len(text) > MOST_UNCUT:
+                longer = min(MOST_UNCUT + _LONGER, len(text))
+                part, other = (text[-MOST_UNCUT:], text[-longer:]) if from_end else (text[:MOST_UNCUT], text[:longer])
+                return _Part(part, last=True, whole=False, longer=other)
         return self._readable(text, last=True, from_end=from_end)
 
     def _readable(self, text: str, *, last: bool, from_end: bool) -> _Part:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, bindparam, case, or_, select, update
+from sqlalchemy import BigInteger, Float, bindparam, case, literal_column, or_, select, update
 
 from crossrank_server.accounts.base import Account
 from crossrank_server.accounts.store import Store
@@ -38,17 +38,20 @@ class AdmissionSql:
     """
 
     def __init__(self, store: Store) -> None:
+        # Literals, as each parameter costs a microsecond.
+        zero, one = literal_column("0", BigInteger), literal_column("1", BigInteger)
         minute = store.minute
-        weight = minute + 1 - store.now / float(WINDOW_S)
+        following, before = minute + one, minute - one
+        weight = following - store.now / literal_column(f"{WINDOW_S}.0", Float)
         # A statement that waited for a lock may see a row of the next minute.
-        is_current = or_(allowances.c.window == minute, allowances.c.window == minute + 1)
+        is_current = or_(allowances.c.window == minute, allowances.c.window == following)
         counted: dict[str, dict[str, Any]] = {
             kind: {
-                "current": case((is_current, allowances.c[kind]), else_=0),
+                "current": case((is_current, allowances.c[kind]), else_=zero),
                 "previous": case(
                     (is_current, allowances.c[f"previous_{kind}"]),
-                    (allowances.c.window == minute - 1, allowances.c[kind]),
-                    else_=0,
+                    (allowances.c.window == before, allowances.c[kind]),
+                    else_=zero,
                 ),
             }
             for kind in _KINDS
@@ -65,7 +68,7 @@ class AdmissionSql:
             update(allowances)
             .where(mine, *fits, affordable)
             .values(
-                window=case((allowances.c.window == minute + 1, allowances.c.window), else_=minute),
+                window=case((allowances.c.window == following, allowances.c.window), else_=minute),
                 balance=allowances.c.balance - _bound("cost"),
                 **{kind: counted[kind]["current"] + _bound(f"new_{kind}") for kind in _KINDS},
                 **{f"previous_{kind}": counted[kind]["previous"] for kind in _KINDS},

@@ -103,15 +103,21 @@ def _postgresql_engine(url: URL, timeout_s: float) -> Engine:
 def _sqlite_engine(path: Path, timeout_s: float) -> Engine:
     if not path.parent.is_dir():
         raise SetupError(f"--store: the directory {path.parent} does not exist; make it, or choose another file")
-    # Readable by its owner alone: it holds who used how much.
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        # Readable by its owner alone: it holds who used how much.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        # Not opened here: closing it again would drop the locks of all connections that this process has to it.
+        # Source: https://www.sqlite.org/howtocorrupt.html (section 2.2)
+        pass
     except OSError as error:
         raise SetupError(f"--store: {path} cannot be opened: {error.strerror}; check its rights") from None
     # mode=rw: a file that was deleted meanwhile is an error, and not made anew without the keys.
     # Source: https://www.sqlite.org/uri.html
     uri = f"file:{quote(str(path))}?mode=rw"
-    engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": timeout_s, "uri": True})
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)), connect_args={"timeout": timeout_s, "uri": True}, paramstyle="named"
+    )
 
     @event.listens_for(engine, "do_connect")
     def connect(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 from crossrank.errors import AccountsUnavailable, Unauthorized
 from crossrank_server.accounts.base import Account, again, unavailable
@@ -104,8 +105,8 @@ class KeyCache:
                 asked = list(self._waiting.items())[:_MAX_PER_QUERY]
                 parts = [key for _, (key, _) in asked]
                 try:
-                    found: Found | AccountsUnavailable = await asyncio.wrap_future(
-                        self._threads.submit(lambda parts=parts: find_accounts(self._store, parts))  # type: ignore[misc]
+                    found: Found | AccountsUnavailable = await self._threads.start(
+                        partial(find_accounts, self._store, parts)
                     )
                 except AccountsUnavailable as error:
                     found = error

@@ -178,6 +178,7 @@ class Ledger:
                     .where(gateways.c.id == batch.gateway_id)
                     .values(last_batch=batch.number, lease_until=until if alive else gateways.c.lease_until)
                 )
+        self._store.check()  # what went into a deleted file is not written
         self._seen_at = self._clock.monotonic()
         if not alive and batch.gateway_id == self.gateway_id:
             # Its holds may have been given back; what is still to be settled is charged without them.

@@ -36,6 +36,8 @@ class Meter:
         self._number = 1
         self._pending = UsageBatch(ledger.gateway_id, self._number)
         self._sending: UsageBatch | None = None
+        # What the journal holds.
+        self._kept: list[UsageBatch] = []
 
     def record(
         self, key_id: str, model: str, tier: str, *, documents: int, tokens: int, cost: int, hold: Hold | None
@@ -78,14 +80,14 @@ class Meter:
             give_sign = self._ledger.should_give_sign()
             with self._adding:
                 if self._pending.empty and not give_sign:
-                    self._journal.clear()
+                    self._forget_kept()
                     return
                 self._sending = self._pending
                 self._number += 1
                 self._pending = UsageBatch(self._ledger.gateway_id, self._number)
             self._ledger.apply(self._sending)
             self._sending = None
-            self._journal.clear()
+            self._forget_kept()
             if give_sign:
                 self._ledger.release_dead()
 
@@ -95,8 +97,10 @@ class Meter:
         Raises:
             OSError: It cannot be written.
         """
-        if batches := self._unwritten():
+        batches = self._unwritten()
+        if batches and batches != self._kept:
             self._journal.save(batches)
+            self._kept = batches
 
     def close(self) -> None:
         """Write the rest and give back all holds.
@@ -127,6 +131,10 @@ class Meter:
                     self._journal.path,
                     line,
                 )
+
+    def _forget_kept(self) -> None:
+        self._kept = []
+        self._journal.clear()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     extract,
     func,
     insert,
+    literal_column,
     select,
     text,
     update,
@@ -66,7 +67,8 @@ class Store:
     """
 
     def __init__(self, url: str, *, timeout_s: float = _PATIENT_S, clock: Clock | None = None) -> None:
-        self._engine = make_engine(url, timeout_s)
+        # The tables are made with patience: many gateways may start at once.
+        self._engine = make_engine(url, max(timeout_s, _PATIENT_S))
         self.url = url
         self.clock = clock or SYSTEM_CLOCK
         self._timeout_s = timeout_s
@@ -81,16 +83,18 @@ class Store:
             self.now = bindparam("store_now", callable_=self.clock.time, type_=Float)
         try:
             self._create_tables()
-        except AccountsUnavailable as error:
+        except (AccountsUnavailable, DatabaseError) as error:
+            reason = error.reason if isinstance(error, AccountsUnavailable) else str(error.orig).strip()
             shown = shown_address(self._engine.url)
-            raise SetupError(
-                f"--store {shown} cannot be opened: {error.reason}; check the address and its rights"
-            ) from None
+            raise SetupError(f"--store {shown} cannot be opened: {reason}; check the address and its rights") from None
+        if timeout_s < _PATIENT_S:
+            self._engine.dispose()
+            self._engine = make_engine(url, timeout_s)
 
     @property
     def minute(self) -> Any:
         """SQL expression of the number of the store's minute since 1970."""
-        minutes = self.now / 60.0
+        minutes = self.now / literal_column("60.0", Float)
         # SQLite cuts, PostgreSQL rounds.
         return cast(minutes if self._file else func.floor(minutes), BigInteger)
 
@@ -111,8 +115,6 @@ class Store:
             self.check()
             with _reported(), self._engine.begin() as connection:
                 yield connection
-            # What went into a deleted file was not written.
-            self.check()
         finally:
             self._writer.release()
 

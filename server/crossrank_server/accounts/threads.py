@@ -8,7 +8,6 @@ frozen Redis, stops only the requests that need it. The breaker is 40 lines here
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import logging
 import time
@@ -91,28 +90,31 @@ class StoreThreads:
         Raises:
             AccountsUnavailable: The store does not answer, not in time, or too many calls are waiting.
         """
-        call = self.submit(work)
+        call, future = self._start(work)
         try:
-            return await self.wait(asyncio.wrap_future(call))
+            return await self.wait(future)
         finally:
             # Neither the store nor the key's limits are bothered for a caller that has gone.
             if not call.done() and not call.cancel() and undo is not None:
                 call.add_done_callback(lambda late: _undo(late, undo))
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run `work` in a thread; must be called on the event loop.
+    def start(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Run `work` in a thread, for several requests.
 
         Raises:
             AccountsUnavailable: The breaker is open, or too many calls are waiting.
         """
+        return self._start(work)[1]
+
+    def _start(self, work: Callable[[], T]) -> tuple[Future[T], asyncio.Future[T]]:
         self.refuse_if_open()
         if self._waiting >= _MAX_WAITING:
             raise unavailable(f"{self._waiting} calls wait for it", self._what)
         self._waiting += 1
-        loop = asyncio.get_running_loop()
         call = self._pool.submit(work)
-        call.add_done_callback(lambda done: _in_loop(loop, self._ended, done))
-        return call
+        future = asyncio.wrap_future(call)
+        future.add_done_callback(self._ended)
+        return call, future
 
     async def wait(self, future: asyncio.Future[T]) -> T:
         """Return a result within what is left of the request's time; the future is not cancelled at its end.
@@ -130,7 +132,6 @@ class StoreThreads:
             budget.left_s -= waited_s
         if future.done():
             return future.result()
-        future.add_done_callback(_note_error)
         error = unavailable(f"no answer within {self._timeout_s:g} s", self._what)
         if waited_s > 0.9 * self._timeout_s:
             self._failed(error)
@@ -142,7 +143,7 @@ class StoreThreads:
             self._recovery.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ended(self, call: Future[Any]) -> None:
+    def _ended(self, call: asyncio.Future[Any]) -> None:
         self._waiting -= 1
         if call.cancelled():
             return
@@ -173,17 +174,6 @@ class StoreThreads:
         self._open = None
         self._answered_at = time.monotonic()
         _log.warning("%s: the store answers again after %.1f s", self._name, time.monotonic() - began)
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, note: Callable[[Future[Any]], None], call: Future[Any]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop has ended
-        loop.call_soon_threadsafe(note, call)
-
-
-def _note_error(late: asyncio.Future[Any]) -> None:
-    """Take note of the error of a call that nobody waits for any more; asyncio would log it with its stack."""
-    if not late.cancelled():
-        late.exception()
 
 
 def _undo(late: Future[T], undo: Callable[[T], object]) -> None:

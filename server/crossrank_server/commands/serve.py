@@ -224,4 +224,7 @@ def _rpc_server(service: RerankService, settings: ServeSettings, port: int, tls:
         port=port,
         credentials=server_credentials(tls) if tls else None,
         share_port=shared,
+        client_timeout_s=settings.client_timeout_s,
+        idle_timeout_s=settings.idle_timeout_s,
+        max_connections=settings.max_connections,
     )

@@ -177,6 +177,7 @@ class BoundedProtocol(LenientProtocol):
         """Go on with what waited for the client to read."""
         super().resume_writing()
         self._watch.drain(self)
+        self._patience.reset(time.monotonic())
         if self._held_back:
             self._held_back = False
             self._begin_next()

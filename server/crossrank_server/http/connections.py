@@ -96,7 +96,7 @@ class Connections:
         most = Counter(other.host for other in waiting).most_common(1)
         for host, _ in most:
             victims = sorted((other for other in waiting if other.host == host), key=lambda each: each.waits_since or 0)
-            for victim in victims[: 1 + self.limits.max_connections // 100]:
+            for victim in victims[: 1 + self.limits.max_connections // 20]:
                 victim.drop()
         return bool(most)
 

@@ -255,6 +255,8 @@ class LenientProtocol(HttpToolsProtocol):
     def _send_refusal(self, answer: bytes) -> None:
         if self.transport.is_closing():
             return
+        # Their memory: nothing is parsed any more.
+        self.parser, self.headers, self.url = None, [], b""  # type: ignore[assignment]
         self.flow.resume_reading()
         self.transport.write(answer)
         if self.transport.can_write_eof():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,20 +13,28 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
-from crossrank.errors import CrossrankError, InvalidRequest, Overloaded, RequestTooLarge
+from crossrank.errors import CrossrankError, InvalidRequest
 from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call, usable_request_id
 from crossrank_server.rpc.errors import DETAILS_KEY, status_from_error
+from crossrank_server.rpc.held import NO_CONNECTION
+from crossrank_server.rpc.quota import MemoryQuota
 from crossrank_server.serving.service import RerankService
 from crossrank_server.telemetry.base import OK, Exchange
 from crossrank_server.telemetry.logs import current_request
 
 Question = TypeVar("Question", bound=Message)
 
-# Full name of the method that the running task answers.
-current_method: contextvars.ContextVar[str] = contextvars.ContextVar("current_method")
-# Messages of the largest size that may be in memory at a time; small ones are counted by their bytes.
-_LARGEST_MESSAGES_BUFFERED = 8
+# Seconds within which gRPC tells that an RPC was cancelled which ended without a message.
+_CANCELLED_WITHIN_S = 0.05
+
+# gRPC writes tracebacks about metadata that is not UTF-8, with its bytes, and about callers who leave while they are
+# answered: the access log has a line for each.
+_NOT_LOGGED = ("Invalid encoding", "ExecuteBatchError")
+logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not str(record.msg).startswith(_NOT_LOGGED))
+
+# Makes the handler of a method that is told its full name, as gRPC does not pass that to handlers.
+Method = Callable[[str], grpc.RpcMethodHandler]
 
 
 @dataclass(frozen=True)
@@ -58,18 +66,36 @@ class Rpc:
     """Hold one RPC: its metadata, and the trailing metadata of its answer.
 
     Attributes:
+        context: gRPC's own.
+        connection: What its connection makes the server hold.
         request_id: The caller's `x-request-id` if usable, else a new one.
         exchange: The record of the RPC for the observers.
     """
 
-    def __init__(self, service: RerankService, context: grpc.aio.ServicerContext) -> None:
+    def __init__(self, service: RerankService, context: grpc.aio.ServicerContext, method: str) -> None:
         self._service = service
-        self._context = context
-        self._method = current_method.get()
+        self.context = context
+        self.connection = NO_CONNECTION
+        self._method = method
         self._metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         self.request_id = usable_request_id(self._metadata.get("x-request-id", ""))
         self.exchange = self.observe(self.request_id)
         self._trailers: dict[str, str] = {"x-request-id": self.request_id}
+
+    def enter(self, quota: MemoryQuota) -> None:
+        """Count the RPC.
+
+        Raises:
+            Overloaded: See `MemoryQuota.enter`.
+            InvalidRequest: The metadata is not what gRPC allows.
+        """
+        self.connection = quota.enter(self.context)
+        for key, value in self._metadata.items():
+            if not value.isascii():
+                raise InvalidRequest(
+                    f"the metadata {key[:40]!a} is not ASCII; send it under a name that ends in -bin, or leave it out",
+                    code="invalid_metadata",
+                )
 
     async def identify(self) -> None:
         """Refuse a caller without a good key at once, before there is a message.
@@ -115,7 +141,7 @@ class Rpc:
         trailers: list[tuple[str, str | bytes]] = list(self._trailers.items())
         if status is not None:
             trailers.append((DETAILS_KEY, status.SerializeToString()))
-        self._context.set_trailing_metadata(tuple(trailers))
+        self.context.set_trailing_metadata(tuple(trailers))
 
 
 class RpcHandler:
@@ -123,97 +149,104 @@ class RpcHandler:
 
     Args:
         service: Scores the requests.
-        max_message_bytes: Limit for one message.
+        quota: Bounds what callers make the server hold.
     """
 
-    def __init__(self, service: RerankService, max_message_bytes: int) -> None:
+    def __init__(self, service: RerankService, quota: MemoryQuota) -> None:
         self.service = service
-        self._max_message_bytes = max_message_bytes
-        self._max_buffered_bytes = _LARGEST_MESSAGES_BUFFERED * max_message_bytes
-        self._buffered_bytes = 0
+        self.quota = quota
 
     def unary(
         self,
         kind: type[Question],
         respond: Callable[[Question, Call], Awaitable[Message]],
         key_scope: str | None = None,
-    ) -> grpc.RpcMethodHandler:
-        """Return a method that answers one message with one; it is cancelled when its RPC is, or at the deadline."""
+    ) -> Method:
+        """Return a method that answers one message with one; it is cancelled when its RPC is, or at the deadline.
 
-        async def method(received: Received[Question], context: grpc.aio.ServicerContext) -> Message | None:
-            async with self._rpc(context) as rpc, rpc.call(rpc.exchange, key_scope) as call:
-                with self.buffered(received):
-                    return await respond(received.read(call), call)
+        The caller is known before its message is read: gRPC itself would read all of it first.
+        """
 
-        return grpc.unary_unary_rpc_method_handler(method, _reader(kind), _written)
+        def named(name: str) -> grpc.RpcMethodHandler:
+            async def method(_: Any, context: grpc.aio.ServicerContext) -> bytes | None:
+                async with self._rpc(context, name) as rpc:
+                    rpc.enter(self.quota)
+                    async with rpc.call(rpc.exchange, key_scope) as call:
+                        received = await self._only_message(rpc, kind)
+                        with self.quota.buffered(len(received.data)):
+                            message = received.read(call)
+                            del received  # It need not be in memory twice.
+                            return self._counted(rpc, await respond(message, call))
+
+            return grpc.stream_unary_rpc_method_handler(method)
+
+        return named
 
     def client_stream(
         self, kind: type[Question], respond: Callable[[AsyncIterator[Received[Question]], Call], Awaitable[Message]]
-    ) -> grpc.RpcMethodHandler:
+    ) -> Method:
         """Return a method that answers a stream of messages with one."""
 
-        async def method(
-            received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
-        ) -> Message | None:
-            async with self._rpc(context) as rpc, rpc.call(rpc.exchange) as call:
-                return await respond(received, call)
+        def named(name: str) -> grpc.RpcMethodHandler:
+            async def method(_: Any, context: grpc.aio.ServicerContext) -> bytes | None:
+                async with self._rpc(context, name) as rpc:
+                    rpc.enter(self.quota)
+                    async with rpc.call(rpc.exchange) as call:
+                        return self._counted(rpc, await respond(self._messages(rpc, kind, due=True), call))
 
-        return grpc.stream_unary_rpc_method_handler(method, _reader(kind), _written)
+            return grpc.stream_unary_rpc_method_handler(method)
+
+        return named
 
     def bidirectional(
         self,
         kind: type[Question],
         respond: Callable[[AsyncIterator[Received[Question]], Rpc], AsyncGenerator[Message, None]],
-    ) -> grpc.RpcMethodHandler:
+    ) -> Method:
         """Return a method that answers a stream of messages with a stream."""
 
-        async def method(
-            received: AsyncIterator[Received[Question]], context: grpc.aio.ServicerContext
-        ) -> AsyncIterator[Message]:
-            async with self._rpc(context, tell_success=False) as rpc:
-                await rpc.identify()
-                async with contextlib.aclosing(respond(received, rpc)) as answers:
-                    async for answer in answers:
-                        yield answer
+        def named(name: str) -> grpc.RpcMethodHandler:
+            async def method(_: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+                async with self._rpc(context, name, tell_success=False) as rpc:
+                    rpc.enter(self.quota)
+                    await rpc.identify()
+                    async with contextlib.aclosing(respond(self._messages(rpc, kind, due=False), rpc)) as answers:
+                        async for answer in answers:
+                            yield self._counted(rpc, answer)
+                            self.quota.answered(rpc.connection, context)
 
-        return grpc.stream_stream_rpc_method_handler(method, _reader(kind), _written)
+            return grpc.stream_stream_rpc_method_handler(method)
 
-    @contextlib.contextmanager
-    def buffered(self, received: Received[Any]) -> Iterator[None]:
-        """Count a message as in memory until the block ends.
+        return named
 
-        Raises:
-            RequestTooLarge: The message is over its limit.
-            Overloaded: The messages of all requests under way are over their common limit.
-        """
-        size = len(received.data)
-        if size > self._max_message_bytes:
-            raise RequestTooLarge(
-                f"the message has {size} bytes, the limit is {self._max_message_bytes}; split the request, "
-                "or raise --max-body-bytes",
-                param="body",
-            )
-        self._buffered_bytes += size
-        try:
-            if self._buffered_bytes > self._max_buffered_bytes:
-                raise Overloaded(
-                    f"requests under way hold {self._buffered_bytes} bytes, the limit is {self._max_buffered_bytes}; "
-                    "try again in a second, or send smaller requests",
-                    retry_after_s=1.0,
-                )
-            yield
-        finally:
-            self._buffered_bytes -= size
+    async def _only_message(self, rpc: Rpc, kind: type[Question]) -> Received[Question]:
+        data = await self.quota.read(rpc.connection, rpc.context)
+        if data is None:
+            await asyncio.sleep(_CANCELLED_WITHIN_S)
+            raise InvalidRequest("the call has no message; send one", code="invalid_message")
+        return Received(kind, data)
+
+    async def _messages(self, rpc: Rpc, kind: type[Question], *, due: bool) -> AsyncIterator[Received[Question]]:
+        while (data := await self.quota.read(rpc.connection, rpc.context, due=due)) is not None:
+            yield Received(kind, data)
+
+    def _counted(self, rpc: Rpc, answer: Message) -> bytes:
+        data = bytes(answer.SerializeToString())
+        self.quota.answering(rpc.connection, rpc.context, len(data))
+        return data
 
     @contextlib.asynccontextmanager
-    async def _rpc(self, context: grpc.aio.ServicerContext, *, tell_success: bool = True) -> AsyncIterator[Rpc]:
+    async def _rpc(
+        self, context: grpc.aio.ServicerContext, method: str, *, tell_success: bool = True
+    ) -> AsyncIterator[Rpc]:
         """Enter with the RPC; on leaving, send its trailing metadata, and the status of an error raised within.
 
         Args:
             context: gRPC's context of the RPC.
+            method: Full name.
             tell_success: Notify the observers of a success, too; of a stream they are notified of each message.
         """
-        rpc = Rpc(self.service, context)
+        rpc = Rpc(self.service, context, method)
         exchange = rpc.exchange
         try:
             yield rpc
@@ -232,24 +265,6 @@ class RpcHandler:
                 self.service.observers.finished(exchange)
 
 
-class MethodInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Remember which method is called, as gRPC does not pass it to handlers."""
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
-        """Note the method in the task of the RPC, and continue."""
-        current_method.set(handler_call_details.method)
-        return await continuation(handler_call_details)
-
-
-def handlers_of(name: str, methods: Mapping[str, grpc.RpcMethodHandler]) -> grpc.GenericRpcHandler:
-    """Return the handlers of a service, to be added to a server."""
-    return grpc.method_handlers_generic_handler(name, methods)
-
-
 def fail_exchange(exchange: Exchange, error: Exception | None = None, status: Status | None = None) -> None:
     """Record how a request failed; without an error it was cancelled, by its caller or its deadline."""
     if error is None or status is None:
@@ -260,11 +275,3 @@ def fail_exchange(exchange: Exchange, error: Exception | None = None, status: St
 
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-
-
-def _reader(kind: type[Question]) -> Callable[[bytes], Received[Question]]:
-    return lambda data: Received(kind, data)
-
-
-def _written(answer: Message) -> bytes:
-    return bytes(answer.SerializeToString())

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
-import grpc
-
 from crossrank.errors import InvalidRequest
 from crossrank.request import RerankRequest, Truncation, TruncationDirection
 from crossrank_client.proto import crossrank_v1_pb2 as pb
 from crossrank_server.calls import Call
 from crossrank_server.rpc.errors import status_from_error
-from crossrank_server.rpc.handler import Received, Rpc, RpcHandler, fail_exchange, handlers_of
+from crossrank_server.rpc.handler import Method, Received, Rpc, RpcHandler, fail_exchange
 from crossrank_server.rpc.stream import pipelined
 from crossrank_server.serving.listing import model_entry
 from crossrank_server.serving.service import Ranking
@@ -27,8 +25,8 @@ _DIRECTIONS: dict[int, TruncationDirection] = {
 }
 
 
-def reranker_service(handler: RpcHandler) -> grpc.GenericRpcHandler:
-    """Return the service."""
+def reranker_service(handler: RpcHandler) -> dict[str, dict[str, Method]]:
+    """Return the methods of the service, by service and name."""
 
     async def rerank(message: pb.RerankRequest, call: Call) -> pb.RerankResponse:
         ranking = await handler.service.rerank(_request(message), call)
@@ -55,7 +53,7 @@ def reranker_service(handler: RpcHandler) -> grpc.GenericRpcHandler:
                 async with rpc.call(exchange) as call:
                     message = received.read(call)
                     response.id = message.id
-                    with handler.buffered(received):
+                    with handler.quota.buffered(len(received.data)):
                         response.response.CopyFrom(await rerank(message.request, call))
             except Exception as error:
                 status = status_from_error(error, request_id)
@@ -71,14 +69,13 @@ def reranker_service(handler: RpcHandler) -> grpc.GenericRpcHandler:
         async for response in pipelined(received, answer, _MOST_UNDER_WAY):
             yield response
 
-    return handlers_of(
-        RERANKER,
-        {
+    return {
+        RERANKER: {
             "Rerank": handler.unary(pb.RerankRequest, rerank),
             "RerankStream": handler.bidirectional(pb.RerankStreamRequest, rerank_stream),
             "ListModels": handler.unary(pb.ListModelsRequest, list_models, "models"),
-        },
-    )
+        }
+    }
 
 
 def _request(message: pb.RerankRequest) -> RerankRequest:

@@ -7,18 +7,25 @@ import contextlib
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from crossrank.errors import SetupError
 from crossrank_server.process.tls import Tls
-from crossrank_server.rpc.handler import MethodInterceptor, RpcHandler
+from crossrank_server.rpc.aio_server import AioServer
+from crossrank_server.rpc.handler import RpcHandler
+from crossrank_server.rpc.quota import MAX_RPCS, REFUSED_WITH_REASON, MemoryQuota
 from crossrank_server.rpc.reranker import RERANKER, reranker_service
+from crossrank_server.rpc.standard import QuotaServer
 from crossrank_server.rpc.tei import INFO, RERANK, tei_services
 from crossrank_server.serving.service import RerankService
 
-# A message up to this many times the limit is still read, so that its sender is told the limit and the remedy and a
-# stream lives on; what is larger is refused by gRPC itself, in its own words.
-_REFUSED_WITH_REASON = 4
+# RPCs under way on one connection.
+_MAX_STREAMS = 100
+# Seconds until a connection is to be replaced by a new one, and what its RPCs may take then.
+_AGE_S, _AGE_GRACE_S = 3600, 600
+_HANDSHAKE_S = 10
+# Seconds between two counts of the open connections.
+_COUNT_S = 0.25
 # Seconds between two checks of readiness for clients that watch it.
 _WATCH_S = 0.2
 _SERVICES = (RERANKER, RERANK, INFO)
@@ -48,6 +55,9 @@ class RpcServer:
         port: Port to listen on; 0 takes a free one.
         credentials: For TLS; None speaks plain text.
         share_port: Let other processes of this user listen on the port too.
+        client_timeout_s: Seconds within which a message must be whole, and an answer be taken.
+        idle_timeout_s: Seconds for which a connection is kept open without an RPC.
+        max_connections: Open connections; beyond it idle ones make room.
     """
 
     def __init__(
@@ -59,15 +69,21 @@ class RpcServer:
         port: int,
         credentials: grpc.ServerCredentials | None = None,
         share_port: bool = False,
+        client_timeout_s: float = 30.0,
+        idle_timeout_s: float = 75.0,
+        max_connections: int = 4096,
     ) -> None:
         self._service = service
+        self._quota = MemoryQuota(max_message_bytes, client_timeout_s)
+        self._idle_timeout_s = idle_timeout_s
+        self._max_connections = max_connections
         self._max_message_bytes = max_message_bytes
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._credentials = credentials
         self._share_port = share_port
         self._server: grpc.aio.Server | None = None
         self._health: health.aio.HealthServicer | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> int:
         """Listen, on the running event loop, and return the port.
@@ -75,25 +91,39 @@ class RpcServer:
         Raises:
             SetupError: The port is taken.
         """
-        self._server = grpc.aio.server(
-            interceptors=[MethodInterceptor()],
-            options=[
-                ("grpc.max_receive_message_length", _REFUSED_WITH_REASON * self._max_message_bytes),
+        self._server = AioServer(
+            [
+                ("grpc.max_receive_message_length", REFUSED_WITH_REASON * self._max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 # By default two servers could share a port without an error.
                 ("grpc.so_reuseport", int(self._share_port)),
+                ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                # RPCs that Python has not taken yet: gRPC cancels further ones, without a word.
+                ("grpc.server.max_pending_requests", 2 * MAX_RPCS),
+                ("grpc.server.max_pending_requests_hard_limit", 4 * MAX_RPCS),
+                # Beyond the limit idle ones make room; beyond this, gRPC closes new ones at once.
+                ("grpc.max_allowed_incoming_connections", 2 * self._max_connections),
+                ("grpc.max_connection_idle_ms", round(self._idle_timeout_s * 1000)),
+                ("grpc.max_connection_age_ms", _AGE_S * 1000),
+                ("grpc.max_connection_age_grace_ms", _AGE_GRACE_S * 1000),
+                ("grpc.server_handshake_timeout_ms", _HANDSHAKE_S * 1000),
                 # Clients may ping a silent connection every 10 seconds; the server does so every minute.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
             ],
+            2 * MAX_RPCS,  # The quota refuses first, in our words; this is for what does not pass through it.
         )
-        handler = RpcHandler(self._service, self._max_message_bytes)
-        self._server.add_generic_rpc_handlers((reranker_service(handler), *tei_services(handler)))
+        handler = RpcHandler(self._service, self._quota)
+        for service, methods in {**reranker_service(handler), **tei_services(handler)}.items():
+            named = {name: method(f"/{service}/{name}") for name, method in methods.items()}
+            self._server.add_registered_method_handlers(service, named)
         self._health = _Health(self._service)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        standard = QuotaServer(self._server, self._quota)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, standard)
+        names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), standard)
         try:
             if self._credentials is None:
                 port = self._server.add_insecure_port(self._address)
@@ -104,18 +134,26 @@ class RpcServer:
                 f"cannot listen for gRPC on {self._address}: {error}; choose another with --host or --grpc-port"
             ) from None
         await self._server.start()
-        self._watch = asyncio.get_running_loop().create_task(self._health.watch_service())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(work) for work in (self._health.watch_service(), self._bound(int(port)))]
         return int(port)
 
     async def stop(self, grace_s: float) -> None:
         """Report that nothing is served, refuse new RPCs, and give those under way up to `grace_s` seconds."""
-        if self._server is None or self._health is None or self._watch is None:
+        if self._server is None or self._health is None:
             return
-        self._watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._watch
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+
+    async def _bound(self, port: int) -> None:
+        """Keep the connections within their limit, without end."""
+        while True:
+            await asyncio.sleep(_COUNT_S)
+            self._quota.bound_connections(port, self._max_connections)
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]
@@ -124,6 +162,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     def __init__(self, service: RerankService) -> None:
         super().__init__()
         self._service = service
+        self._shown: int | None = None
 
     async def Check(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
@@ -141,5 +180,8 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     async def _update(self) -> None:
         status = health_pb2.HealthCheckResponse
         now = status.SERVING if self._service.ready() else status.NOT_SERVING
+        if now == self._shown:
+            return  # Showing it again would wake everybody who watches.
+        self._shown = now
         for name in ("", *_SERVICES):
             await self.set(name, now)

@@ -10,22 +10,21 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from importlib.metadata import version
 
-import grpc
 import numpy as np
 
 from crossrank.errors import InvalidRequest
 from crossrank.request import RerankRequest, ScoreRequest, Truncation
 from crossrank_client.proto import tei_v1_pb2 as pb
 from crossrank_server.calls import Call
-from crossrank_server.rpc.handler import Received, RpcHandler, handlers_of
+from crossrank_server.rpc.handler import Method, Received, RpcHandler
 from crossrank_server.serving.service import Scores
 
 RERANK = pb.DESCRIPTOR.services_by_name["Rerank"].full_name
 INFO = pb.DESCRIPTOR.services_by_name["Info"].full_name
 
 
-def tei_services(handler: RpcHandler) -> list[grpc.GenericRpcHandler]:
-    """Return the services."""
+def tei_services(handler: RpcHandler) -> dict[str, dict[str, Method]]:
+    """Return the methods of the services, by service and name."""
 
     async def rerank(message: pb.RerankRequest, call: Call) -> pb.RerankResponse:
         texts = list(message.texts)
@@ -43,7 +42,7 @@ def tei_services(handler: RpcHandler) -> list[grpc.GenericRpcHandler]:
         with ExitStack() as buffered:
             messages: list[pb.RerankStreamRequest] = []
             async for part in received:
-                buffered.enter_context(handler.buffered(part))
+                buffered.enter_context(handler.quota.buffered(len(part.data)))
                 messages.append(part.read(call))
                 if len(messages) > handler.service.max_documents:
                     raise InvalidRequest(
@@ -65,16 +64,13 @@ def tei_services(handler: RpcHandler) -> list[grpc.GenericRpcHandler]:
             max_client_batch_size=handler.service.max_documents,
         )
 
-    return [
-        handlers_of(
-            RERANK,
-            {
-                "Rerank": handler.unary(pb.RerankRequest, rerank),
-                "RerankStream": handler.client_stream(pb.RerankStreamRequest, rerank_stream),
-            },
-        ),
-        handlers_of(INFO, {"Info": handler.unary(pb.InfoRequest, info, "models")}),
-    ]
+    return {
+        RERANK: {
+            "Rerank": handler.unary(pb.RerankRequest, rerank),
+            "RerankStream": handler.client_stream(pb.RerankStreamRequest, rerank_stream),
+        },
+        INFO: {"Info": handler.unary(pb.InfoRequest, info, "models")},
+    }
 
 
 async def _rank(handler: RpcHandler, messages: list[pb.RerankStreamRequest], call: Call) -> pb.RerankResponse:

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from crossrank.engines.tensorrt.device import device_fault
-from lab.gpu import tensorrt, wheels
+from lab.gpu import questions, tensorrt, wheels
 from lab.gpu.questions import NOT_RUN
 from lab.gpu.tensorrt import Script
 from tests.conftest import ROOT
+from tests.engine_bundle import write_fp16_bundle
+from tests.fake_builder import FakeDriver, install
+from tests.fake_tensorrt import RTX
 
 
 def packed(tmp_path: Path) -> Path:
@@ -129,6 +132,28 @@ def test_what_loads_decides_what_else_is_asked(tmp_path: Path, monkeypatch, answ
     script.run(["load"])
     assert tuple(script._engines) == engines
     assert script._environment.get("CROSSRANK_TENSORRT_SM") == sm
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["runs", "does not run"])
+def test_whether_a_plan_loads_is_answered_step_by_step(monkeypatch, builtin, tmp_path: Path, fails: bool) -> None:
+    """Behind stand-ins of TensorRT for RTX's runtime and of an H100: this code must not meet its first GPU unproved."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'crossrank[tensorrt]'")
+    write_fp16_bundle(builtin, tmp_path / "tinybert-l2", max_length=80)
+    install(monkeypatch, RTX, FakeDriver("NVIDIA H100", 90), fails=lambda: fails)
+    kept: list[dict] = []
+    answer = questions.load(tmp_path, (), lambda answer: kept.append(dict(answer)))
+    assert (answer["gpu"], answer["sm"], answer["validity"], answer["deserializes"]) == (
+        "NVIDIA H100",
+        90,
+        "VALID",
+        True,
+    )
+    assert (answer["loads"], answer["runs"]) == (True, not fails)
+    assert len(kept) == 3
+    if fails:
+        assert "did not run a batch" in answer["refused"]
+    else:
+        assert answer["max_delta_logit"] < 2e-2
 
 
 @pytest.mark.slow

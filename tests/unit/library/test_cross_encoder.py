@@ -354,6 +354,7 @@ def test_an_option_without_a_meaning_here_is_refused_by_name(
         ({"device": "cuda:3"}, "device 'cuda:3' is not supported"),
         ({"device": "cuda", "engine": "native"}, "contradict each other"),
         ({"device": "cpu", "engine": "cuda"}, "contradict each other"),
+        ({"device": "cpu", "engine": "tensorrt"}, "contradict each other"),
         ({"threads": 0}, "threads is 0: give 1 or more"),
         ({"engine": "triton"}, "engine 'triton' is not known"),
         ({"engine": "torch"}, "engine 'torch' is not known: use one of auto, native"),

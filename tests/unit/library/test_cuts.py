@@ -20,7 +20,7 @@ from crossrank.text.tokenizer import TextTokenizer
 from tests import odd_texts
 from tests.family_tokenizers import trained
 
-FAMILIES = ["bert", "distilbert", "mpnet", "roberta", "modernbert", "xlm-roberta", "deberta-v2"]
+FAMILIES = ["bert", "distilbert", "roberta", "modernbert", "xlm-roberta", "deberta-v2"]
 PIECES = [
     *odd_texts.LANGUAGES,
     *odd_texts.ODD,
@@ -73,22 +73,22 @@ def assert_part_of_whole(reader: TextTokenizer, tokenizer: Tokenizer, text: str,
 
 def test_odd_texts_in_any_order(family: tuple[TextTokenizer, Tokenizer]) -> None:
     reader, tokenizer = family
-    for seed in range(60):
+    for seed in range(12):
         rng = random.Random(seed)
-        text = rng.choice(["", " "]).join(rng.choices(PIECES, k=rng.randint(20, 400)))
-        for limit in (1, 7, 60):
+        text = rng.choice(["", " "]).join(rng.choices(PIECES, k=rng.randint(20, 160)))
+        for limit in (1, 7, 40):
             assert_part_of_whole(reader, tokenizer, text, limit)
 
 
 @pytest.mark.parametrize("unit", MONOTONOUS, ids=ascii)
 def test_the_same_over_and_over(family: tuple[TextTokenizer, Tokenizer], unit: str) -> None:
     reader, tokenizer = family
-    text = unit * (20_000 // len(unit))
-    for edge in ("", "word ", "<mask>"):
-        assert_part_of_whole(reader, tokenizer, f"{edge}{text}{edge[::-1]}", 40)
+    text = unit * (3_001 // len(unit))
+    for edge in ("", "word <mask>"):
+        assert_part_of_whole(reader, tokenizer, f"{edge}{text}{edge[::-1]}", 20)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=st.lists(st.sampled_from(PIECES), max_size=60).map("".join), limit=st.integers(1, 30))
 @example(text="word" + "\u0301" * 4000 + "word", limit=1)
 @example(text="[MASK" + "]" * 900 + "[MASK][MASK]" * 50, limit=3)
@@ -112,12 +112,12 @@ def builtin_readers(builtin: Bundle) -> dict[bool, TextTokenizer]:
 
 
 LONG = {
-    "words": odd_texts.words(40_000, 5),
-    "languages": " ".join(odd_texts.LANGUAGES * 600),
-    "one word": "x" * 300_000,
-    "marks in a word": "wo" + "\u0301" * 300_000 + "rd " + "x" * 99 + "\u0301" * 150_000 + "yy",
-    "blank": "a" + " \t\n" * 100_000 + "b",
-    "left to the tokenizer": "\U0001d15e" * 200_000 + "x",
+    "words": odd_texts.words(20_000, 5),
+    "languages": " ".join(odd_texts.LANGUAGES * 400),
+    "one word": "x" * 200_000,
+    "marks in a word": "wo" + "\u0301" * 150_000 + "rd " + "x" * 99 + "\u0301" * 150_000 + "yy",
+    "blank": "a" + " \t\n" * 60_000 + "b",
+    "left to the tokenizer": "\U0001d15e" * 150_000 + "x",
 }
 
 

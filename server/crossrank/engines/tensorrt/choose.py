@@ -43,7 +43,7 @@ def plan_fault(bundle: Bundle) -> str:
     """Return why no plan can serve a bundle on this machine, with the remedy; empty if one may. Loads nothing."""
     device = find_device()
     if device is None:
-        return f"engine tensorrt found no GPU: {device_fault()}"
+        return device_fault()
     try:
         sm = target_sm(device)
     except SetupError as error:
@@ -101,15 +101,19 @@ def open_plan(bundle: Bundle, gate: CaptureGate, cache_dir: Path | None = None) 
     """
     device = find_device()
     if device is None:
-        raise SetupError(f"engine tensorrt found no GPU: {device_fault()}")
+        raise SetupError(device_fault())
     sm = target_sm(device)
     if sm != device.sm:
         _log.warning("%s is set: plans for SM %s are tried on SM %s", SM_VARIABLE, sm_text(sm), sm_text(device.sm))
     for entry, runtime, trt in _own_plans(bundle, sm):
         file = entry["file"]
         cache = PlanCache(bundle.manifest.model_id, {"plan": bundle.manifest.files[file]}, cache_dir)
-        plan = bundle.file(file).read_bytes()
-        return _served(LoadedPlan(trt, runtime, plan, file, gate, cache.kernels(device.name)), cache, device)
+        try:
+            plan = LoadedPlan(trt, runtime, bundle.file(file).read_bytes(), file, gate, cache.kernels(device.name))
+        except PlanRefused as error:
+            _log.warning("a plan is not used: %s", error.message)
+            continue
+        return _served(plan, cache, device)
     trt = load_runtime(RTX) if sm in RTX_SMS else None
     if trt is None:
         raise SetupError(_no_plan(bundle, device, sm))

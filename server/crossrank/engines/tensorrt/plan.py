@@ -68,7 +68,7 @@ class LoadedPlan:
         self.release = f"{runtime.label} {trt.__version__}"
         self.name = name
         self._trt = trt
-        self._gate = gate
+        self.gate = gate
         self._logger = new_logger(trt)
         self._config: Any | None = None
         self._cache: Any | None = None
@@ -94,7 +94,7 @@ class LoadedPlan:
         Raises:
             SetupError: The GPU has not enough memory, or TensorRT refuses a profile.
         """
-        with self._gate.run():
+        with self.gate.run():
             return PlanLane(self)
 
     def compiled_kernels(self) -> bytes:
@@ -140,11 +140,6 @@ class LoadedPlan:
     def workspace_bytes(self) -> int:
         """Return the GPU memory that a context on any of the profiles works in."""
         return int(self._engine.device_memory_size_v2)
-
-    @property
-    def gate(self) -> CaptureGate:
-        """Return the gate of captures."""
-        return self._gate
 
     def reason(self) -> str:
         """Return TensorRT's last error."""
