@@ -33,11 +33,13 @@ class ScriptedRpcServer(RerankerServicer):
         replies: What to answer.
         port: Where to listen; 0 takes a free one.
         credentials: For TLS.
+        max_streams: RPCs that a connection may have under way; None sets no limit.
     """
 
     replies: list[RpcReply]
     port: int = 0
     credentials: grpc.ServerCredentials | None = None
+    max_streams: int | None = None
     requests: list[pb.RerankRequest] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
     peers: list[str] = field(default_factory=list)
@@ -45,7 +47,10 @@ class ScriptedRpcServer(RerankerServicer):
 
     def __enter__(self) -> ScriptedRpcServer:
         self._released = threading.Event()
-        self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        options = [("grpc.so_reuseport", 0)]
+        if self.max_streams is not None:
+            options.append(("grpc.max_concurrent_streams", self.max_streams))
+        self._server = grpc.server(ThreadPoolExecutor(16), options=options)
         add_RerankerServicer_to_server(self, self._server)
         address = f"127.0.0.1:{self.port}"
         if self.credentials:

@@ -27,6 +27,9 @@ _UNREACHED = (
     "name resolution failure",
     "address lookup failed",
 )
+# HTTP/2's REFUSED_STREAM: more streams than the server allows were begun before it had said how many.
+# Source: https://www.rfc-editor.org/rfc/rfc9113#section-8.7
+_REFUSED_STREAM = "received rst_stream with error code 7"
 
 
 def error_from_rpc(error: Any, base_url: str, limit_s: float) -> CrossrankClientError:
@@ -60,9 +63,10 @@ def error_from_rpc(error: Any, base_url: str, limit_s: float) -> CrossrankClient
 
 
 def was_never_sent(error: Any) -> bool:
-    """Tell whether no connection was made, so that the server cannot have seen the RPC."""
+    """Tell whether there was no connection, or the server has refused the RPC before it did anything with it."""
     message = (error.details() or "").lower()
-    return error.code() is grpc.StatusCode.UNAVAILABLE and message.startswith(_UNREACHED)
+    unread = message.startswith(_UNREACHED) or _REFUSED_STREAM in message
+    return error.code() is grpc.StatusCode.UNAVAILABLE and unread
 
 
 def _details(trailers: dict[str, Any]) -> tuple[ErrorInfo, RequestInfo, RetryInfo]:

@@ -93,7 +93,7 @@ class Attempts:
 
         Args:
             error: The error of the last attempt.
-            never_sent: No connection was made, so that the server cannot have seen it.
+            never_sent: The server has not begun with it: there was no connection, or it refused the stream.
         """
         if self._retry.is_exhausted() or not (never_sent or isinstance(error, (RateLimited, Unavailable))):
             return None

@@ -177,7 +177,7 @@ def test_rpcs_that_only_wait_make_room_for_those_that_work(server: RunningServer
 def test_a_connection_has_a_limit_of_streams(server: RunningServer) -> None:
     with connections(port_of(server), 1) as (connection,):
         connection.call(LIST_MODELS, b"")
-        assert connection.h2.remote_settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] == 100
+        assert connection.h2.remote_settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS] == 1000
 
 
 @pytest.mark.slow

@@ -19,8 +19,9 @@ from crossrank_server.rpc.standard import QuotaServer
 from crossrank_server.rpc.tei import INFO, RERANK, tei_services
 from crossrank_server.serving.service import RerankService
 
-# RPCs under way on one connection.
-_MAX_STREAMS = 100
+# RPCs under way on one connection. Calls that begin before a client has learned the limit fail beyond it, so that a
+# usual burst must fit.
+_MAX_STREAMS = 1000
 # Seconds until a connection is to be replaced by a new one, and what its RPCs may take then.
 _AGE_S, _AGE_GRACE_S = 3600, 600
 _HANDSHAKE_S = 10
