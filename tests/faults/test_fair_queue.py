@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -78,5 +79,6 @@ def test_overload_of_small_requests_is_refused_instead_of_waiting() -> None:
     assert refused
     error = json.loads(refused[0])["error"]
     assert error["code"] == "overloaded"
-    assert "and this one may wait 0.2 s" in error["message"]
+    # Twenty times as long as it takes itself, where the machine needs more than 10 ms.
+    assert re.search(r"and this one may wait \d\.\d s: try again in \d+ s, or raise --max-queue-s", error["message"])
     assert error["retry_after_s"] >= 1.0
