@@ -54,7 +54,7 @@ PARTS = (
     Part("server/crossrank_server", ("__init__.py", "__main__.py", "cli.py", "commands/__init__.py")),
     # `crossrank rerank` serves nobody.
     Part("server/crossrank_server", ("settings.py", "commands/rerank.py", "commands/options.py")),
-    Part("server/crossrank_server", loading=("server",), running=("redis", "tls", "otel")),
+    Part("server/crossrank_server", loading=("server",), running=("postgresql", "redis", "tls", "otel")),
     Part("client/crossrank_client", ("grpc_", "proto/"), loading=("grpc",)),
     Part("client/crossrank_client"),
     # Triton's Python backend has the module in its own processes.
@@ -66,7 +66,6 @@ PARTS = (
 # Used, but not by an import of ours.
 INDIRECT = {
     "onnxscript": "torch.onnx.export",
-    "psycopg": "SQLAlchemy, for postgresql:// addresses",
     "redis": "limits, for redis:// addresses",
     "uvloop": "uvicorn, where it is installed",
 }
