@@ -7,6 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import h2.settings
@@ -146,6 +147,43 @@ def test_answers_that_nobody_takes_are_dropped_and_others_do_not_notice(server: 
     assert watch.grown_mb < 350  # 80 MB of requests, each as bytes, texts and an answer, and what malloc keeps of them.
     assert seen.refusals == []
     assert seen.slowest_s < 1
+
+
+def test_a_stream_that_keeps_its_messages_leaves_room_for_others(server: RunningServer) -> None:
+    """TEI's stream is answered when it ends: until then the server keeps its messages, here eight of the largest size."""
+    text = "x" * (10_000_000 - 8)
+    ended = threading.Event()
+
+    def messages() -> Iterator[tei.RerankStreamRequest]:
+        for _ in range(8):
+            yield tei.RerankStreamRequest(query="q", text=text)
+        ended.wait(20)
+
+    def send() -> str:
+        with grpc.insecure_channel(server.grpc_target, [("grpc.use_local_subchannel_pool", 1)]) as greedy:
+            stream = greedy.stream_unary(
+                "/tei.v1.Rerank/RerankStream", tei.RerankStreamRequest.SerializeToString, tei.RerankResponse.FromString
+            )
+            with pytest.raises(grpc.RpcError) as raised:
+                stream(messages(), timeout=30)
+            return str(raised.value.code())
+
+    assert tei.RerankStreamRequest(query="q", text=text).ByteSize() == 10_000_000
+    medium = pb.RerankRequest(query="q", documents=["some words of a text " * 50] * 60)
+    with (
+        ThreadPoolExecutor(1) as threads,
+        watched(server) as watch,
+        grpc.insecure_channel(server.grpc_target) as channel,
+    ):
+        refused = threads.submit(send)
+        try:
+            time.sleep(2)
+            for _ in range(10):
+                assert RerankerStub(channel).Rerank(medium, timeout=5).results
+        finally:
+            ended.set()
+        assert refused.result() == "StatusCode.RESOURCE_EXHAUSTED"
+    assert watch.grown_mb < 250
 
 
 @pytest.mark.slow

@@ -17,13 +17,15 @@ from collections.abc import Iterator
 import grpc
 
 from crossrank.errors import Overloaded, RequestTimedOut, RequestTooLarge
+from crossrank_server.held import HeldBytes, Holding
 from crossrank_server.rpc.connections import Peer, hang_up, open_files, peer_from_name, peers_of, received_bytes
 from crossrank_server.rpc.held import Connection, Read
 
-# Messages of the largest size that may be in memory at a time; small ones are counted by their bytes.
-_LARGEST_MESSAGES_HELD = 8
+# Messages and answers may be in memory at a time as if they were so many of the largest size, shared between callers as
+# HTTP's are: 7 of one caller.
+_LARGEST_MESSAGES_HELD = 16
 # The share of that for what waits for callers, the rest of a message or answers not taken: it must keep nobody out.
-_WAITING_SHARE = 0.5
+_WAITING_SHARE = 0.25
 # A message up to this many times the limit is still read, so that its sender is told the limit and the remedy and a
 # stream lives on; what is larger is refused by gRPC itself, in its own words.
 REFUSED_WITH_REASON = 2
@@ -37,7 +39,6 @@ _LOOK_S = 0.01
 _OVERHEAD_BYTES = 250
 # An answer is in memory as Python wrote it and as gRPC copied it.
 _ANSWER_COPIES = 2
-_WAITING = "messages that are not whole and answers that are not taken"
 _FEWEST_REMEMBERED = 256
 _TRIM_AFTER_S = 0.2
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl not.
@@ -54,12 +55,11 @@ class MemoryQuota:
 
     def __init__(self, max_message_bytes: int, timeout_s: float, max_rpcs: int = MAX_RPCS) -> None:
         self._max_message_bytes = max_message_bytes
-        self._max_held_bytes = _LARGEST_MESSAGES_HELD * max_message_bytes
-        self._max_waiting_bytes = int(_WAITING_SHARE * self._max_held_bytes)
+        self.held = HeldBytes(_LARGEST_MESSAGES_HELD * max_message_bytes)
+        self._max_waiting_bytes = int(_WAITING_SHARE * self.held.limit)
         self._timeout_s = timeout_s
         self._max_rpcs = max_rpcs
         self._rpcs = 0
-        self._buffered_bytes = 0
         self._unsent_bytes = 0
         self._connections: dict[str, Connection] = {}
         self._forget_at = _FEWEST_REMEMBERED
@@ -129,12 +129,16 @@ class MemoryQuota:
             connection.reads.discard(read)
 
     @contextlib.contextmanager
-    def buffered(self, size: int) -> Iterator[None]:
+    def buffered(self, holding: Holding, size: int) -> Iterator[None]:
         """Count a message as in memory until the block ends.
+
+        Args:
+            holding: Of its RPC.
+            size: Bytes of the message.
 
         Raises:
             RequestTooLarge: The message is over its limit.
-            Overloaded: The messages of all requests under way are over their common limit.
+            Overloaded: See `Holding.add`.
         """
         if size > self._max_message_bytes:
             raise RequestTooLarge(
@@ -142,24 +146,21 @@ class MemoryQuota:
                 "or raise --max-body-bytes",
                 param="body",
             )
-        self._buffered_bytes += size
-        try:
-            if self._buffered_bytes + self._unsent_bytes > self._max_held_bytes:
-                raise _overloaded("requests under way", self._buffered_bytes + self._unsent_bytes, self._max_held_bytes)
+        with holding.holding(size):
             yield
-        finally:
-            self._buffered_bytes -= size
 
     def answering(self, connection: Connection, context: grpc.aio.ServicerContext, size: int) -> None:
         """Count an answer as in memory until the RPC is finished, or `answered` is called."""
         connection.unsent[id(context)] = (time.monotonic(), _ANSWER_COPIES * size)
         self._unsent_bytes += _ANSWER_COPIES * size
+        self.held.count(connection.caller, _ANSWER_COPIES * size)
         self._look_soon()
 
     def answered(self, connection: Connection, context: grpc.aio.ServicerContext) -> None:
         """Count an answer no more: gRPC has sent it."""
         _, size = connection.unsent.pop(id(context), (0.0, 0))
         self._unsent_bytes -= size
+        self.held.count(connection.caller, -size)
 
     def bound_connections(self, port: int, most: int) -> None:
         """End idle connections to a port while more than `most` are open, those of the address with most first."""
@@ -227,8 +228,10 @@ class MemoryQuota:
             most = max(held, key=lambda connection: (by_address[connection.peer[0]], held[connection]))
             for read in most.reads:
                 read.refuse(
-                    _overloaded(
-                        "messages that are not whole and answers that are not taken", total, self._max_waiting_bytes
+                    Overloaded(
+                        f"messages that are not whole and answers that are not taken hold {total} bytes, the limit is "
+                        f"{self._max_waiting_bytes}; try again in a second, or send smaller requests",
+                        retry_after_s=1.0,
                     )
                 )
             if most.leaves_unsent(_TAKEN_SOON_S, time.monotonic()):
@@ -279,10 +282,3 @@ class MemoryQuota:
         else:
             hang_up([most.peer])
         return True
-
-
-def _overloaded(what: str, held_bytes: int, limit_bytes: int) -> Overloaded:
-    return Overloaded(
-        f"{what} hold {held_bytes} bytes, the limit is {limit_bytes}; try again in a second, or send smaller requests",
-        retry_after_s=1.0,
-    )
