@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from crossrank.errors import Overloaded, RequestTimedOut, RequestTooLarge
+from crossrank.errors import BackendUnavailable, Overloaded, RequestTimedOut, RequestTooLarge
 from crossrank_server.held import HeldBytes, Holding
 from crossrank_server.rpc.connections import Peer, hang_up, open_files, peer_from_name, peers_of, received_bytes
 from crossrank_server.rpc.held import Connection, Read
@@ -31,6 +31,8 @@ _WAITING_SHARE = 0.25
 REFUSED_WITH_REASON = 2
 # RPCs under way; each takes about 50 kB.
 MAX_RPCS = 2048
+# Seconds for which a caller may do nothing while the server ends.
+_DRAIN_S = 5.0
 # Seconds until an answer must have been taken where callers hold more than their limit.
 _TAKEN_SOON_S = 0.5
 # Seconds between two looks at what waits; a look never takes more than a twentieth of the time.
@@ -59,6 +61,7 @@ class MemoryQuota:
         self._max_waiting_bytes = int(_WAITING_SHARE * self.held.limit)
         self._timeout_s = timeout_s
         self._max_rpcs = max_rpcs
+        self._drained_at = float("inf")
         self._rpcs = 0
         self._unsent_bytes = 0
         self._connections: dict[str, Connection] = {}
@@ -162,6 +165,12 @@ class MemoryQuota:
         self._unsent_bytes -= size
         self.held.count(connection.caller, -size)
 
+    def drain(self) -> None:
+        """Wait no longer than some seconds for callers from now on, as the server ends."""
+        self._drained_at = time.monotonic() + _DRAIN_S
+        self._timeout_s = min(self._timeout_s, _DRAIN_S)
+        self._look_soon()
+
     def bound_connections(self, port: int, most: int) -> None:
         """End idle connections to a port while more than `most` are open, those of the address with most first."""
         if open_files() <= most:
@@ -204,7 +213,13 @@ class MemoryQuota:
             if connection.leaves_unsent(self._timeout_s, now):
                 hang_up([connection.peer])
             for read in connection.reads:
-                if read.ends_at < now:
+                if self._drained_at < now:
+                    read.refuse(
+                        BackendUnavailable(
+                            "the server is shutting down and waited for its caller: send it again", retry_after_s=1.0
+                        )
+                    )
+                elif read.ends_at < now:
                     read.refuse(
                         RequestTimedOut(
                             f"the message was not whole after {self._timeout_s:g} s; send it faster, or in parts"
