@@ -38,13 +38,24 @@ def server_credentials(tls: Tls) -> grpc.ServerCredentials:
 
     Connections that begin after the files were read again are given the new ones.
     """
+    in_use = tls.files
 
     def configuration() -> grpc.ServerCertificateConfiguration:
-        files = tls.files
-        return grpc.ssl_server_certificate_configuration([(files.key, files.cert)], root_certificates=files.client_ca)
+        return grpc.ssl_server_certificate_configuration(
+            [(in_use.key, in_use.cert)], root_certificates=in_use.client_ca
+        )
 
-    asks_for_certificate = tls.files.client_ca is not None
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, asks_for_certificate)
+    def new_configuration() -> grpc.ServerCertificateConfiguration | None:
+        # Asked at each connection. None, which keeps the one in use, must be the answer where nothing is new: gRPC
+        # replaces what handshakes under way still read, and two hundred bytes of junk a connection end the process.
+        nonlocal in_use
+        if tls.files is in_use:
+            return None
+        in_use = tls.files
+        return configuration()
+
+    asks_for_certificate = in_use.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(configuration(), new_configuration, asks_for_certificate)
 
 
 class RpcServer:
