@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.shaped import GATE, ShapedEngine, call_tokens_of, row_counts
 from crossrank.engines.tensorrt.choose import open_plan
-from crossrank.engines.tensorrt.plan import Feed, Profile
+from crossrank.engines.tensorrt.lane import Feed
+from crossrank.engines.tensorrt.plan import Profile
 from crossrank.errors import BundleError, EngineFailure
 from crossrank.packed import join_pairs
 
