@@ -108,7 +108,7 @@ def _lane(trt: Any, plan: bytes, spec: EngineSpec) -> Iterator[PlanLane]:
             raise SetupError(
                 f"{spec.plan_name} has {len(loaded.profiles)} profiles, {len(spec.buckets)} were asked for"
             )
-        lane = loaded.open_lane()
+        lane = PlanLane(loaded)
         try:
             yield lane
         finally:

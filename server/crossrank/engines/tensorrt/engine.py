@@ -10,7 +10,6 @@ import asyncio
 import logging
 import threading
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from crossrank.bundles.bundle import Bundle
 from crossrank.engines.shaped import GATE, ShapedEngine, call_tokens_of, row_counts
 from crossrank.engines.tensorrt.choose import open_plan
-from crossrank.engines.tensorrt.lane import Feed
-from crossrank.engines.tensorrt.plan import Profile
+from crossrank.engines.tensorrt.lane import PlanLane
+from crossrank.engines.tensorrt.plan import LoadedPlan
 from crossrank.errors import BundleError, EngineFailure
 from crossrank.packed import join_pairs
 
@@ -29,42 +28,6 @@ _log = logging.getLogger("crossrank")
 # different orders. An input baked into a CUDA graph, or a wrong mask, gives more.
 _MOST_DELTA = 2e-2
 _PROBE_TOKENS = 24
-
-
-class Lane(Protocol):
-    """Run batches one at a time; see `PlanLane`."""
-
-    def run(self, feed: Feed) -> NDArray[np.float32]:
-        """Return the logits, float32 [rows, labels]."""
-        ...
-
-    def close(self) -> None:
-        """Free its memory."""
-        ...
-
-
-class Plan(Protocol):
-    """What the engine needs of a plan on the GPU; see `LoadedPlan`.
-
-    Attributes:
-        name: Name of the plan in messages.
-        inputs: dtype of each input.
-        outputs: Columns of each output, None where they are open.
-        profiles: Sizes of the batches that it takes, shortest first.
-    """
-
-    name: str
-    inputs: dict[str, str]
-    outputs: dict[str, int | None]
-    profiles: tuple[Profile, ...]
-
-    def open_lane(self) -> Lane:
-        """Return a lane for one thread."""
-        ...
-
-    def close(self) -> None:
-        """Free the plan's memory; its lanes must be closed."""
-        ...
 
 
 class TensorRtEngine(ShapedEngine):
@@ -85,10 +48,10 @@ class TensorRtEngine(ShapedEngine):
     name = "tensorrt"
 
     def __init__(
-        self, bundle: Bundle, plan: Plan, threads: int | None = None, *, rows: tuple[int, ...] | None = None
+        self, bundle: Bundle, plan: LoadedPlan, threads: int | None = None, *, rows: tuple[int, ...] | None = None
     ) -> None:
         self._plan = plan
-        self._lanes: list[Lane] = []
+        self._lanes: list[PlanLane] = []
         self._opening = threading.Lock()
         call_tokens = call_tokens_of(bundle.manifest)
         shapes = {
@@ -124,16 +87,16 @@ class TensorRtEngine(ShapedEngine):
             self._plan.close()
 
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        lane: Lane = self._local.lane
+        lane: PlanLane = self._local.lane
         return lane.run(inputs)
 
     def _prepare(self) -> None:
         """Give this thread its lane, and run all shapes."""
-        lane = self._plan.open_lane()
+        lane = PlanLane(self._plan)
         with self._opening:
             self._lanes.append(lane)
         self._local.lane = lane
-        self._check_interface(self._plan.inputs, self._plan.outputs)
+        self._check_interface(self._plan.inputs, {**self._plan.outputs})
         random = np.random.default_rng(0)
         probe = self._random_pairs((1, min(_PROBE_TOKENS, self._lengths[0])), random)
         expected: float | None = None

@@ -7,16 +7,14 @@ addresses in all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.engines.tensorrt.memory import GpuMemory
+from crossrank.engines.tensorrt.plan import LoadedPlan
 from crossrank.errors import SetupError
-
-if TYPE_CHECKING:
-    from crossrank.engines.tensorrt.plan import LoadedPlan
 
 Feed = Mapping[str, NDArray[np.generic]]
 # The first run of a shape compiles its kernels, the next may capture its CUDA graph.
@@ -24,7 +22,7 @@ _RUNS_UNTIL_CAPTURED = 2
 
 
 class PlanLane:
-    """Run batches one at a time, on a stream of its own.
+    """Run batches one at a time, on a stream of its own; each is used by one thread at a time.
 
     Args:
         plan: The loaded plan.
@@ -35,15 +33,16 @@ class PlanLane:
 
     def __init__(self, plan: LoadedPlan) -> None:
         self._plan = plan
-        self._memory = GpuMemory()
         self._contexts: list[Any] = []
         self._shapes: dict[int, tuple[int, ...]] = {}
         self._runs: dict[tuple[int, ...], int] = {}
-        try:
-            self._bind()
-        except BaseException:
-            self._free()
-            raise
+        with plan.opening, plan.gate.run():
+            self._memory = GpuMemory()
+            try:
+                self._bind()
+            except BaseException:
+                self._free()
+                raise
 
     def run(self, feed: Feed) -> NDArray[np.float32]:
         """Return the logits, float32 [rows, labels], of inputs [rows, length] in the plan's dtypes.
@@ -73,8 +72,7 @@ class PlanLane:
         plan, memory = self._plan, self._memory
         tokens = max(profile.rows * profile.length for profile in plan.profiles)
         most_rows = max(profile.rows for profile in plan.profiles)
-        self._output, columns = next(iter(plan.outputs.items()))
-        self._labels = columns or 1
+        self._output, self._labels = next(iter(plan.outputs.items()))
         sizes = {name: tokens * np.dtype(dtype).itemsize for name, dtype in plan.inputs.items()}
         sizes[self._output] = most_rows * self._labels * np.dtype(np.float32).itemsize
         self._host = {name: memory.pinned(size) for name, size in sizes.items()}

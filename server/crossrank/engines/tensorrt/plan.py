@@ -16,7 +16,6 @@ from typing import Any
 
 from crossrank.engines.cuda_gate import CaptureGate
 from crossrank.engines.tensorrt.device import use_device
-from crossrank.engines.tensorrt.lane import PlanLane
 from crossrank.engines.tensorrt.logger import new_logger
 from crossrank.engines.tensorrt.memory import GpuMemory
 from crossrank.engines.tensorrt.runtimes import RTX, Runtime
@@ -65,8 +64,8 @@ class LoadedPlan:
         self._trt = trt
         self.gate = gate
         self._logger = new_logger(trt)
-        # TensorRT makes no promise that two threads may create contexts at a time.
-        self._opening = threading.Lock()
+        # Held by who creates contexts: TensorRT makes no promise that two threads may at a time.
+        self.opening = threading.Lock()
         self._config: Any | None = None
         self._cache: Any | None = None
         # It must outlive its engine.
@@ -83,17 +82,8 @@ class LoadedPlan:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         read = trt.TensorIOMode.INPUT
         self.inputs = {each: self._dtype(each) for each in names if self._engine.get_tensor_mode(each) == read}
-        self.outputs: dict[str, int | None] = {each: self._columns(each) for each in names if each not in self.inputs}
+        self.outputs = {each: self._columns(each) for each in names if each not in self.inputs}
         self.profiles = tuple(self._profile(index) for index in range(self._engine.num_optimization_profiles))
-
-    def open_lane(self) -> PlanLane:
-        """Return a lane, for one thread at a time.
-
-        Raises:
-            SetupError: The GPU has not enough memory, or TensorRT refuses a profile.
-        """
-        with self._opening, self.gate.run():
-            return PlanLane(self)
 
     def compiled_kernels(self) -> bytes:
         """Return TensorRT for RTX's runtime cache: what it compiled for this GPU. Empty for TensorRT proper."""
