@@ -159,12 +159,14 @@ def test_a_shape_that_scores_something_else_is_found_before_the_first_request(mo
 
 
 def test_scores_are_compared_with_the_cpus_before_it_serves(monkeypatch, bundle, tmp_path):
-    install(monkeypatch, RTX, FakeDriver("NVIDIA L4", 89), skew=0.2)
+    gpu = FakeDriver("NVIDIA L4", 89)
+    install(monkeypatch, RTX, gpu, skew=0.2)
     monkeypatch.setattr("crossrank.engines.tensorrt.engine.row_counts", lambda *_: (1, 8))
     with pytest.raises(
         EngineFailure, match=r"model\.sm89.*plan on engine tensorrt gives logits 0\.2\d* off those of the"
     ):
         make_engine(bundle, "tensorrt", cache_dir=tmp_path)
+    assert (gpu.memory, gpu.pinned, gpu.streams) == ({}, {}, set())
 
 
 def test_it_is_loaded_by_name_and_never_by_auto(monkeypatch, gpu, bundle, tmp_path):

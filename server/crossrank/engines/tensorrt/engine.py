@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
+from crossrank.engines.agreement import Expected, check_logits, expect_logits
 from crossrank.engines.shaped import GATE, ShapedEngine, call_tokens_of, row_counts
 from crossrank.engines.tensorrt.choose import open_plan
 from crossrank.engines.tensorrt.lane import PlanLane
@@ -38,9 +39,10 @@ class TensorRtEngine(ShapedEngine):
         plan: Its plan on the GPU, which the engine closes.
         threads: Batches under way at a time; defaults to two.
         rows: Rows to prepare at each length, ascending from 1; defaults to `row_counts` up to the profile's.
+        expected: Logits on the CPU to compare its own with, if any.
 
     Raises:
-        EngineFailure: A pair's score depends on the shape it is computed in.
+        EngineFailure: A pair's score depends on the shape it is computed in, or logits are not those expected.
         SetupError: The GPU has not enough memory.
         BundleError: The plan does not fit the manifest.
     """
@@ -48,7 +50,13 @@ class TensorRtEngine(ShapedEngine):
     name = "tensorrt"
 
     def __init__(
-        self, bundle: Bundle, plan: LoadedPlan, threads: int | None = None, *, rows: tuple[int, ...] | None = None
+        self,
+        bundle: Bundle,
+        plan: LoadedPlan,
+        threads: int | None = None,
+        *,
+        rows: tuple[int, ...] | None = None,
+        expected: Expected | None = None,
     ) -> None:
         self._plan = plan
         self._lanes: list[PlanLane] = []
@@ -69,6 +77,8 @@ class TensorRtEngine(ShapedEngine):
                 )
             _log.info("%s: preparing %d shapes on %d streams", plan.name, len(self.shapes), self.concurrency)
             self._prepare_all()
+            if expected is not None:
+                check_logits(self, expected)
         except BaseException:
             self._pool.shutdown()
             self._free()
@@ -128,7 +138,8 @@ def load_tensorrt(bundle: Bundle, threads: int | None = None, cache_dir: Path | 
         BundleError, EngineFailure: See TensorRtEngine.
     """
     bundle.manifest.graph("fp16")  # raises before anything is loaded
+    expected = expect_logits(bundle)  # first, as it takes a copy of the weights for a while
     served = open_plan(bundle, GATE, cache_dir)
-    engine = TensorRtEngine(bundle, served.plan, threads)
+    engine = TensorRtEngine(bundle, served.plan, threads, expected=expected)
     served.keep()
     return engine
