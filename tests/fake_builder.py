@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -36,6 +37,7 @@ class FakeDriver:
     def __init__(self, name: str = "Tesla V100-SXM2-16GB", sm: int = 70, memory_bytes: int = 1 << 34) -> None:
         self.name, self.sm, self.left = name, sm, memory_bytes
         self.memory, self.pinned, self.streams, self.copied_bytes = {}, {}, set(), 0
+        self.threads: set[int] = set()  # in which a CUDA context is current
 
     def __getattr__(self, name: str):
         value = getattr(runtime, name)
@@ -58,6 +60,11 @@ class FakeDriver:
     def cudaGetDeviceProperties(self, index):
         assert index == 0
         return self._answer(SimpleNamespace(name=self.name.encode(), major=self.sm // 10, minor=self.sm % 10))
+
+    def cudaSetDevice(self, index):
+        assert index == 0
+        self.threads.add(threading.get_ident())
+        return self._answer()
 
     def cudaMemGetInfo(self):
         return self._answer(self.left, 1 << 34)
@@ -132,7 +139,7 @@ def install(
     _add_building(trt, behaviour)
     _add_running(trt, behaviour, skew, fails)
     if version == RTX:
-        _add_rtx(trt, behaviour)
+        _add_rtx(trt, behaviour, driver)
     behaviour.update(overrides or {})
     monkeypatch.setitem(sys.modules, "tensorrt_rtx" if version == RTX else "tensorrt", trt)
     monkeypatch.setattr("cuda.bindings.runtime", driver)
@@ -232,7 +239,7 @@ def _add_building(trt: ModuleType, behaviour: Behaviour) -> None:
     )
 
 
-def _new_context(trt: ModuleType, engine, strategy):
+def new_context(trt: ModuleType, engine, strategy):
     if isinstance(strategy, trt.ExecutionContextAllocationStrategy):
         config = None
     else:
@@ -300,7 +307,7 @@ def _add_running(trt: ModuleType, behaviour: Behaviour, skew: float, fails: Call
             "ICudaEngine.get_tensor_dtype": lambda e, name: getattr(trt.DataType, e._state.types[name]),
             "ICudaEngine.get_tensor_profile_shape": lambda e, name, index: e._state.header["profiles"][index][name],
             "ICudaEngine.device_memory_size_v2": lambda e: WORKSPACE,
-            "ICudaEngine.create_execution_context": partial(_new_context, trt),
+            "ICudaEngine.create_execution_context": partial(new_context, trt),
             "IExecutionContext.set_optimization_profile_async": set_profile,
             "IExecutionContext.set_input_shape": set_input_shape,
             "IExecutionContext.set_tensor_address": lambda c, name, ptr: c._addresses.update({name: ptr}) is None,
@@ -310,7 +317,7 @@ def _add_running(trt: ModuleType, behaviour: Behaviour, skew: float, fails: Call
     )
 
 
-def _add_rtx(trt: ModuleType, behaviour: Behaviour) -> None:
+def _add_rtx(trt: ModuleType, behaviour: Behaviour, driver: FakeDriver) -> None:
     def validity(runtime, header):
         bits = trt.EngineInvalidityDiagnostics
         try:
@@ -322,7 +329,7 @@ def _add_rtx(trt: ModuleType, behaviour: Behaviour) -> None:
         return trt.EngineValidity.VALID, 0
 
     def read_kernels(cache, content):
-        known = content.startswith(b"kernels ")
+        known = content.startswith(b"kernels ") and threading.get_ident() in driver.threads
         if known:
             cache._content.update(json.loads(content.removeprefix(b"kernels ")))
         return known

@@ -173,8 +173,9 @@ def choose_plan(manifest: Manifest, gpu: str | None, tensorrt: str | None) -> di
         BundleError: That GPU or TensorRT version cannot load the plan.
     """
     plans = [plan for plan in manifest.plans if plan.get("runtime") != RTX.name]
-    served = [plan for plan in plans if gpu is None or GPUS[gpu].sm in plan.get("sms", [])]
-    portable = [plan for plan in manifest.plans if plan not in plans]
+    fitting = [plan for plan in manifest.plans if gpu is None or GPUS[gpu].sm in plan.get("sms", [])]
+    served = [plan for plan in fitting if plan in plans]
+    portable = [plan for plan in fitting if plan not in plans]
     if not served and (portable or not plans):
         raise SetupError(_no_plan_for_triton(manifest, portable, gpu))
     if gpu is None:
@@ -198,8 +199,10 @@ def _no_plan_for_triton(manifest: Manifest, portable: Sequence[dict[str, Any]], 
         f"(crossrank engine --gpu {gpu or 'NAME'} --runtime {TENSORRT.name})"
     )
     if not portable:
+        which = f" for the {label}" if gpu else ""
         return (
-            f"{manifest.model_id} has no TensorRT plan: {build}, or let Triton run the graph (--target onnxruntime-gpu)"
+            f"{manifest.model_id} has no TensorRT plan{which}: {build}, or let Triton run the graph (--target "
+            "onnxruntime-gpu)"
         )
     which = f"for the {label} only plans" if gpu else "only plans"
     return (

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from crossrank.bundles.bundle import Bundle, Manifest, sha256_of, write_manifest
@@ -10,6 +15,7 @@ from crossrank.engines.tensorrt.device import Device
 from crossrank.engines.tensorrt.gpus import check_release
 from crossrank.engines.tensorrt.runtimes import RTX
 from crossrank.engines.tensorrt.spec import EngineSpec
+from crossrank.errors import SetupError
 from crossrank_export.trt.machine import check_device
 from crossrank_export.trt.parity import check_parity, measure_parity
 
@@ -30,8 +36,11 @@ def build_engine(trt: Any, device: Device | None, bundle: Bundle, spec: EngineSp
         The manifest entry of the plan.
 
     Raises:
-        SetupError: GPU, TensorRT, graph and plan do not fit one another, or the plan scores differently.
+        SetupError: GPU, TensorRT, graph and plan do not fit one another, the plan scores differently, or the bundle
+            cannot be written.
     """
+    with _writing(bundle.path), tempfile.TemporaryFile(dir=bundle.path):
+        pass  # known before minutes of tuning
     graph_path = bundle.file(spec.graph.file)
     entry = {**spec.as_entry(), "graph_sha256": bundle.manifest.files[spec.graph.file]}
     if spec.runtime is RTX:
@@ -44,14 +53,30 @@ def build_engine(trt: Any, device: Device | None, bundle: Bundle, spec: EngineSp
         parity = measure_parity(trt, plan, bundle, spec)
         check_parity(parity, spec)
         entry |= {"device": device.name, "parity": parity}
-    _record(bundle, entry, plan)
+    with _writing(bundle.path):
+        _record(bundle, entry, plan)
     return entry
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"{path} cannot be written ({os.strerror(error.errno or 0)}), and a plan is kept in its bundle: free "
+            "space, or copy the bundle to where you may write"
+        ) from error
 
 
 def _record(bundle: Bundle, entry: dict[str, Any], plan: bytes) -> None:
     name = entry["file"]
     partial = bundle.file(f".{name}.partial")
-    partial.write_bytes(plan)
+    try:
+        partial.write_bytes(plan)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     digest = sha256_of(partial)
     manifest = bundle.manifest
     others = [other for other in manifest.plans if other.get("file") != name]

@@ -65,10 +65,10 @@ def describe(spec: EngineSpec, bundle_path: Path, why: str = "asked for") -> str
         *([f"timings    {spec.timing_cache}"] if spec.timing_cache else []),
         "",
         f"inputs     {', '.join(spec.inputs)}, each pairs x tokens:",
-        f"{'profile':<11}{'min':>10}{'opt':>10}{'max':>10}",
+        f"{'profile':<11}{'min':>12}{'opt':>12}{'max':>12}",
     ]
     for index, bucket in enumerate(spec.buckets):
-        lines.append(f"{index:<11}" + "".join(f"{f'{batch}x{length}':>10}" for batch, length in bucket.shapes))
+        lines.append(f"{index:<11}" + "".join(f"{f'{batch}x{length}':>12}" for batch, length in bucket.shapes))
     if spec.runtime is TENSORRT:
         lines += ["", trtexec_command(spec, bundle_path)]
     return "\n".join(lines)

@@ -57,7 +57,7 @@ def require_machine(trt: Any | None, device: Device | None, gpu: Gpu, why: str, 
         releases = "10.4, the last that supports it" if gpu.newest else f"{gpu.oldest[0]}.{gpu.oldest[1]} or later"
         raise SetupError(
             f"cannot build a plan for the {gpu.label} on this machine: it takes TensorRT {releases} ({why}), and here "
-            f"{' and '.join(missing)}. On a machine with a {gpu.label} and docker, run:\n\n  {container_command}\n\n"
+            f"{' and '.join(missing)}. Where docker and the {gpu.label} are, run:\n\n  {container_command}\n\n"
             "or add --dry-run to see here what would be built."
         )
     return device

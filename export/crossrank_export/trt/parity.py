@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle, Graph
 from crossrank.engines.cuda_gate import CaptureGate
-from crossrank.engines.tensorrt.plan import Feed, LoadedPlan, PlanLane
+from crossrank.engines.tensorrt.lane import Feed, PlanLane
+from crossrank.engines.tensorrt.plan import LoadedPlan
 from crossrank.engines.tensorrt.spec import Bucket, EngineSpec
 from crossrank.errors import SetupError
 from crossrank.native.padding import pad
@@ -107,7 +108,7 @@ def _lane(trt: Any, plan: bytes, spec: EngineSpec) -> Iterator[PlanLane]:
             raise SetupError(
                 f"{spec.plan_name} has {len(loaded.profiles)} profiles, {len(spec.buckets)} were asked for"
             )
-        lane = loaded.open_lane()
+        lane = PlanLane(loaded)
         try:
             yield lane
         finally:

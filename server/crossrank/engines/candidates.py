@@ -56,7 +56,7 @@ class Candidate:
             for what is kept (None: the default cache). None where a server computes.
         asked: It is considered only where its engine, or its precision, was asked for by name.
         reads: Which of the bundle's files it computes with, where the lines of an engine differ in that.
-        checked: Its logits are compared with the fp32 graph's before it serves.
+        checked: Its logits are compared with the fp32 graph's before it serves. Engines of a GPU do so by themselves.
         note: Return what users should know when `auto` takes it, empty for nothing.
     """
 
@@ -246,7 +246,6 @@ CANDIDATES: tuple[Candidate, ...] = (
         _tensorrt_fault,
         load_tensorrt,
         asked="engine",
-        checked=True,
     ),
     _native("amx", "2.2 times as fast as OpenVINO with AMX or more", _TINYBERT_L2),
     _openvino("bf16", "amx_bf16", "AMX multiplies faster than AVX-512; the native encoder was not measured with it"),

@@ -5,6 +5,7 @@ A plan needs a GPU to be loaded, so these tests see no score; the graph's are co
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -242,3 +243,41 @@ def test_the_command_builds_one_plan_for_several_gpus_without_a_gpu(bundle: Bund
     assert f"built {bundle.path}/model.sm75-sm89.rtx{RTX_RELEASE}.fp16.plan: " in done.stdout
     assert "its scores are not compared yet: that takes one of these GPUs" in done.stdout
     assert load_bundle(bundle.path).manifest.plans[0]["gpus"] == ["t4", "l4"]
+
+
+def test_a_bundle_that_cannot_be_written_is_told_before_anything_is_built(bundle: Bundle, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("crossrank_export.trt.build.tempfile.TemporaryFile", full)
+    with pytest.raises(
+        SetupError, match=r"bundle cannot be written \(No space left on device\).*: free space, or copy"
+    ):
+        build_engine(None, None, bundle, spec_of(bundle, GPUS["l4"]))
+
+
+def test_a_plan_that_does_not_fit_on_the_disk_leaves_the_bundle_as_it_was(bundle: Bundle):
+    before = {file.name for file in bundle.path.iterdir()}
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "from crossrank_server.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "engine", str(bundle.path), "--gpu", "l4", "--buckets", "512"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(r"^error: .*bundle cannot be written \(File too large\)", done.stderr), done.stderr
+    assert {file.name for file in bundle.path.iterdir()} == before
+    assert load_bundle(bundle.path).manifest.plans == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 10**20}, r"--max-batch 1(0){20} gives batches of more than 2147483647 tokens .*: give 128, or"),
+        ({"workspace_mib": 10**14}, r"--workspace-mib 1(0){14} is more than any GPU has: give 16 to 1048576"),
+    ],
+    ids=["batch", "workspace"],
+)
+def test_numbers_beyond_what_tensorrt_takes_are_refused(bundle: Bundle, options, message):
+    with pytest.raises(SetupError, match=message):
+        spec_of(bundle, GPUS["l4"], **options)

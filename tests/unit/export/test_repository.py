@@ -285,6 +285,13 @@ def test_a_plan_of_tensorrt_for_rtx_is_passed_over_and_alone_refused(gpu_bundle)
             assert way in message
 
 
+def test_a_plan_of_tensorrt_for_rtx_is_not_offered_for_a_gpu_that_it_does_not_serve(gpu_bundle):
+    other = {**plan_entry("model.sm75.rtx1.7.1.116.fp16.plan", "t4", 75, "1.7.1.116"), "runtime": "tensorrt-rtx"}
+    alone = gpu_bundle.manifest.model_copy(update={"plans": [other]})
+    with pytest.raises(SetupError, match=r"has no TensorRT plan for the Tesla V100: build .*--gpu v100 --runtime"):
+        make_spec(alone, "tensorrt", gpu="v100")
+
+
 def test_warm_up_batches_are_no_larger_than_what_every_profile_of_the_plan_takes(gpu_bundle):
     manifest = gpu_bundle.manifest.model_copy(update={"plans": [{**plan_entry(), "max_batch": 8}]})
     spec = make_spec(manifest, "tensorrt")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from crossrank.errors import BundleError, EngineFailure, SetupError
 from crossrank.packed import take_pairs
 from crossrank_export.trt.build import build_engine
 from tests.engine_bundle import write_fp16_bundle
-from tests.fake_builder import WORKSPACE, FakeDriver, install
+from tests.fake_builder import WORKSPACE, FakeDriver, install, new_context
 from tests.fake_tensorrt import RTX
 from tests.unit.library.test_cuda_engine import pairs
 
@@ -122,6 +123,18 @@ def test_all_memory_of_the_gpu_is_given_back(gpu, bundle, tmp_path):
     assert (gpu.memory, gpu.pinned, gpu.streams) == ({}, {}, set())
 
 
+def test_memory_is_freed_only_while_no_graph_is_captured(gpu, bundle, tmp_path):
+    engine = engine_of(bundle, tmp_path, threads=1)
+    closing = threading.Thread(target=lambda: asyncio.run(engine.close()))
+    with GATE.capture():  # of a model that is loaded while this one is unloaded
+        closing.start()
+        closing.join(0.3)
+        assert gpu.memory
+        assert gpu.streams
+    closing.join(10)
+    assert (gpu.memory, gpu.pinned, gpu.streams) == ({}, {}, set())
+
+
 def test_too_little_memory_is_told_with_the_remedy_and_what_was_taken_is_given_back(gpu, bundle, tmp_path):
     gpu.left = 2 * WORKSPACE
     left = gpu.left
@@ -146,12 +159,14 @@ def test_a_shape_that_scores_something_else_is_found_before_the_first_request(mo
 
 
 def test_scores_are_compared_with_the_cpus_before_it_serves(monkeypatch, bundle, tmp_path):
-    install(monkeypatch, RTX, FakeDriver("NVIDIA L4", 89), skew=0.2)
+    gpu = FakeDriver("NVIDIA L4", 89)
+    install(monkeypatch, RTX, gpu, skew=0.2)
     monkeypatch.setattr("crossrank.engines.tensorrt.engine.row_counts", lambda *_: (1, 8))
     with pytest.raises(
         EngineFailure, match=r"model\.sm89.*plan on engine tensorrt gives logits 0\.2\d* off those of the"
     ):
         make_engine(bundle, "tensorrt", cache_dir=tmp_path)
+    assert (gpu.memory, gpu.pinned, gpu.streams) == ({}, {}, set())
 
 
 def test_it_is_loaded_by_name_and_never_by_auto(monkeypatch, gpu, bundle, tmp_path):
@@ -210,6 +225,51 @@ def test_a_plan_that_does_not_hold_the_longest_pair_is_refused(gpu, bundle, tmp_
     with pytest.raises(BundleError, match=r"takes up to 80 tokens, the model's pairs have up to 100: build it again"):
         TensorRtEngine(longer, plan, 1, rows=ROWS)
     assert gpu.memory == {}
+
+
+def test_lanes_are_opened_one_at_a_time(monkeypatch, bundle, tmp_path):
+    inside, most = 0, 0
+
+    def create(engine, strategy):
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        return new_context(trt, engine, strategy)
+
+    trt = install(
+        monkeypatch,
+        RTX,
+        FakeDriver("NVIDIA L4", 89),
+        overrides={"ICudaEngine.create_execution_context": create},
+    )
+    asyncio.run(engine_of(bundle, tmp_path).close())
+    assert most == 1
+
+
+@pytest.mark.parametrize(("dtype", "columns"), [("HALF", 1), ("FLOAT", -1)])
+def test_a_plan_whose_output_is_not_float32_of_known_width_is_refused(monkeypatch, bundle, tmp_path, dtype, columns):
+    trt = install(
+        monkeypatch,
+        RTX,
+        FakeDriver("NVIDIA L4", 89),
+        overrides={
+            "ICudaEngine.get_tensor_dtype": lambda e, name: getattr(
+                trt.DataType, dtype if name in e._state.outputs else e._state.types[name]
+            ),
+            "ICudaEngine.get_tensor_shape": lambda e, name: (-1, columns),
+        },
+    )
+    with pytest.raises(SetupError, match=rf"gives logits as .* with {columns} columns.*build it again"):
+        open_plan(bundle, GATE, tmp_path)
+
+
+def test_each_failure_is_told_with_its_own_reason(gpu, bundle, tmp_path):
+    plan = open_plan(bundle, GATE, tmp_path).plan
+    for reason in ("out of memory", "an illegal address"):
+        plan._logger.log(plan._trt.ILogger.ERROR, reason)
+        assert plan.reason() == reason
 
 
 def test_a_batch_beyond_the_profile_is_refused_by_the_lane(engine):

@@ -4,7 +4,7 @@ gpus, runtimes    GPUs, and which of TensorRT and TensorRT for RTX builds plans 
 device, memory    the GPU of this machine, its memory and streams, through NVIDIA's cuda-bindings
 spec, check       all parameters of a build; which plan can be loaded where
 build             build a plan: network, parser, profiles
-plan              run a plan: contexts, buffers, CUDA graphs
+plan, lane        run a plan: contexts, buffers, CUDA graphs
 cache, choose     the plan for the GPU at hand: the bundle's, a kept one, or one that is built
 engine            engine tensorrt
 

@@ -10,15 +10,16 @@ import asyncio
 import logging
 import threading
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crossrank.bundles.bundle import Bundle
+from crossrank.engines.agreement import Expected, check_logits, expect_logits
 from crossrank.engines.shaped import GATE, ShapedEngine, call_tokens_of, row_counts
 from crossrank.engines.tensorrt.choose import open_plan
-from crossrank.engines.tensorrt.plan import Feed, Profile
+from crossrank.engines.tensorrt.lane import PlanLane
+from crossrank.engines.tensorrt.plan import LoadedPlan
 from crossrank.errors import BundleError, EngineFailure
 from crossrank.packed import join_pairs
 
@@ -30,42 +31,6 @@ _MOST_DELTA = 2e-2
 _PROBE_TOKENS = 24
 
 
-class Lane(Protocol):
-    """Run batches one at a time; see `PlanLane`."""
-
-    def run(self, feed: Feed) -> NDArray[np.float32]:
-        """Return the logits, float32 [rows, labels]."""
-        ...
-
-    def close(self) -> None:
-        """Free its memory."""
-        ...
-
-
-class Plan(Protocol):
-    """What the engine needs of a plan on the GPU; see `LoadedPlan`.
-
-    Attributes:
-        name: Name of the plan in messages.
-        inputs: dtype of each input.
-        outputs: Columns of each output, None where they are open.
-        profiles: Sizes of the batches that it takes, shortest first.
-    """
-
-    name: str
-    inputs: dict[str, str]
-    outputs: dict[str, int | None]
-    profiles: tuple[Profile, ...]
-
-    def open_lane(self) -> Lane:
-        """Return a lane for one thread."""
-        ...
-
-    def close(self) -> None:
-        """Free the plan's memory; its lanes must be closed."""
-        ...
-
-
 class TensorRtEngine(ShapedEngine):
     """Run a plan with bound buffers; each thread has a stream, buffers and execution contexts of its own.
 
@@ -74,9 +39,10 @@ class TensorRtEngine(ShapedEngine):
         plan: Its plan on the GPU, which the engine closes.
         threads: Batches under way at a time; defaults to two.
         rows: Rows to prepare at each length, ascending from 1; defaults to `row_counts` up to the profile's.
+        expected: Logits on the CPU to compare its own with, if any.
 
     Raises:
-        EngineFailure: A pair's score depends on the shape it is computed in.
+        EngineFailure: A pair's score depends on the shape it is computed in, or logits are not those expected.
         SetupError: The GPU has not enough memory.
         BundleError: The plan does not fit the manifest.
     """
@@ -84,10 +50,16 @@ class TensorRtEngine(ShapedEngine):
     name = "tensorrt"
 
     def __init__(
-        self, bundle: Bundle, plan: Plan, threads: int | None = None, *, rows: tuple[int, ...] | None = None
+        self,
+        bundle: Bundle,
+        plan: LoadedPlan,
+        threads: int | None = None,
+        *,
+        rows: tuple[int, ...] | None = None,
+        expected: Expected | None = None,
     ) -> None:
         self._plan = plan
-        self._lanes: list[Lane] = []
+        self._lanes: list[PlanLane] = []
         self._opening = threading.Lock()
         call_tokens = call_tokens_of(bundle.manifest)
         shapes = {
@@ -105,6 +77,8 @@ class TensorRtEngine(ShapedEngine):
                 )
             _log.info("%s: preparing %d shapes on %d streams", plan.name, len(self.shapes), self.concurrency)
             self._prepare_all()
+            if expected is not None:
+                check_logits(self, expected)
         except BaseException:
             self._pool.shutdown()
             self._free()
@@ -123,16 +97,16 @@ class TensorRtEngine(ShapedEngine):
             self._plan.close()
 
     def _infer(self, inputs: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        lane: Lane = self._local.lane
+        lane: PlanLane = self._local.lane
         return lane.run(inputs)
 
     def _prepare(self) -> None:
         """Give this thread its lane, and run all shapes."""
-        lane = self._plan.open_lane()
+        lane = PlanLane(self._plan)
         with self._opening:
             self._lanes.append(lane)
         self._local.lane = lane
-        self._check_interface(self._plan.inputs, self._plan.outputs)
+        self._check_interface(self._plan.inputs, {**self._plan.outputs})
         random = np.random.default_rng(0)
         probe = self._random_pairs((1, min(_PROBE_TOKENS, self._lengths[0])), random)
         expected: float | None = None
@@ -164,7 +138,8 @@ def load_tensorrt(bundle: Bundle, threads: int | None = None, cache_dir: Path | 
         BundleError, EngineFailure: See TensorRtEngine.
     """
     bundle.manifest.graph("fp16")  # raises before anything is loaded
+    expected = expect_logits(bundle)  # first, as it takes a copy of the weights for a while
     served = open_plan(bundle, GATE, cache_dir)
-    engine = TensorRtEngine(bundle, served.plan, threads)
+    engine = TensorRtEngine(bundle, served.plan, threads, expected=expected)
     served.keep()
     return engine

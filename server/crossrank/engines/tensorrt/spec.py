@@ -26,6 +26,11 @@ OPT_TOKENS = 8192
 FULL_LENGTH = 512
 MOST_SCORES = DEFAULT_MAX_BATCH * FULL_LENGTH**2
 
+# Tensors of TensorRT are indexed with 32 bits.
+MOST_TOKENS = 2**31 - 1
+# 1 TiB, more than any GPU has.
+MOST_WORKSPACE_MIB = 1 << 20
+
 Shape = tuple[int, int]
 
 
@@ -130,7 +135,7 @@ def make_buckets(
         batch_tokens: Most tokens of a batch, which may leave fewer pairs in long buckets; None sets no limit.
 
     Raises:
-        SetupError: The lengths are not ascending, or do not end at `max_length`.
+        SetupError: The lengths are not ascending, or do not end at `max_length`; or a batch is too large.
     """
     if max_batch < 1:
         raise SetupError(f"--max-batch {max_batch} is not a batch: give 1 or more")
@@ -139,6 +144,11 @@ def make_buckets(
     buckets = []
     for length, start in zip(lengths, starts, strict=True):
         most = _most_pairs(length, max_batch, batch_tokens)
+        if most * length > MOST_TOKENS:
+            raise SetupError(
+                f"--max-batch {max_batch} gives batches of more than {MOST_TOKENS} tokens in the {length}-token "
+                f"bucket: give {DEFAULT_MAX_BATCH}, or at most {MOST_TOKENS // length}"
+            )
         buckets.append(Bucket(length, start, max(1, min(most, OPT_TOKENS // length)), most))
     return tuple(buckets)
 
@@ -190,8 +200,9 @@ def make_spec(
             f"{manifest.model_id} has no fp16 graph, only {present}: TensorRT plans are built from it, so run "
             f"crossrank export {manifest.source.name} --out {bundle_path} --precision fp32,fp16"
         )
-    if workspace_mib < 1:
-        raise SetupError(f"--workspace-mib {workspace_mib} leaves no memory: give 16 or more")
+    if not 1 <= workspace_mib <= MOST_WORKSPACE_MIB:
+        fault = "leaves no memory" if workspace_mib < 1 else "is more than any GPU has"
+        raise SetupError(f"--workspace-mib {workspace_mib} {fault}: give 16 to {MOST_WORKSPACE_MIB}")
     if runtime is RTX and timing_cache is not None:
         raise SetupError(f"--timing-cache: {RTX.label} times no kernels when it builds: leave it out")
     return EngineSpec(
