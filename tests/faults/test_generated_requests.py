@@ -5,6 +5,7 @@ FAULTS_REQUESTS is how many go over HTTP, a tenth as many over gRPC. The same se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -338,10 +339,11 @@ def send_all(count: int, server: RunningServer, send: Callable[[], object]) -> C
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # As long as FAULTS_REQUESTS takes: about a millisecond each.
 def test_generated_requests_over_http_are_answered_or_refused(server: RunningServer) -> None:
-    requests, sender = Requests(SEED), Sender(server.port)
-    seen = send_all(REQUESTS, server, lambda: sender.status(requests.http()))
-    sender.close()
+    requests = Requests(SEED)
+    with contextlib.closing(Sender(server.port)) as sender:
+        seen = send_all(REQUESTS, server, lambda: sender.status(requests.http()))
     unanswered = seen.pop(0, 0) + seen.pop(-1, 0)
     assert set(seen) <= {200, 204, 400, 403, 404, 405, 408, 413, 414, 415, 417, 431, 501, 505}
     assert unanswered < REQUESTS / 1000
@@ -349,6 +351,7 @@ def test_generated_requests_over_http_are_answered_or_refused(server: RunningSer
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # As long as FAULTS_REQUESTS takes: about a millisecond each.
 def test_generated_requests_over_grpc_are_answered_or_refused(server: RunningServer) -> None:
     requests = Requests(SEED)
     with grpc.insecure_channel(server.grpc_target) as channel:
