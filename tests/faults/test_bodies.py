@@ -149,6 +149,33 @@ def test_bodies_that_never_end_leave_room_for_others(server: RunningServer) -> N
     assert seen.slowest_s < 1
 
 
+def test_answers_larger_than_their_requests_leave_room_for_others(server: RunningServer) -> None:
+    """Voyage's answers hold their documents twice, and a document of fields its text beside them."""
+    document = {"a": "y" * 9900, "more": [1]}
+    options = {"top_k": 1000, "return_documents": True, "rank_fields": ["a"]}
+    body = json.dumps({"query": "q", "documents": [document] * 900, **options}).encode()
+    medium = {"query": "q", "documents": ["some words of a text " * 50] * 60}
+    head = f"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    answer = httpx.post(f"{server.base_url}/v1/rerank", content=body, timeout=60)
+    assert len(answer.content) > 3.9 * len(body)
+    with contextlib.ExitStack() as stack, watched(server) as watch, others(server) as seen:
+        callers = [stack.enter_context(connected(server.port)) for _ in range(8)]
+
+        def send(caller: RawConnection) -> None:
+            with contextlib.suppress(OSError):  # Over the caller's share it is refused.
+                caller.send(head + body)
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(send, callers))
+        for _ in range(10):
+            time.sleep(0.2)
+            assert httpx.post(f"{server.base_url}/v1/rerank", json=medium, timeout=60).status_code == 200
+        assert held_bytes(server) < 8 * _LARGEST
+    assert watch.grown_mb < 200
+    assert not seen.refusals
+    assert seen.slowest_s < 1
+
+
 @pytest.mark.slow
 def test_answers_that_nobody_reads_count_as_held(server: RunningServer) -> None:
     """Each answer repeats its document; the callers do not read it, and the system takes only a part from the server."""

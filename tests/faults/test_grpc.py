@@ -7,11 +7,13 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import h2.settings
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from crossrank_client.proto import crossrank_v1_pb2 as pb
 from crossrank_client.proto import tei_v1_pb2 as tei
@@ -29,6 +31,7 @@ UNAUTHENTICATED, RESOURCE_EXHAUSTED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, UNIMPL
     b"12",
     b"0",
 )
+REFLECTION = b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +151,43 @@ def test_answers_that_nobody_takes_are_dropped_and_others_do_not_notice(server: 
     assert seen.slowest_s < 1
 
 
+def test_a_stream_that_keeps_its_messages_leaves_room_for_others(server: RunningServer) -> None:
+    """TEI's stream is answered when it ends: until then the server keeps its messages, here eight of the largest size."""
+    text = "x" * (10_000_000 - 8)
+    ended = threading.Event()
+
+    def messages() -> Iterator[tei.RerankStreamRequest]:
+        for _ in range(8):
+            yield tei.RerankStreamRequest(query="q", text=text)
+        ended.wait(20)
+
+    def send() -> str:
+        with grpc.insecure_channel(server.grpc_target, [("grpc.use_local_subchannel_pool", 1)]) as greedy:
+            stream = greedy.stream_unary(
+                "/tei.v1.Rerank/RerankStream", tei.RerankStreamRequest.SerializeToString, tei.RerankResponse.FromString
+            )
+            with pytest.raises(grpc.RpcError) as raised:
+                stream(messages(), timeout=30)
+            return str(raised.value.code())
+
+    assert tei.RerankStreamRequest(query="q", text=text).ByteSize() == 10_000_000
+    medium = pb.RerankRequest(query="q", documents=["some words of a text " * 50] * 60)
+    with (
+        ThreadPoolExecutor(1) as threads,
+        watched(server) as watch,
+        grpc.insecure_channel(server.grpc_target) as channel,
+    ):
+        refused = threads.submit(send)
+        try:
+            time.sleep(2)
+            for _ in range(10):
+                assert RerankerStub(channel).Rerank(medium, timeout=5).results
+        finally:
+            ended.set()
+        assert refused.result() == "StatusCode.RESOURCE_EXHAUSTED"
+    assert watch.grown_mb < 250
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("path", "start"), [(STREAM, b""), (WATCH, framed(b""))], ids=["RerankStream", "Watch"])
 def test_rpcs_that_only_wait_make_room_for_those_that_work(server: RunningServer, path: bytes, start: bytes) -> None:
@@ -230,6 +270,58 @@ def test_a_method_that_does_not_exist_is_told_so_and_the_server_lives(server: Ru
     with connections(port_of(server), 2) as (first, second):
         assert first.call(path, b"")["grpc-status"] in (UNIMPLEMENTED, b"")
         assert second.call(RERANK, SMALL.SerializeToString())["grpc-status"] == OK
+
+
+@pytest.mark.parametrize("method", [HEALTH, WATCH, REFLECTION], ids=["Check", "Watch", "Reflection"])
+def test_what_is_no_message_is_refused_without_a_traceback(server: RunningServer, method: bytes) -> None:
+    with connections(port_of(server), 1) as (connection,):
+        trailers = connection.call(method, b"\x0a\x03\xff\xfe\xfd")
+    assert trailers["grpc-status"] == INVALID_ARGUMENT
+    assert "Traceback" not in server.log.read_text()
+
+
+def watched_health(channel: grpc.Channel) -> Iterator[health_pb2.HealthCheckResponse]:
+    return iter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20))
+
+
+@pytest.mark.parametrize("attack", ["reads nothing", pytest.param("leaves", marks=pytest.mark.slow)])
+def test_a_watcher_of_health_does_not_keep_others_from_the_news_nor_the_server_from_its_end(attack: str) -> None:
+    with (
+        running_server("--model", "builtin", "--grpc-port", "0") as server,
+        connections(port_of(server), 1, window=0) as (greedy,),
+        grpc.insecure_channel(server.grpc_target) as channel,
+    ):
+        first = watched_health(channel)
+        assert next(first).status == health_pb2.HealthCheckResponse.SERVING
+        greedy.send(greedy.open(WATCH), framed(b""))
+        time.sleep(0.3)
+        if attack == "leaves":
+            greedy.close()
+            time.sleep(0.3)
+        second = watched_health(channel)
+        assert next(second).status == health_pb2.HealthCheckResponse.SERVING
+        server.process.terminate()
+        assert next(first).status == next(second).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert server.process.wait(15) == 0
+
+
+@pytest.mark.slow
+def test_a_stream_that_waits_for_its_caller_does_not_hold_the_shutdown() -> None:
+    with (
+        running_server("--model", "builtin", "--grpc-port", "0") as server,
+        grpc.insecure_channel(server.grpc_target) as channel,
+    ):
+        questions = _Questions()
+        questions.ask("first")
+        answers = RerankerStub(channel).RerankStream(iter(questions), timeout=20)
+        assert next(answers).id == "first"
+        server.process.terminate()
+        with pytest.raises(grpc.RpcError) as raised:
+            next(answers)
+        questions.end()
+        assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert "shutting down" in raised.value.details()
+        assert server.process.wait(15) == 0
 
 
 def test_metadata_that_is_no_ascii_is_refused_in_one_line_and_never_logged(server: RunningServer) -> None:

@@ -8,15 +8,20 @@ import signal
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
 import trustme
 
+from crossrank_client.proto.crossrank_v1_pb2 import RerankRequest
+from crossrank_client.proto.crossrank_v1_pb2_grpc import RerankerStub
 from tests.faults.outside import SMALL, descriptors, watched
 from tests.server_process import RunningServer, running_server
 
@@ -177,3 +182,37 @@ def test_nobody_may_renegotiate(tls_server):
         output, _ = client.communicate(b"R\n", timeout=20)
     assert b"RENEGOTIATING" in output
     assert b"no renegotiation" in output
+
+
+def test_junk_in_place_of_handshakes_does_not_end_the_grpc_server(files: Files) -> None:
+    files.sign(files.old)
+    with running_server("--model", "builtin", "--grpc-port", "0", *files.flags, tls=files.context()) as server:
+        target = server.grpc_url.removeprefix("grpcs://")
+        port = int(target.rpartition(":")[2])
+
+        def attack(_: int) -> None:
+            held: deque[socket.socket] = deque()
+            for number in range(2000):
+                connection = socket.create_connection(("127.0.0.1", port), 10)
+                with contextlib.suppress(OSError):
+                    # A record that is none, and one of which only the head comes.
+                    connection.sendall(bytes(range(200)) if number % 2 else b"\x16\x03\x01\x02\x00\x01")
+                if number % 2:
+                    connection.close()
+                    continue
+                held.append(connection)
+                if len(held) > 50:
+                    held.popleft().close()
+            for connection in held:
+                connection.close()
+
+        with ThreadPoolExecutor(4) as threads:
+            attacks = threads.map(attack, range(4))
+            files.sign(files.new)
+            server.process.send_signal(signal.SIGHUP)
+            list(attacks)
+        assert server.process.poll() is None
+        credentials = grpc.ssl_channel_credentials(files.authorities.read_bytes())
+        with grpc.secure_channel(target, credentials) as channel:
+            answer = RerankerStub(channel).Rerank(RerankRequest(query="q", documents=["a"]), timeout=20)
+        assert answer.results

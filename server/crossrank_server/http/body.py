@@ -13,8 +13,8 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from crossrank.errors import RequestTooLarge
+from crossrank_server.held import HeldBytes, Holding
 from crossrank_server.http.codings import BodyDecoder
-from crossrank_server.http.held import HeldBytes, Holding
 
 # Bodies and answers may be in memory at a time as if they were so many bodies of the largest size: 7 of one caller.
 _LARGEST_BODIES_HELD = 16

@@ -13,8 +13,8 @@ from crossrank.errors import CrossrankError
 from crossrank.scheduling.tiers import BULK
 from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call
+from crossrank_server.held import caller_at
 from crossrank_server.http.body import BodyReader, HeldResponse
-from crossrank_server.http.held import caller_at
 from crossrank_server.http.json_body import check_values, most_values, parse_object
 from crossrank_server.serving.service import RerankService
 
@@ -58,7 +58,8 @@ class HttpHandler:
     ) -> Response:
         """Answer a POST: `respond` gets the JSON object of the body and returns that of the answer.
 
-        It is cancelled when the client disconnects.
+        It is cancelled when the client disconnects. `request.state.holding` counts the body; `respond` adds to it for
+        an answer that will be larger.
 
         Raises:
             CrossrankError: What `open_call`, `BodyReader.read`, `parse_object` and `respond` raise.
@@ -66,6 +67,7 @@ class HttpHandler:
         request.state.body_unread = True
         call = await self.open(request)
         holding = self.bodies.held.open(_caller(request, call), yields=call.tier == BULK)
+        request.state.holding = holding
         try:
             body = await self.bodies.read(request, holding)
             with call.stage("parse"):

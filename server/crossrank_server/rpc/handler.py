@@ -14,8 +14,10 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
 from crossrank.errors import CrossrankError, InvalidRequest
+from crossrank.scheduling.tiers import BULK
 from crossrank_server.accounts.base import require_scope
 from crossrank_server.calls import Call, open_call, usable_request_id
+from crossrank_server.held import Holding
 from crossrank_server.rpc.errors import DETAILS_KEY, status_from_error
 from crossrank_server.rpc.held import NO_CONNECTION
 from crossrank_server.rpc.quota import MemoryQuota
@@ -43,6 +45,11 @@ class Received(Generic[Question]):
 
     kind: type[Question]
     data: bytes
+    rpc: Rpc
+
+    def buffered(self) -> contextlib.AbstractContextManager[None]:
+        """Count the message as in memory within a block; see `Rpc.buffered`."""
+        return self.rpc.buffered(len(self.data))
 
     def read(self, call: Call) -> Question:
         """Parse the message.
@@ -72,8 +79,12 @@ class Rpc:
         exchange: The record of the RPC for the observers.
     """
 
-    def __init__(self, service: RerankService, context: grpc.aio.ServicerContext, method: str) -> None:
+    def __init__(
+        self, service: RerankService, quota: MemoryQuota, context: grpc.aio.ServicerContext, method: str
+    ) -> None:
         self._service = service
+        self._quota = quota
+        self._holding: Holding | None = None
         self.context = context
         self.connection = NO_CONNECTION
         self._method = method
@@ -82,14 +93,14 @@ class Rpc:
         self.exchange = self.observe(self.request_id)
         self._trailers: dict[str, str] = {"x-request-id": self.request_id}
 
-    def enter(self, quota: MemoryQuota) -> None:
+    def enter(self) -> None:
         """Count the RPC.
 
         Raises:
             Overloaded: See `MemoryQuota.enter`.
             InvalidRequest: The metadata is not what gRPC allows.
         """
-        self.connection = quota.enter(self.context)
+        self.connection = self._quota.enter(self.context)
         for key, value in self._metadata.items():
             if not value.isascii():
                 raise InvalidRequest(
@@ -103,7 +114,7 @@ class Rpc:
         Raises:
             CrossrankError: See `open_call`.
         """
-        await open_call(self._service.accounts, self._metadata, self.request_id)
+        await self._open_call(self.request_id)
 
     @contextlib.asynccontextmanager
     async def call(self, exchange: Exchange, key_scope: str | None = None) -> AsyncIterator[Call]:
@@ -117,7 +128,7 @@ class Rpc:
             CrossrankError: See `open_call` and `require_scope`.
         """
         accounts = self._service.accounts
-        call = exchange.call = await open_call(accounts, self._metadata, exchange.request_id)
+        call = exchange.call = await self._open_call(exchange.request_id)
         try:
             if key_scope is not None:
                 require_scope(call.account, key_scope)
@@ -130,6 +141,25 @@ class Rpc:
             self._trailers.update(call.response_headers)
             if call.tokens:
                 self._trailers["server-timing"] = call.server_timing()
+
+    def buffered(self, size: int) -> contextlib.AbstractContextManager[None]:
+        """Count a message of the caller as in memory within a block.
+
+        Args:
+            size: Bytes of the message.
+
+        Raises:
+            RequestTooLarge, Overloaded: See `MemoryQuota.buffered`.
+        """
+        assert self._holding is not None, "the caller is known before its messages are read"
+        return self._quota.buffered(self._holding, size)
+
+    async def _open_call(self, request_id: str) -> Call:
+        call = await open_call(self._service.accounts, self._metadata, request_id)
+        if self._holding is None:
+            key = call.account and f"key {call.account.key_id}"
+            self._holding = self._quota.held.open(key or self.connection.caller, yields=call.tier == BULK)
+        return call
 
     def observe(self, request_id: str) -> Exchange:
         """Return a new record for the observers, of the RPC or of one message of its stream."""
@@ -170,10 +200,10 @@ class RpcHandler:
         def named(name: str) -> grpc.RpcMethodHandler:
             async def method(_: Any, context: grpc.aio.ServicerContext) -> bytes | None:
                 async with self._rpc(context, name) as rpc:
-                    rpc.enter(self.quota)
+                    rpc.enter()
                     async with rpc.call(rpc.exchange, key_scope) as call:
                         received = await self._only_message(rpc, kind)
-                        with self.quota.buffered(len(received.data)):
+                        with received.buffered():
                             message = received.read(call)
                             del received  # It need not be in memory twice.
                             return self._counted(rpc, await respond(message, call))
@@ -190,7 +220,7 @@ class RpcHandler:
         def named(name: str) -> grpc.RpcMethodHandler:
             async def method(_: Any, context: grpc.aio.ServicerContext) -> bytes | None:
                 async with self._rpc(context, name) as rpc:
-                    rpc.enter(self.quota)
+                    rpc.enter()
                     async with rpc.call(rpc.exchange) as call:
                         return self._counted(rpc, await respond(self._messages(rpc, kind, due=True), call))
 
@@ -208,7 +238,7 @@ class RpcHandler:
         def named(name: str) -> grpc.RpcMethodHandler:
             async def method(_: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
                 async with self._rpc(context, name, tell_success=False) as rpc:
-                    rpc.enter(self.quota)
+                    rpc.enter()
                     await rpc.identify()
                     async with contextlib.aclosing(respond(self._messages(rpc, kind, due=False), rpc)) as answers:
                         async for answer in answers:
@@ -224,11 +254,11 @@ class RpcHandler:
         if data is None:
             await asyncio.sleep(_CANCELLED_WITHIN_S)
             raise InvalidRequest("the call has no message; send one", code="invalid_message")
-        return Received(kind, data)
+        return Received(kind, data, rpc)
 
     async def _messages(self, rpc: Rpc, kind: type[Question], *, due: bool) -> AsyncIterator[Received[Question]]:
         while (data := await self.quota.read(rpc.connection, rpc.context, due=due)) is not None:
-            yield Received(kind, data)
+            yield Received(kind, data, rpc)
 
     def _counted(self, rpc: Rpc, answer: Message) -> bytes:
         data = bytes(answer.SerializeToString())
@@ -246,7 +276,7 @@ class RpcHandler:
             method: Full name.
             tell_success: Notify the observers of a success, too; of a stream they are notified of each message.
         """
-        rpc = Rpc(self.service, context, method)
+        rpc = Rpc(self.service, self.quota, context, method)
         exchange = rpc.exchange
         try:
             yield rpc

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from crossrank.errors import CrossrankError
+from crossrank_server.held import caller_at
 from crossrank_server.rpc.connections import Peer
 
 
@@ -49,6 +50,11 @@ class Connection:
     rpcs: int = 0
     reads: set[Read] = field(default_factory=set)
     unsent: dict[int, tuple[float, int]] = field(default_factory=dict)
+
+    @property
+    def caller(self) -> str:
+        """Whose it is where no key tells."""
+        return caller_at(self.peer[0])
 
     @property
     def unsent_bytes(self) -> int:

@@ -16,19 +16,23 @@ from collections.abc import Iterator
 
 import grpc
 
-from crossrank.errors import Overloaded, RequestTimedOut, RequestTooLarge
+from crossrank.errors import BackendUnavailable, Overloaded, RequestTimedOut, RequestTooLarge
+from crossrank_server.held import HeldBytes, Holding
 from crossrank_server.rpc.connections import Peer, hang_up, open_files, peer_from_name, peers_of, received_bytes
 from crossrank_server.rpc.held import Connection, Read
 
-# Messages of the largest size that may be in memory at a time; small ones are counted by their bytes.
-_LARGEST_MESSAGES_HELD = 8
+# Messages and answers may be in memory at a time as if they were so many of the largest size, shared between callers as
+# HTTP's are: 7 of one caller.
+_LARGEST_MESSAGES_HELD = 16
 # The share of that for what waits for callers, the rest of a message or answers not taken: it must keep nobody out.
-_WAITING_SHARE = 0.5
+_WAITING_SHARE = 0.25
 # A message up to this many times the limit is still read, so that its sender is told the limit and the remedy and a
 # stream lives on; what is larger is refused by gRPC itself, in its own words.
 REFUSED_WITH_REASON = 2
 # RPCs under way; each takes about 50 kB.
 MAX_RPCS = 2048
+# Seconds for which a caller may do nothing while the server ends.
+_DRAIN_S = 5.0
 # Seconds until an answer must have been taken where callers hold more than their limit.
 _TAKEN_SOON_S = 0.5
 # Seconds between two looks at what waits; a look never takes more than a twentieth of the time.
@@ -37,7 +41,6 @@ _LOOK_S = 0.01
 _OVERHEAD_BYTES = 250
 # An answer is in memory as Python wrote it and as gRPC copied it.
 _ANSWER_COPIES = 2
-_WAITING = "messages that are not whole and answers that are not taken"
 _FEWEST_REMEMBERED = 256
 _TRIM_AFTER_S = 0.2
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl not.
@@ -54,12 +57,12 @@ class MemoryQuota:
 
     def __init__(self, max_message_bytes: int, timeout_s: float, max_rpcs: int = MAX_RPCS) -> None:
         self._max_message_bytes = max_message_bytes
-        self._max_held_bytes = _LARGEST_MESSAGES_HELD * max_message_bytes
-        self._max_waiting_bytes = int(_WAITING_SHARE * self._max_held_bytes)
+        self.held = HeldBytes(_LARGEST_MESSAGES_HELD * max_message_bytes)
+        self._max_waiting_bytes = int(_WAITING_SHARE * self.held.limit)
         self._timeout_s = timeout_s
         self._max_rpcs = max_rpcs
+        self._drained_at = float("inf")
         self._rpcs = 0
-        self._buffered_bytes = 0
         self._unsent_bytes = 0
         self._connections: dict[str, Connection] = {}
         self._forget_at = _FEWEST_REMEMBERED
@@ -129,12 +132,16 @@ class MemoryQuota:
             connection.reads.discard(read)
 
     @contextlib.contextmanager
-    def buffered(self, size: int) -> Iterator[None]:
+    def buffered(self, holding: Holding, size: int) -> Iterator[None]:
         """Count a message as in memory until the block ends.
+
+        Args:
+            holding: Of its RPC.
+            size: Bytes of the message.
 
         Raises:
             RequestTooLarge: The message is over its limit.
-            Overloaded: The messages of all requests under way are over their common limit.
+            Overloaded: See `Holding.add`.
         """
         if size > self._max_message_bytes:
             raise RequestTooLarge(
@@ -142,24 +149,27 @@ class MemoryQuota:
                 "or raise --max-body-bytes",
                 param="body",
             )
-        self._buffered_bytes += size
-        try:
-            if self._buffered_bytes + self._unsent_bytes > self._max_held_bytes:
-                raise _overloaded("requests under way", self._buffered_bytes + self._unsent_bytes, self._max_held_bytes)
+        with holding.holding(size):
             yield
-        finally:
-            self._buffered_bytes -= size
 
     def answering(self, connection: Connection, context: grpc.aio.ServicerContext, size: int) -> None:
         """Count an answer as in memory until the RPC is finished, or `answered` is called."""
         connection.unsent[id(context)] = (time.monotonic(), _ANSWER_COPIES * size)
         self._unsent_bytes += _ANSWER_COPIES * size
+        self.held.count(connection.caller, _ANSWER_COPIES * size)
         self._look_soon()
 
     def answered(self, connection: Connection, context: grpc.aio.ServicerContext) -> None:
         """Count an answer no more: gRPC has sent it."""
         _, size = connection.unsent.pop(id(context), (0.0, 0))
         self._unsent_bytes -= size
+        self.held.count(connection.caller, -size)
+
+    def drain(self) -> None:
+        """Wait no longer than some seconds for callers from now on, as the server ends."""
+        self._drained_at = time.monotonic() + _DRAIN_S
+        self._timeout_s = min(self._timeout_s, _DRAIN_S)
+        self._look_soon()
 
     def bound_connections(self, port: int, most: int) -> None:
         """End idle connections to a port while more than `most` are open, those of the address with most first."""
@@ -203,7 +213,13 @@ class MemoryQuota:
             if connection.leaves_unsent(self._timeout_s, now):
                 hang_up([connection.peer])
             for read in connection.reads:
-                if read.ends_at < now:
+                if self._drained_at < now:
+                    read.refuse(
+                        BackendUnavailable(
+                            "the server is shutting down and waited for its caller: send it again", retry_after_s=1.0
+                        )
+                    )
+                elif read.ends_at < now:
                     read.refuse(
                         RequestTimedOut(
                             f"the message was not whole after {self._timeout_s:g} s; send it faster, or in parts"
@@ -227,8 +243,10 @@ class MemoryQuota:
             most = max(held, key=lambda connection: (by_address[connection.peer[0]], held[connection]))
             for read in most.reads:
                 read.refuse(
-                    _overloaded(
-                        "messages that are not whole and answers that are not taken", total, self._max_waiting_bytes
+                    Overloaded(
+                        f"messages that are not whole and answers that are not taken hold {total} bytes, the limit is "
+                        f"{self._max_waiting_bytes}; try again in a second, or send smaller requests",
+                        retry_after_s=1.0,
                     )
                 )
             if most.leaves_unsent(_TAKEN_SOON_S, time.monotonic()):
@@ -279,10 +297,3 @@ class MemoryQuota:
         else:
             hang_up([most.peer])
         return True
-
-
-def _overloaded(what: str, held_bytes: int, limit_bytes: int) -> Overloaded:
-    return Overloaded(
-        f"{what} hold {held_bytes} bytes, the limit is {limit_bytes}; try again in a second, or send smaller requests",
-        retry_after_s=1.0,
-    )

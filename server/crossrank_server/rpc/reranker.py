@@ -53,7 +53,7 @@ def reranker_service(handler: RpcHandler) -> dict[str, dict[str, Method]]:
                 async with rpc.call(exchange) as call:
                     message = received.read(call)
                     response.id = message.id
-                    with handler.quota.buffered(len(received.data)):
+                    with received.buffered():
                         response.response.CopyFrom(await rerank(message.request, call))
             except Exception as error:
                 status = status_from_error(error, request_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -37,13 +38,24 @@ def server_credentials(tls: Tls) -> grpc.ServerCredentials:
 
     Connections that begin after the files were read again are given the new ones.
     """
+    in_use = tls.files
 
     def configuration() -> grpc.ServerCertificateConfiguration:
-        files = tls.files
-        return grpc.ssl_server_certificate_configuration([(files.key, files.cert)], root_certificates=files.client_ca)
+        return grpc.ssl_server_certificate_configuration(
+            [(in_use.key, in_use.cert)], root_certificates=in_use.client_ca
+        )
 
-    asks_for_certificate = tls.files.client_ca is not None
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, asks_for_certificate)
+    def new_configuration() -> grpc.ServerCertificateConfiguration | None:
+        # Asked at each connection. None, which keeps the one in use, must be the answer where nothing is new: gRPC
+        # replaces what handshakes under way still read, and two hundred bytes of junk a connection end the process.
+        nonlocal in_use
+        if tls.files is in_use:
+            return None
+        in_use = tls.files
+        return configuration()
+
+    asks_for_certificate = in_use.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(configuration(), new_configuration, asks_for_certificate)
 
 
 class RpcServer:
@@ -140,7 +152,10 @@ class RpcServer:
         return int(port)
 
     async def stop(self, grace_s: float) -> None:
-        """Report that nothing is served, refuse new RPCs, and give those under way up to `grace_s` seconds."""
+        """Report that nothing is served, refuse new RPCs, and give those under way up to `grace_s` seconds.
+
+        Those that wait for their caller have fewer: see `MemoryQuota.drain`.
+        """
         if self._server is None or self._health is None:
             return
         for task in self._tasks:
@@ -148,6 +163,7 @@ class RpcServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self._health.enter_graceful_shutdown()
+        self._quota.drain()
         await self._server.stop(grace_s)
 
     async def _bound(self, port: int) -> None:
@@ -163,6 +179,8 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     def __init__(self, service: RerankService) -> None:
         super().__init__()
         self._service = service
+        # Replaced each time it is set.
+        self._changed = asyncio.Event()
         self._shown: int | None = None
 
     async def Check(  # noqa: N802
@@ -171,6 +189,28 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
         """Answer with the state of this moment."""
         await self._update()
         return await super().Check(request, context)
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Yield the state now and each time that it changes.
+
+        The package's own method holds a lock while it sends, so that a watcher that reads nothing would stop everybody
+        else who watches, and forgets all watchers of a service as one of them leaves.
+        """
+        sent: int | None = None
+        while True:
+            changed = self._changed
+            status = self._server_status.get(request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != sent:
+                yield health_pb2.HealthCheckResponse(status=status)
+                sent = status
+            await changed.wait()
+
+    async def enter_graceful_shutdown(self) -> None:
+        """Show that nothing is served from now on."""
+        await super().enter_graceful_shutdown()
+        self._wake_watchers()
 
     async def watch_service(self) -> None:
         """Update the state for clients that watch it, without end."""
@@ -186,3 +226,8 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
         self._shown = now
         for name in ("", *_SERVICES):
             await self.set(name, now)
+        self._wake_watchers()
+
+    def _wake_watchers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -19,7 +19,8 @@ async def pipelined(
     that is slow, both stop the reading of questions, and flow control then stops the sender.
 
     Args:
-        questions: Read while fewer than `most_under_way` are under way.
+        questions: Read while fewer than `most_under_way` are under way. Where reading fails, those that were read are
+            still answered before the stream ends with the error.
         answer: Answers one question; an exception that it raises ends the stream.
         most_under_way: Limit of questions under way at a time.
     """
@@ -38,13 +39,19 @@ async def pipelined(
             start(_awaited(answer(question)))
 
     start(read())
+    (reader,) = running
+    failure: BaseException | None = None
     try:
         while running:
             task = await ready.get()
             running.discard(task)
+            if task is reader and (failure := task.exception()) is not None:
+                continue
             if (result := task.result()) is not None:
                 yield result
                 permits.release()
+        if failure is not None:
+            raise failure
     finally:
         for task in running:
             task.cancel()

@@ -42,7 +42,7 @@ def tei_services(handler: RpcHandler) -> dict[str, dict[str, Method]]:
         with ExitStack() as buffered:
             messages: list[pb.RerankStreamRequest] = []
             async for part in received:
-                buffered.enter_context(handler.quota.buffered(len(part.data)))
+                buffered.enter_context(part.buffered())
                 messages.append(part.read(call))
                 if len(messages) > handler.service.max_documents:
                     raise InvalidRequest(

@@ -36,6 +36,8 @@ def rerank_routes(handler: HttpHandler) -> APIRouter:
             body = RerankBody.read(data, handler.service.max_documents)
             dialect = dialect_of(request.scope["path"], body.model_fields_set)
             sent = data["documents"] if body.with_documents(default=dialect.returns_documents) else None
+            if sent is not None:
+                request.state.holding.add((_most_copies(dialect, body) - 1) * request.state.holding.size)
             del data  # While the request waits, its other fields take no memory.
             ranking = await handler.service.rerank(body.request(), call)
             return response_from_ranking(dialect, call, sent, body, ranking)
@@ -53,6 +55,12 @@ def rerank_routes(handler: HttpHandler) -> APIRouter:
             include_in_schema=path in DOCUMENTED_PATHS,
         )
     return router
+
+
+def _most_copies(dialect: Dialect, body: RerankBody) -> int:
+    """Return how often an answer that repeats the documents may hold what the request holds of them once."""
+    # Beside the fields to rank on stands the text that they make.
+    return (2 if body.rank_fields else 1) * (2 if dialect.results_in_data else 1)
 
 
 def response_from_ranking(

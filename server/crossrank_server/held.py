@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import ipaddress
+from collections.abc import Iterator
 
 from crossrank.errors import Overloaded
 
@@ -79,6 +81,19 @@ class Holding:
                 "requests",
                 retry_after_s=1.0,
             )
+
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Hold more bytes until the block ends.
+
+        Raises:
+            Overloaded: See `add`.
+        """
+        try:
+            self.add(size)
+            yield
+        finally:
+            self.become(self.size - size)
 
     def become(self, size: int) -> None:
         """Hold so many bytes from now on, which exist already: those of an answer in place of those of its request."""
