@@ -167,7 +167,7 @@ class ServeSettings(BaseSettings):
         " so more may; each takes about 2 kB.",
     )
     max_queue_s: float = Field(
-        2.0,
+        5.0,
         gt=0,
         description="Seconds that a request may be expected to wait for its turn, by the speed measured; beyond it, 429"
         " at once. A request may wait 20 times as long as it takes itself, if that is more and leaves it time to be"
