@@ -32,6 +32,12 @@ class Throughput:
                 self._tokens /= 2
         self._noted_s, self._busy = now_s, busy
 
+    def tokens(self, seconds: float) -> float:
+        """Return the tokens that a busy engine scores in some seconds; 0 while its rate is not known."""
+        if self._busy_s < _KNOWN_AFTER_S:
+            return 0.0
+        return seconds * self._tokens / self._busy_s
+
     def seconds(self, tokens: float) -> float:
         """Return the seconds that a busy engine needs for a number of tokens; 0 while its rate is not known."""
         if self._busy_s < _KNOWN_AFTER_S or not self._tokens:
