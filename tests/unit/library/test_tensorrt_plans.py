@@ -176,7 +176,7 @@ def test_a_kept_plan_that_tensorrt_refuses_is_built_again(monkeypatch, bundle, t
         ({"VERSION_MISMATCH", "OLD_CUDA_DRIVER"}, r"the NVIDIA driver is too old"),
         (set(), r"it gives no reason$"),
     ],
-    ids=" ".join,
+    ids=["old driver", "little memory", "other GPUs", "two reasons", "no reason"],
 )
 def test_what_tensorrt_has_against_a_plan_is_told_with_the_remedy(monkeypatch, bundle, tmp_path, bits, message):
     def validity(runtime, header):
