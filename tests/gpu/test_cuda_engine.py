@@ -13,9 +13,9 @@ from crossrank.engines.cuda import CudaEngine
 from crossrank.engines.cuda_session import cuda_installed
 from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank.engines.tensorrt.device import find_device
-from crossrank.packed import take_pairs
 from crossrank.text.encoding import PairEncoder
 from tests.engine_bundle import write_fp16_bundle
+from tests.shaped_engine import check_batches, check_streams
 
 pytestmark = pytest.mark.gpu
 # Largest difference of a logit from fp32 on the CPU.
@@ -57,22 +57,11 @@ def test_logits_are_those_of_fp32_on_the_cpu(engine, bundle, batch):
 
 
 def test_a_score_does_not_depend_on_its_batch(engine, batch):
-    together = engine.infer(batch)
-    some = np.random.default_rng(0).permutation(len(batch))[:40]
-    for i in some:
-        assert abs(engine.infer(take_pairs(batch, np.array([i])))[0] - together[i]) <= LIMITS[engine.precision]
-    np.testing.assert_allclose(engine.infer(take_pairs(batch, some)), together[some], atol=LIMITS[engine.precision])
+    check_batches(engine, batch, LIMITS[engine.precision])
 
 
 def test_replays_are_bitwise_equal_between_shapes_and_lanes(engine, batch):
-    parts = [take_pairs(batch, np.arange(first, first + 30)) for first in range(0, 600, 30)]
-    expected = [engine.infer(part) for part in parts]
-
-    async def score():
-        return await asyncio.gather(*[engine.score(part) for part in parts * 3])
-
-    for logits, first in zip(asyncio.run(score()), expected * 3, strict=True):
-        np.testing.assert_array_equal(logits, first)
+    check_streams(engine, batch)
 
 
 def test_auto_takes_it_in_fp16_and_says_so_once(bundle, caplog):

@@ -13,9 +13,9 @@ from crossrank.engines.onnxruntime import OnnxRuntimeEngine
 from crossrank.engines.select import make_engine
 from crossrank.engines.tensorrt.choose import plan_fault, tensorrt_installed
 from crossrank.engines.tensorrt.device import device_fault
-from crossrank.packed import take_pairs
 from crossrank.text.encoding import PairEncoder
 from tests.engine_bundle import write_fp16_bundle
+from tests.shaped_engine import check_batches, check_streams
 
 pytestmark = pytest.mark.gpu
 LIMIT = 2e-2
@@ -57,22 +57,11 @@ def test_logits_are_those_of_fp32_on_the_cpu(engine, bundle, batch):
 
 
 def test_a_score_does_not_depend_on_its_batch(engine, batch):
-    together = engine.infer(batch)
-    some = np.random.default_rng(0).permutation(len(batch))[:40]
-    for i in some:
-        assert abs(engine.infer(take_pairs(batch, np.array([i])))[0] - together[i]) <= LIMIT
-    np.testing.assert_allclose(engine.infer(take_pairs(batch, some)), together[some], atol=LIMIT)
+    check_batches(engine, batch, LIMIT)
 
 
 def test_runs_are_bitwise_equal_between_streams(engine, batch):
-    parts = [take_pairs(batch, np.arange(first, first + 30)) for first in range(0, 600, 30)]
-    expected = [engine.infer(part) for part in parts]
-
-    async def score():
-        return await asyncio.gather(*[engine.score(part) for part in parts * 3])
-
-    for logits, first in zip(asyncio.run(score()), expected * 3, strict=True):
-        np.testing.assert_array_equal(logits, first)
+    check_streams(engine, batch)
 
 
 def test_the_next_start_builds_nothing_and_compiles_nothing(engine, bundle, cache, batch, caplog):

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import httpx
 import psutil
@@ -58,11 +58,6 @@ class Soaked:
     seen: Seen
     samples: list[Sample]
 
-    def as_json(self) -> dict[str, object]:
-        """Return it for JSON, the probes left out."""
-        seen = {name: value for name, value in vars(self.seen).items() if name != "probes"}
-        return {"seen": seen, "samples": [asdict(sample) for sample in self.samples]}
-
 
 def soak(server: StartedServer, models: Sequence[str], seconds: float, seed: int, say: Callable[[str], None]) -> Soaked:
     """Send mixed load for some seconds.
@@ -104,7 +99,7 @@ async def _soak(
     end = began + seconds
     choices = iter(random.Random(f"{seed} {number}") for number in range(100))
     realtime = [known for known in always if len(known.logits) <= _REALTIME_DOCUMENTS]
-    bulk = [replace(known, tier="batch") for known in always if known not in realtime]
+    bulk = [replace(known, tier="batch") for known in always if len(known.logits) > _REALTIME_DOCUMENTS]
     small = next(known for known in realtime if len(known.logits) == 1)
     work: list[Awaitable[None]] = [
         probe_until(end, server.url, small, seen, _PROBE_EVERY_S),

@@ -217,7 +217,7 @@ class Batcher:
         realtime = self._queues[REALTIME]
         if queue.delays_smaller(size) or (queue is not realtime and realtime.delays_smaller(SIZES)):
             # The next small request waits for no more than such a batch.
-            short = self._throughput.tokens(_SHORT_BATCH_S) / self._engine.concurrency
+            short = _SHORT_BATCH_S * self._throughput.tokens_per_s / self._engine.concurrency
             budget_tokens = min(budget_tokens, max(self._least_tokens, int(short)))
         before = queue.waiting_tokens
         fill = self._fill_similar if self._engine.pads else self._fill

@@ -32,14 +32,12 @@ class Throughput:
                 self._tokens /= 2
         self._noted_s, self._busy = now_s, busy
 
-    def tokens(self, seconds: float) -> float:
-        """Return the tokens that a busy engine scores in some seconds; 0 while its rate is not known."""
-        if self._busy_s < _KNOWN_AFTER_S:
-            return 0.0
-        return seconds * self._tokens / self._busy_s
+    @property
+    def tokens_per_s(self) -> float:
+        """The rate of a busy engine; 0 while it is not known."""
+        return 0.0 if self._busy_s < _KNOWN_AFTER_S else self._tokens / self._busy_s
 
     def seconds(self, tokens: float) -> float:
         """Return the seconds that a busy engine needs for a number of tokens; 0 while its rate is not known."""
-        if self._busy_s < _KNOWN_AFTER_S or not self._tokens:
-            return 0.0
-        return tokens * self._busy_s / self._tokens
+        rate = self.tokens_per_s
+        return tokens / rate if rate else 0.0

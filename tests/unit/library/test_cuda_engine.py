@@ -10,7 +10,6 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from crossrank.errors import EngineFailure, SetupError
 from crossrank.packed import PairBatch, take_pairs
 from crossrank.text.encoding import PairEncoder
 from tests.engine_bundle import write_fp16_bundle
+from tests.shaped_engine import check_threads
 
 SMALL = {"lengths": (16, 32, 64), "rows": (1, 2, 4)}
 
@@ -166,21 +166,7 @@ def test_what_stood_in_a_buffer_before_changes_nothing(engine, bundle, kind):
 
 
 def test_any_thread_may_call_and_all_get_their_own_scores(engine, bundle):
-    batches = [pairs(bundle, 7, seed) for seed in range(12)]
-    expected = [engine.infer(batch) for batch in batches]
-    found: dict[int, np.ndarray] = {}
-
-    def work(number: int) -> None:
-        for i in range(number, len(batches), 4):
-            found[i] = engine.infer(batches[i])
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i, logits in enumerate(expected):
-        np.testing.assert_array_equal(found[i], logits)
+    check_threads(engine, [pairs(bundle, 7, seed) for seed in range(12)])
 
 
 def test_the_seam_scores_on_several_lanes_at_once(engine, bundle):

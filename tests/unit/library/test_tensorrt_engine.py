@@ -33,6 +33,7 @@ from crossrank_export.trt.build import build_engine
 from tests.engine_bundle import write_fp16_bundle
 from tests.fake_builder import WORKSPACE, FakeDriver, install, new_context
 from tests.fake_tensorrt import RTX
+from tests.shaped_engine import check_threads
 from tests.unit.library.test_cuda_engine import pairs
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'crossrank[tensorrt]'")
@@ -98,21 +99,7 @@ def test_only_prepared_shapes_of_the_profile_of_their_length_are_run(engine, bun
 
 
 def test_any_thread_may_call_and_all_get_their_own_scores(engine, bundle):
-    batches = [pairs(bundle, 7, seed) for seed in range(8)]
-    expected = [engine.infer(batch) for batch in batches]
-    found: dict[int, np.ndarray] = {}
-
-    def work(number: int) -> None:
-        for i in range(number, len(batches), 4):
-            found[i] = engine.infer(batches[i])
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i, logits in enumerate(expected):
-        np.testing.assert_array_equal(found[i], logits)
+    check_threads(engine, [pairs(bundle, 7, seed) for seed in range(8)])
 
 
 def test_all_memory_of_the_gpu_is_given_back(gpu, bundle, tmp_path):
